@@ -1,0 +1,9 @@
+//! Firebreak's policy core: what people wrote and what is running go in, what each node needs comes out.
+//!
+//! Pure: no I/O, no async, no clock, no serde. Every function here is a function of its arguments, so that the
+//! controller, the agent, the command line and the tests judge with the same engine.
+#![forbid(unsafe_code)]
+
+pub mod kernel_sets;
+pub mod model;
+pub mod node_state;

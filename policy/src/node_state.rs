@@ -1,0 +1,174 @@
+//! What one node needs: groups, segments and its own endpoints, by content. This is what goes over the wire, what
+//! `flatten` turns into kernel sets, and what the agent keeps on disk.
+
+use crate::model::{Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Everything one node needs. Equal states are equal in content, whatever the events that led to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeState {
+    /// The node's own addresses, as its agent reported them: what `host` is, and where published ports listen.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Peer groups by id; every group that a segment names is here.
+    pub groups: BTreeMap<GroupId, Arc<Group>>,
+    /// Segments by id; every segment that an endpoint names is here.
+    pub segments: BTreeMap<SegmentId, Arc<Segment>>,
+    /// The node's own workloads.
+    pub endpoints: BTreeMap<WorkloadId, Arc<LocalEndpoint>>,
+}
+
+/// A peer group's id: stable for one meaning (selector and scope), whoever its members are.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub Arc<str>);
+
+/// A segment's id: stable for one set of policies acting in one way, whoever its members are.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub Arc<str>);
+
+impl fmt::Debug for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The resolved members of one selector, block list or entity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its id.
+    pub id: GroupId,
+    /// For people: `app=api in namespace shop`, `10.0.0.0/8`, `host`.
+    pub title: String,
+    /// Who is in it; empty is nobody.
+    pub members: BTreeSet<Member>,
+}
+
+/// One member of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Member {
+    /// An address, on whatever port the rule says.
+    Address(IpAddr),
+    /// A block; blocks of one group are disjoint, `except` is already cut out.
+    Block(IpNet),
+    /// An address on one port only: what a named port of a peer resolved to.
+    Service(IpAddr, Protocol, u16),
+}
+
+/// Workloads on which the same policies act in the same way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its id.
+    pub id: SegmentId,
+    /// For people: `shop/web`.
+    pub title: String,
+    /// What its members may receive; `None` is not isolated.
+    pub ingress: Option<Isolation>,
+    /// What its members may send; `None` is not isolated.
+    pub egress: Option<Isolation>,
+}
+
+/// An isolated direction: everything is denied but what the rules allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Isolation {
+    /// The policies that isolate, in key order; never empty.
+    pub policies: Vec<PolicyKey>,
+    /// Whether the own node is judged too; only ingress asks.
+    pub host_access: HostAccess,
+    /// What is allowed.
+    pub rules: Vec<CompiledRule>,
+}
+
+/// One rule with its peers and ports resolved for a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompiledRule {
+    /// Where it was written.
+    pub origin: RuleRef,
+    /// Who.
+    pub peers: CompiledPeers,
+    /// Which services.
+    pub services: CompiledServices,
+}
+
+/// Points at a rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleRef {
+    /// The policy.
+    pub policy: PolicyKey,
+    /// Position in the direction's list, from 0.
+    pub index: u32,
+    /// The rule's own name, where its author gave one.
+    pub name: Option<String>,
+}
+
+impl fmt::Display for RuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{}#{name}", self.policy),
+            None => write!(f, "{}#{}", self.policy, self.index),
+        }
+    }
+}
+
+/// Resolved peers. Empty never means any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompiledPeers {
+    /// Every address.
+    Any,
+    /// The members of these groups.
+    Groups(Vec<GroupId>),
+}
+
+/// Resolved services. Empty never means any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompiledServices {
+    /// Every protocol, every port.
+    Any,
+    /// One of these.
+    Only(Vec<CompiledService>),
+    /// What the group's [`Member::Service`] entries say: a named port at the other end.
+    OfMembers,
+}
+
+/// One resolved service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CompiledService {
+    /// Every port, or every type, of a protocol.
+    Protocol(Protocol),
+    /// A range of ports.
+    Ports(Protocol, PortRange),
+    /// ICMP or ICMPv6 by type, and by code where one is given.
+    Icmp {
+        /// ICMP belongs to IPv4, ICMPv6 to IPv6.
+        family: Family,
+        /// The type.
+        kind: u8,
+        /// The code; `None` is every code.
+        code: Option<u8>,
+    },
+}
+
+/// A workload of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// Its id.
+    pub id: WorkloadId,
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: NamespaceName,
+    /// Its segment.
+    pub segment: SegmentId,
+    /// Its addresses, whatever their network: on one node an address means one thing.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Ports of this node that lead to it.
+    pub published_ports: Vec<PublishedPort>,
+}
