@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The Firebreak node agent as a library, so that tests and benchmarks can drive its parts.
+
+pub mod dataplane;
