@@ -3,3 +3,4 @@
 pub mod core;
 pub mod dataplane;
 pub mod local;
+pub mod session;
