@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The Firebreak node agent as a library, so that tests and benchmarks can drive its parts.
+
+pub mod dataplane;
+pub mod flows;
