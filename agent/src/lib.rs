@@ -2,5 +2,6 @@
 
 pub mod core;
 pub mod dataplane;
+pub mod flows;
 pub mod local;
 pub mod session;
