@@ -7,6 +7,8 @@ use super::*;
 use firebreak_policy::model::{Protocol, Transport};
 use std::net::IpAddr;
 
+const BOTH: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
 /// Answers for one address.
 struct One;
 
@@ -33,7 +35,10 @@ fn bench(flows: usize) -> Bench {
         FlowId([next; 16])
     });
     let limits = Limits { flows, records: 10 };
-    Bench { aggregator: Aggregator::new(limits, ids, Arc::new(One), Arc::new(FlowsStats::default())), start: Moment::now() }
+    Bench {
+        aggregator: Aggregator::new(limits, Timing::default(), ids, Arc::new(One), Arc::new(FlowsStats::default())),
+        start: Moment::now(),
+    }
 }
 
 fn key(port: u16) -> FlowKey {
@@ -74,7 +79,7 @@ impl Bench {
     }
 
     fn read(&mut self, seconds: f64, table: TableReading, elements: &[ElementReading]) -> Vec<String> {
-        self.aggregator.begin_read(table);
+        self.aggregator.begin_read(table, &BOTH);
         self.aggregator.elements(self.at(seconds), elements);
         self.aggregator.end_read(self.at(seconds));
         self.told()
@@ -170,7 +175,7 @@ fn a_read_that_began_before_the_log_event_does_not_count_the_old_element_for_the
     bench.read_even(1.0, 7, &[element(80, 7, 0.1, 1.0)]);
     bench.read_even(70.0, 7, &[element(80, 7, 0.1, 70.0)]);
     // The element ends at 300.1 and is made anew at 300.2; the read saw the old one.
-    bench.aggregator.begin_read(table(1, 7, 0));
+    bench.aggregator.begin_read(table(1, 7, 0), &BOTH);
     assert_eq!(bench.packet(300.2, 80), ["Opened #2 :80 1 packets 60 bytes"]);
     bench.aggregator.elements(bench.at(300.05), &[element(80, 7, 0.1, 300.05)]);
     bench.aggregator.end_read(bench.at(300.3));
@@ -239,6 +244,21 @@ fn flows_are_closed_while_the_table_is_gone() {
     assert_eq!(bench.told(), [""; 0]);
     bench.aggregator.sweep(bench.at(60.2));
     assert_eq!(bench.told(), ["Closed #1 :80 1 packets 60 bytes"]);
+}
+
+#[test]
+fn elements_without_an_end_are_remembered_while_their_sets_are_not_read() {
+    let mut bench = bench(100);
+    let endless = |packets| [ElementReading { age: None, expires_in: None, ..element(80, packets, 0.1, 1.0) }];
+    assert_eq!(bench.read_even(1.0, 3, &endless(3)), ["Opened #1 :80 3 packets 180 bytes"]);
+    bench.aggregator.begin_read(table(1, 3, 0), &[]);
+    bench.aggregator.end_read(bench.at(62.0));
+    assert_eq!(bench.told(), ["Closed #1 :80 3 packets 180 bytes"]);
+    for second in 63..70u32 {
+        bench.aggregator.begin_read(table(1, 3, 0), &[Direction::Egress]);
+        bench.aggregator.end_read(bench.at(f64::from(second)));
+    }
+    assert_eq!(bench.read_even(71.0, 4, &endless(4)), ["Opened #2 :80 1 packets 60 bytes"]);
 }
 
 #[test]
@@ -314,7 +334,7 @@ fn a_restarted_agent_goes_on_with_the_same_flows_and_exact_totals() {
 #[test]
 fn without_a_cursor_flows_that_were_there_are_opened_with_a_note() {
     let mut bench = bench(100);
-    bench.aggregator.begin_read(table(1, 5, 0));
+    bench.aggregator.begin_read(table(1, 5, 0), &BOTH);
     bench.aggregator.elements(bench.at(0.0), &[element(80, 5, -30.0, 0.0)]);
     bench.aggregator.end_read(bench.at(0.0));
     let records = bench.aggregator.drain();

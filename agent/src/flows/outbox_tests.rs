@@ -154,7 +154,8 @@ proptest! {
                     outbox.acknowledge(highest.saturating_sub(u64::from(argument % 4)));
                 }
             }
-            prop_assert!(outbox.len() <= 22, "bounded, but for news of what was dropped");
+            prop_assert!(outbox.len() <= 22, "bounded: the limit, and news of both directions");
+            prop_assert_eq!(outbox.has_batch(), !outbox.clone().next_batch(NOW).is_empty(), "nobody waits for nothing");
         }
         let expected: Vec<u64> = (1..=u64::try_from(arrived.len()).unwrap()).collect();
         prop_assert_eq!(arrived.into_keys().collect::<Vec<_>>(), expected);

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use super::super::config::Limits;
+use super::super::config::{Limits, Timing};
 use super::super::record::Told;
 use super::*;
 use firebreak_policy::model::Direction;
@@ -130,6 +130,7 @@ fn report(address: std::net::SocketAddr, directory: Arc<tempfile::TempDir>) -> B
         state_dir: directory.path().to_owned(),
         nflog_group: 5,
         read_interval: FlowsConfig::DEFAULT_READ_INTERVAL,
+        timing: Timing::default(),
         limits,
     };
     let next = files.read_sequence().unwrap();
