@@ -18,7 +18,7 @@ pub(crate) async fn run(client: &mut Client, arguments: ApplyArgs) -> anyhow::Re
     let request =
         v1::ApplyRequest { objects, dry_run: arguments.dry_run, reason: arguments.reason, expected_revision: arguments.if_revision };
     let sent = Instant::now();
-    let response = client.operator.apply(request).await.map_err(|status| refusal("nothing was applied", &status))?.into_inner();
+    let response = client.operator().await?.apply(request).await.map_err(|status| refusal("nothing was applied", &status))?.into_inner();
     print(&changes(&response.changes, arguments.dry_run))?;
     if let (Some(seconds), false) = (arguments.wait, arguments.dry_run) {
         return wait_realized(client, response.revision, sent, Duration::from_secs(seconds)).await;

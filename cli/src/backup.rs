@@ -47,7 +47,7 @@ fn partial_name(target: &Path) -> anyhow::Result<PathBuf> {
 
 async fn copy(client: &mut Client, file: &mut File, path: &Path) -> anyhow::Result<u64> {
     let mut chunks =
-        client.operator.backup(v1::BackupRequest {}).await.map_err(|status| refusal("no backup was made", &status))?.into_inner();
+        client.operator().await?.backup(v1::BackupRequest {}).await.map_err(|status| refusal("no backup was made", &status))?.into_inner();
     let mut bytes = 0_u64;
     while let Some(chunk) = chunks.message().await.map_err(|status| refusal("the backup broke off", &status))? {
         file.write_all(&chunk.data).with_context(|| format!("cannot write {}", path.display()))?;

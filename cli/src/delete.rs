@@ -15,7 +15,7 @@ pub(crate) async fn run(client: &mut Client, arguments: DeleteArgs) -> anyhow::R
     let objects = targets(&arguments)?;
     let request =
         v1::DeleteRequest { objects, ignore_not_found: arguments.ignore_not_found, reason: arguments.reason, dry_run: arguments.dry_run };
-    let response = client.operator.delete(request).await.map_err(|status| refusal("nothing was deleted", &status))?.into_inner();
+    let response = client.operator().await?.delete(request).await.map_err(|status| refusal("nothing was deleted", &status))?.into_inner();
     print(&crate::apply::changes(&response.changes, arguments.dry_run))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -54,7 +54,7 @@ async fn forget(client: &mut Client, arguments: DeleteArgs) -> anyhow::Result<Ex
     }
     for name in names {
         let request = v1::DeleteNodeRequest { name: name.clone(), reason: arguments.reason.clone() };
-        client.operator.delete_node(request).await.map_err(|status| refusal(format!("node {name} was not forgotten"), &status))?;
+        client.operator().await?.delete_node(request).await.map_err(|status| refusal(format!("node {name} was not forgotten"), &status))?;
         print(&format!("node/{name} forgotten\n"))?;
     }
     Ok(ExitCode::SUCCESS)

@@ -16,7 +16,7 @@ const ECHO_REQUEST_V6: u32 = 128;
 pub(crate) async fn run(client: &mut Client, arguments: ExplainArgs) -> anyhow::Result<ExitCode> {
     let (to, carried) = destination(&arguments.to)?;
     let request = v1::ExplainRequest { from: arguments.from.clone(), to, transport: Some(carried), namespace: arguments.namespace };
-    let response = client.operator.explain(request).await.map_err(|status| refusal("cannot explain", &status))?.into_inner();
+    let response = client.operator().await?.explain(request).await.map_err(|status| refusal("cannot explain", &status))?.into_inner();
     match arguments.output {
         TextFormat::Text => print(&text(&response, &carried))?,
         TextFormat::Json => print_json(&json!({

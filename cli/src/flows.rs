@@ -13,7 +13,8 @@ const KEPT_SHOWN: u32 = 100;
 /// Prints records one by one, each flushed, so that a follower sees a flow when it arrives.
 pub(crate) async fn run(client: &mut Client, arguments: FlowsArgs) -> anyhow::Result<ExitCode> {
     let request = request(&arguments)?;
-    let mut flows = client.operator.watch_flows(request).await.map_err(|status| refusal("cannot watch flows", &status))?.into_inner();
+    let mut flows =
+        client.operator().await?.watch_flows(request).await.map_err(|status| refusal("cannot watch flows", &status))?.into_inner();
     let mut shown = 0_u64;
     while arguments.count.is_none_or(|count| shown < count) {
         match flows.message().await.map_err(|status| refusal("the flows broke off", &status))? {

@@ -24,10 +24,12 @@ pub(crate) async fn run(client: &mut Client, arguments: GetArgs) -> anyhow::Resu
         Kind::Workloads => workloads(client, &arguments, &namespace, name.as_deref()).await?,
         Kind::Nodes => {
             refuse_watch(&arguments, "nodes")?;
+            let selector = arguments
+                .selector
+                .parse::<firebreak_policy::model::LabelSelector>()
+                .map_err(|error| BadInput::new(format!("-l {}: {error}", arguments.selector)))?;
             let mut nodes = crate::nodes::fetch(client, name.as_deref().unwrap_or_default()).await?;
-            if !arguments.selector.is_empty() {
-                let selector = firebreak_manifest::parse_selector(&arguments.selector)
-                    .map_err(|error| BadInput::new(format!("-l {}: {error}", arguments.selector)))?;
+            if !selector.is_everything() {
                 nodes.retain(|node| selector.matches(&node.labels.clone().into_iter().collect()));
             }
             found(nodes.is_empty(), "node", name.as_deref())?;
@@ -63,7 +65,13 @@ pub(crate) async fn fetch_workloads(client: &mut Client, namespace: &str, select
             page_size: PAGE,
             page_token,
         };
-        let page = client.operator.list_workloads(request).await.map_err(|status| refusal("cannot list workloads", &status))?.into_inner();
+        let page = client
+            .operator()
+            .await?
+            .list_workloads(request)
+            .await
+            .map_err(|status| refusal("cannot list workloads", &status))?
+            .into_inner();
         all.extend(page.workloads);
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -150,7 +158,7 @@ pub(crate) async fn fetch_objects(
                 page_size: PAGE,
                 page_token,
             };
-            let page = client.operator.list(request).await.map_err(|status| refusal("cannot list", &status))?.into_inner();
+            let page = client.operator().await?.list(request).await.map_err(|status| refusal("cannot list", &status))?.into_inner();
             objects.extend(page.objects);
             // Watching on from the oldest page misses nothing.
             revision = revision.min(page.revision);
@@ -242,7 +250,7 @@ async fn watch(
         _ => String::new(),
     };
     let request = v1::WatchRequest { kind, namespace: namespace.to_owned(), after_revision: after };
-    let mut events = client.operator.watch(request).await.map_err(|status| refusal("cannot watch", &status))?.into_inner();
+    let mut events = client.operator().await?.watch(request).await.map_err(|status| refusal("cannot watch", &status))?.into_inner();
     while let Some(event) = events.message().await.map_err(|status| refusal("the watch broke off", &status))? {
         let Some(object) = &event.object else { continue };
         let wanted = name.is_none_or(|name| object.name == name) && (kinds.contains(&"") || kinds.contains(&object.kind.as_str()));

@@ -43,8 +43,13 @@ async fn fetch(client: &mut Client, limit: u32) -> anyhow::Result<Vec<v1::Revisi
     while entries.len() < limit {
         let wanted = u32::try_from(limit - entries.len())?.min(PAGE);
         let request = v1::ListRevisionsRequest { page_size: wanted, page_token };
-        let page =
-            client.operator.list_revisions(request).await.map_err(|status| refusal("cannot read the audit trail", &status))?.into_inner();
+        let page = client
+            .operator()
+            .await?
+            .list_revisions(request)
+            .await
+            .map_err(|status| refusal("cannot read the audit trail", &status))?
+            .into_inner();
         entries.extend(page.revisions);
         page_token = page.next_page_token;
         if page_token.is_empty() {

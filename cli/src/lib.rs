@@ -71,8 +71,7 @@ fn dispatch(arguments: Firebreak) -> anyhow::Result<ExitCode> {
 }
 
 async fn online(arguments: Firebreak) -> anyhow::Result<ExitCode> {
-    let mut client = client::Client::connect(&arguments.socket).await?;
-    let client = &mut client;
+    let client = &mut client::Client::new(arguments.socket);
     match arguments.command {
         Command::Apply(apply) => apply::run(client, apply).await,
         Command::Delete(delete) => delete::run(client, delete).await,

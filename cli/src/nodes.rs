@@ -26,7 +26,7 @@ pub(crate) async fn fetch(client: &mut Client, name: &str) -> anyhow::Result<Vec
     let mut page_token = String::new();
     loop {
         let request = v1::ListNodesRequest { name: name.to_owned(), page_size: PAGE, page_token };
-        let page = client.operator.list_nodes(request).await.map_err(|status| refusal("cannot list nodes", &status))?.into_inner();
+        let page = client.operator().await?.list_nodes(request).await.map_err(|status| refusal("cannot list nodes", &status))?.into_inner();
         nodes.extend(page.nodes);
         page_token = page.next_page_token;
         if page_token.is_empty() {

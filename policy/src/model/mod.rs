@@ -9,7 +9,7 @@ pub mod policy;
 pub use flow::{Endpoint, Flow, Transport};
 pub use id::{ContainerId, Generation, GroupName, InterfaceName, NamespaceName, NetworkName, NodeName, Revision, WorkloadId};
 pub use inventory::{Inventory, NamedPort, Namespace, NetworkAddress, Node, PublishedPort, Workload, WorkloadSource};
-pub use label::{LabelSelector, Labels, Operator, Requirement};
+pub use label::{LabelSelector, Labels, Operator, Requirement, SelectorError};
 pub use policy::{
     AddressGroup, CidrBlock, Direction, Entity, Family, HostAccess, NamespaceScope, Peer, Peers, Policy, PolicyKey, PolicyKind, PolicySet,
     PortRange, Protocol, Rule, Service, Services,
