@@ -1,0 +1,243 @@
+//! Content hashes: how agent and controller agree on what a node holds without sending it.
+//!
+//! - Segment, endpoint, node: the first 16 bytes of BLAKE3 over the canonical protobuf encoding, that is the fields in tag
+//!   order with every list whose order has no meaning sorted.
+//! - Group: the first 16 bytes of BLAKE3 over id, title and a [`MemberSum`]. The sum is kept up as members come and go, so
+//!   that one member's change costs the same in a group of ten and of a million.
+//! - Commit: the first 16 bytes of BLAKE3 over kind, id and hash of every held object in [`ObjectKey`] order.
+//!
+//! They find mistakes and differences; they are no defence against a peer that makes up its own state.
+
+use crate::convert::Refusal;
+use crate::v1;
+use bytes::Bytes;
+use firebreak_policy::model::NodeName;
+use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Segment};
+use prost::Message;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// 16 bytes that stand for a content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentHash(pub [u8; 16]);
+
+impl ContentHash {
+    /// As it travels.
+    pub fn to_wire(self) -> Bytes {
+        Bytes::copy_from_slice(&self.0)
+    }
+
+    /// Reads 16 bytes; any other length is refused under the name of `field`.
+    pub fn from_wire(bytes: &[u8], field: &str) -> Result<Self, Refusal> {
+        <[u8; 16]>::try_from(bytes)
+            .map(Self)
+            .map_err(|_| Refusal::new(field, format!("{} bytes are no content hash (16 are)", bytes.len())))
+    }
+
+    fn of(hasher: &blake3::Hasher) -> Self {
+        let mut hash = [0; 16];
+        hasher.finalize_xof().fill(&mut hash);
+        Self(hash)
+    }
+
+    fn of_message(message: &impl Message) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&message.encode_to_vec());
+        Self::of(&hasher)
+    }
+}
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// The members of a group as a number: the sum, lane by lane and wrapping, of the BLAKE3 hashes of their encodings read as
+/// four little-endian 64-bit lanes. The same whatever the order, and a member can be taken out again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct MemberSum([u64; 4]);
+
+impl MemberSum {
+    /// The sum of all members.
+    pub fn of<'a>(members: impl IntoIterator<Item = &'a Member>) -> Self {
+        let mut sum = Self::default();
+        members.into_iter().for_each(|member| sum.add(member));
+        sum
+    }
+
+    /// A member that was not in the group came.
+    pub fn add(&mut self, member: &Member) {
+        self.fold(member, u64::wrapping_add);
+    }
+
+    /// A member that was in the group went.
+    pub fn remove(&mut self, member: &Member) {
+        self.fold(member, u64::wrapping_sub);
+    }
+
+    fn fold(&mut self, member: &Member, by: fn(u64, u64) -> u64) {
+        let hash = blake3::hash(&v1::Member::from(member).encode_to_vec());
+        for (lane, bytes) in self.0.iter_mut().zip(hash.as_bytes().as_chunks::<8>().0) {
+            *lane = by(*lane, u64::from_le_bytes(*bytes));
+        }
+    }
+}
+
+/// The hash of a group whose members have the sum `members`.
+pub fn group_hash(id: &GroupId, title: &str, members: &MemberSum) -> ContentHash {
+    let mut hasher = blake3::Hasher::new();
+    update_text(&mut hasher, &id.0);
+    update_text(&mut hasher, title);
+    members.0.iter().for_each(|lane| {
+        hasher.update(&lane.to_le_bytes());
+    });
+    ContentHash::of(&hasher)
+}
+
+/// The hash of a group, from all its members.
+pub fn whole_group_hash(group: &Group) -> ContentHash {
+    group_hash(&group.id, &group.title, &MemberSum::of(&group.members))
+}
+
+/// The hash of a segment.
+pub fn segment_hash(segment: &Segment) -> ContentHash {
+    let mut wire = v1::Segment::from(segment);
+    for isolation in [&mut wire.ingress, &mut wire.egress].into_iter().flatten() {
+        isolation.policies.sort_by(|a, b| (&a.kind, &a.namespace, &a.name).cmp(&(&b.kind, &b.namespace, &b.name)));
+        for rule in &mut isolation.rules {
+            if let Some(v1::compiled_rule::Peers::Groups(groups)) = &mut rule.peers {
+                groups.group_ids.sort();
+            }
+            if let Some(v1::compiled_rule::Services::ServicesList(list)) = &mut rule.services {
+                list.services.sort_by_key(Message::encode_to_vec);
+            }
+        }
+    }
+    ContentHash::of_message(&wire)
+}
+
+/// The hash of a workload of the node.
+pub fn endpoint_hash(endpoint: &LocalEndpoint) -> ContentHash {
+    let mut wire = v1::LocalEndpoint::from(endpoint);
+    wire.published_ports.sort_by_key(Message::encode_to_vec);
+    ContentHash::of_message(&wire)
+}
+
+/// The hash of the node itself.
+pub fn node_hash(name: &NodeName, addresses: &BTreeSet<IpAddr>) -> ContentHash {
+    ContentHash::of_message(&crate::state::node_to_wire(name, addresses))
+}
+
+/// The kinds of object that a node holds, in the order in which the Commit hash takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// A peer group.
+    Group,
+    /// A segment.
+    Segment,
+    /// A workload of the node.
+    Endpoint,
+    /// The node itself.
+    Node,
+}
+
+impl ObjectKind {
+    /// For people and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::Segment => "segment",
+            Self::Endpoint => "endpoint",
+            Self::Node => "node",
+        }
+    }
+
+    /// Reads a kind; 0 and unknown numbers are refused.
+    pub fn from_wire(number: i32) -> Result<Self, Refusal> {
+        match v1::ObjectKind::try_from(number) {
+            Ok(v1::ObjectKind::Group) => Ok(Self::Group),
+            Ok(v1::ObjectKind::Segment) => Ok(Self::Segment),
+            Ok(v1::ObjectKind::Endpoint) => Ok(Self::Endpoint),
+            Ok(v1::ObjectKind::Node) => Ok(Self::Node),
+            Ok(v1::ObjectKind::Unspecified) | Err(_) => Err(Refusal::new("kind", format!("{number} is no kind of object"))),
+        }
+    }
+}
+
+impl From<ObjectKind> for v1::ObjectKind {
+    fn from(kind: ObjectKind) -> Self {
+        match kind {
+            ObjectKind::Group => Self::Group,
+            ObjectKind::Segment => Self::Segment,
+            ObjectKind::Endpoint => Self::Endpoint,
+            ObjectKind::Node => Self::Node,
+        }
+    }
+}
+
+/// Names one object of a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// Group id, segment id, container id, or the node's name.
+    pub id: Arc<str>,
+}
+
+impl ObjectKey {
+    /// A key of its two parts.
+    pub fn new(kind: ObjectKind, id: impl Into<Arc<str>>) -> Self {
+        Self { kind, id: id.into() }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.as_str(), self.id)
+    }
+}
+
+/// The hash of a Commit over all objects held after it. The caller hands them over in [`ObjectKey`] order, each once.
+pub fn commit_hash<'a>(objects: impl IntoIterator<Item = (&'a ObjectKey, ContentHash)>) -> ContentHash {
+    let mut hasher = blake3::Hasher::new();
+    for (key, hash) in objects {
+        let kind: i32 = v1::ObjectKind::from(key.kind).into();
+        hasher.update(&kind.to_le_bytes());
+        update_text(&mut hasher, &key.id);
+        hasher.update(&hash.0);
+    }
+    ContentHash::of(&hasher)
+}
+
+/// Key and hash of every object of a node's state, in key order: what [`commit_hash`] and `Held` are about.
+pub fn objects_of(node: &NodeName, state: &NodeState) -> Vec<(ObjectKey, ContentHash)> {
+    let NodeState { addresses, groups, segments, endpoints } = state;
+    let mut objects: Vec<_> = groups
+        .values()
+        .map(|group| (ObjectKey::new(ObjectKind::Group, group.id.0.clone()), whole_group_hash(group)))
+        .chain(segments.values().map(|segment| (ObjectKey::new(ObjectKind::Segment, segment.id.0.clone()), segment_hash(segment))))
+        .chain(
+            endpoints
+                .values()
+                .map(|endpoint| (ObjectKey::new(ObjectKind::Endpoint, endpoint.id.container.as_str()), endpoint_hash(endpoint))),
+        )
+        .chain(std::iter::once((ObjectKey::new(ObjectKind::Node, node.as_str()), node_hash(node, addresses))))
+        .collect();
+    objects.sort_unstable();
+    objects
+}
+
+fn update_text(hasher: &mut blake3::Hasher, text: &str) {
+    // A length in front, so that no two pairs of texts run together into the same bytes.
+    hasher.update(&u64::try_from(text.len()).unwrap_or(u64::MAX).to_le_bytes());
+    hasher.update(text.as_bytes());
+}
