@@ -1,0 +1,160 @@
+//! What can go wrong between the agent and the kernel. Each says what was tried, on what, and why it failed.
+
+use super::names::Layer;
+use nix::errno::Errno;
+use std::io;
+
+/// Why the dataplane could not be opened. Nothing was left half done: the kernel holds what it held before, or our whole tables.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No netlink socket, or it broke.
+    #[error("nfnetlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// `nft` could not be run, or refused the fixed rules.
+    #[error("installing the fixed rules with nft: {0}")]
+    Nft(String),
+    /// The kernel refused a step.
+    #[error("{act} table {layer} firebreak: {source}")]
+    Kernel {
+        /// What was tried.
+        act: &'static str,
+        /// On which table.
+        layer: Layer,
+        /// The kernel's answer.
+        source: Refusal,
+    },
+    /// Another process holds the table.
+    #[error("table {layer} firebreak is owned by another process: is a second agent running in this network namespace?")]
+    OwnedByAnother {
+        /// Which table.
+        layer: Layer,
+    },
+    /// The table's sets were made by another version of the agent, and are of another form.
+    #[error(
+        "table {layer} firebreak holds sets of another form ({found}, ours are {ours}); it was left as it is and goes on enforcing. \
+         To replace it: firebreak-agent uninstall, then start the agent"
+    )]
+    OtherForm {
+        /// Which table.
+        layer: Layer,
+        /// The stamp that was found, or `none`.
+        found: String,
+        /// The stamp of this version.
+        ours: String,
+    },
+    /// What the kernel holds could not be read.
+    #[error(transparent)]
+    ReadBack(#[from] ReadBackError),
+}
+
+/// Why the kernel's contents could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadBackError {
+    /// The socket broke.
+    #[error("reading back: nfnetlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// The kernel refused to list a set.
+    #[error("reading back {set}: {source}")]
+    Refused {
+        /// Which set.
+        set: String,
+        /// The kernel's answer.
+        source: Refusal,
+    },
+    /// An element is not one that we write.
+    #[error("reading back {set}: {reason}")]
+    Foreign {
+        /// Which set.
+        set: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Somebody changed the ruleset again and again while it was read.
+    #[error("reading back {set}: the ruleset changed during each of {attempts} attempts")]
+    Busy {
+        /// Which set.
+        set: String,
+        /// How often it was tried.
+        attempts: u32,
+    },
+}
+
+/// Why a commit was not made. The old contents are in force, whole, but for [`CommitError::Unknown`].
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// An element does not fit its set; nothing was sent.
+    #[error("{set}: element {element} does not fit: {reason}")]
+    Misfit {
+        /// Which set.
+        set: String,
+        /// Which element.
+        element: String,
+        /// Why.
+        reason: String,
+    },
+    /// The kernel refused an element; the whole generation was refused with it.
+    #[error("{set}: {act} {element}: {source}")]
+    Refused {
+        /// Which set.
+        set: String,
+        /// `adding` or `removing`.
+        act: &'static str,
+        /// Which element, as far as the kernel says.
+        element: String,
+        /// The kernel's answer.
+        source: Refusal,
+        /// How many other elements were refused beside it.
+        others: usize,
+    },
+    /// The kernel refused the transaction as such.
+    #[error("kernel transaction of {bytes} bytes: {source}")]
+    Transaction {
+        /// Its size.
+        bytes: usize,
+        /// The kernel's answer.
+        source: Refusal,
+    },
+    /// It cannot be sent in one piece, and a generation is never split.
+    #[error("a transaction of {bytes} bytes does not fit into the socket's send buffer of {limit} bytes")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The largest that can be sent.
+        limit: usize,
+    },
+    /// The socket broke before anything was sent.
+    #[error("nfnetlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// The kernel's answer was lost, and what it holds could not be read either. The next commit reads first.
+    #[error("the kernel's answer was lost ({0}); what it holds will be read again before the next change")]
+    Unknown(String),
+    /// Our table is gone or was changed, and could not be put back.
+    #[error("our table was changed by somebody else and could not be put back: {0}")]
+    Repair(String),
+}
+
+/// The kernel's refusal.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{errno}{}", message.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+pub struct Refusal {
+    /// The error number.
+    pub errno: Errno,
+    /// The text of the extended acknowledgement, where the kernel gave one.
+    pub message: Option<String>,
+}
+
+/// Why `uninstall` could not remove everything; what is not named was removed.
+#[derive(Debug, thiserror::Error)]
+pub enum UninstallError {
+    /// No netlink socket, or it broke.
+    #[error("nfnetlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// Some tables stayed.
+    #[error("not removed: {}", failures.join("; "))]
+    Tables {
+        /// One line per table.
+        failures: Vec<String>,
+        /// What was removed all the same.
+        removed: Vec<String>,
+    },
+}
