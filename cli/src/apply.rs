@@ -41,7 +41,7 @@ pub(crate) fn read(files: &[PathBuf]) -> anyhow::Result<Vec<v1::Object>> {
 fn wire(object: &firebreak_manifest::Object) -> v1::Object {
     v1::Object {
         api_version: object.api_version().to_owned(),
-        kind: object.kind().to_owned(),
+        kind: object.kind().to_string(),
         namespace: object.namespace().unwrap_or_default().to_owned(),
         name: object.name().to_owned(),
         json: object.to_json().into(),
