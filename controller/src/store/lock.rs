@@ -1,0 +1,38 @@
+//! One process at a time: an advisory lock on a file beside the database.
+
+use super::types::StoreError;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+/// Holds the lock until it is dropped; the kernel drops it when the process dies.
+#[derive(Debug)]
+pub(super) struct DatabaseLock {
+    _file: File,
+}
+
+impl DatabaseLock {
+    /// Takes the lock of the database at `path`, or says that a controller runs. Never waits.
+    pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
+        let lock_path = sibling(path, ".lock");
+        let refused = |reason: String| StoreError::File { act: "cannot lock database", path: path.display().to_string(), reason };
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|error| refused(format!("{}: {error}", lock_path.display())))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(refused("a running firebreak-controller has it open".to_owned())),
+            Err(TryLockError::Error(error)) => Err(refused(error.to_string())),
+        }
+    }
+}
+
+/// The path with something appended to its file name.
+pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
