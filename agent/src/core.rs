@@ -1,0 +1,154 @@
+//! The pure middle: what the controller wants and what runs here become what the kernel is to hold.
+//!
+//! What holds:
+//! 1. Only workloads that are alive here and have a segment may talk; everybody else behind a workload interface is denied.
+//! 2. An address that its workload has lost is nobody's: it leaves the local sets and every peer group at once, whatever the
+//!    controller still says, so that the next owner of the address inherits nothing.
+//! 3. An address that a workload has gained is isolated like its others before the controller knows of it.
+//! 4. A workload without any address may not talk: nothing could be judged by it.
+//! 5. Missing referents allow nothing: a missing segment denies its workload, a missing group is empty.
+
+use crate::dataplane::{Desired, ManagedInterface};
+use crate::local::{LocalWorkload, LocalWorkloads};
+use firebreak_policy::kernel_sets::KernelSets;
+use firebreak_policy::model::{InterfaceName, Protocol, WorkloadId};
+use firebreak_policy::node_state::{CompiledPeers, Group, GroupId, LocalEndpoint, Member, NodeState, Segment, SegmentId};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// What the kernel is to hold for `state`, given what runs here. `flatten` is `firebreak_policy::flatten`, handed in so that
+/// the rules above can be tested by themselves.
+pub fn desired(state: &NodeState, local: &LocalWorkloads, flatten: impl FnOnce(&NodeState) -> KernelSets) -> Desired {
+    let alive = restrict(state, local);
+    Desired { interfaces: interfaces(&alive, local), exempt: exempt(local), sets: flatten(&alive) }
+}
+
+/// The part of `state` that is about workloads alive here, with the addresses that they really hold.
+pub fn restrict(state: &NodeState, local: &LocalWorkloads) -> NodeState {
+    let listed = claims(state);
+    let rightful = rightful(&listed, local);
+    let mut endpoints = BTreeMap::new();
+    for (id, endpoint) in &state.endpoints {
+        let Some(workload) = alive(local, id) else { continue };
+        if !state.segments.contains_key(&endpoint.segment) {
+            continue;
+        }
+        let addresses = effective_addresses(endpoint, workload, &rightful, local);
+        endpoints.insert(id.clone(), Arc::new(LocalEndpoint { addresses, ..LocalEndpoint::clone(endpoint) }));
+    }
+    // An address that the controller gave to an endpoint of this node, and that no endpoint holds of those it gave it to.
+    let vacated: Vec<IpAddr> = listed.keys().copied().filter(|address| !rightful.contains(address)).collect();
+    let named: BTreeSet<_> = endpoints.values().map(|endpoint| &endpoint.segment).collect();
+    let segments: BTreeMap<_, _> =
+        state.segments.iter().filter(|(id, _)| named.contains(id)).map(|(id, segment)| (id.clone(), segment.clone())).collect();
+    let groups = groups_of(state, &segments, &vacated);
+    NodeState { addresses: local.node_addresses.union(&state.addresses).copied().collect(), groups, segments, endpoints }
+}
+
+fn alive<'a>(local: &'a LocalWorkloads, id: &WorkloadId) -> Option<&'a LocalWorkload> {
+    let workload = local.workloads.get(&id.container)?;
+    (workload.id == *id && workload.problem.is_none() && !workload.addresses().is_empty()).then_some(workload)
+}
+
+/// By address, the endpoints that the controller gives it to.
+fn claims(state: &NodeState) -> HashMap<IpAddr, Vec<&WorkloadId>> {
+    let mut claims: HashMap<IpAddr, Vec<&WorkloadId>> = HashMap::new();
+    for (id, endpoint) in &state.endpoints {
+        for address in &endpoint.addresses {
+            claims.entry(*address).or_default().push(id);
+        }
+    }
+    claims
+}
+
+/// The addresses that are held by somebody whom the controller gives them to.
+fn rightful(claims: &HashMap<IpAddr, Vec<&WorkloadId>>, local: &LocalWorkloads) -> HashSet<IpAddr> {
+    let holds = |id: &&WorkloadId, address: &IpAddr| alive(local, id).is_some_and(|workload| workload.addresses().contains(address));
+    claims.iter().filter(|(address, ids)| ids.iter().any(|id| holds(id, address))).map(|(address, _)| *address).collect()
+}
+
+/// What the workload holds, but for the node's own addresses, and but for addresses of which another holder is the rightful
+/// one: who takes an address of a neighbour must not be able to change what the neighbour may do.
+fn effective_addresses(
+    endpoint: &LocalEndpoint,
+    workload: &LocalWorkload,
+    rightful: &HashSet<IpAddr>,
+    local: &LocalWorkloads,
+) -> BTreeSet<IpAddr> {
+    let mut addresses = workload.addresses();
+    addresses
+        .retain(|address| !local.node_addresses.contains(address) && (endpoint.addresses.contains(address) || !rightful.contains(address)));
+    addresses
+}
+
+/// The groups that the segments name, without members at vacated addresses.
+fn groups_of(state: &NodeState, segments: &BTreeMap<SegmentId, Arc<Segment>>, vacated: &[IpAddr]) -> BTreeMap<GroupId, Arc<Group>> {
+    let mut groups = BTreeMap::new();
+    for id in segments.values().flat_map(|segment| named_groups(segment)) {
+        if groups.contains_key(id) {
+            continue;
+        }
+        let group = match state.groups.get(id) {
+            Some(group) => without(group, vacated),
+            None => Arc::new(Group { id: id.clone(), title: "missing".to_owned(), members: BTreeSet::new() }),
+        };
+        groups.insert(id.clone(), group);
+    }
+    groups
+}
+
+fn named_groups(segment: &Segment) -> impl Iterator<Item = &GroupId> {
+    [&segment.ingress, &segment.egress].into_iter().flatten().flat_map(|isolation| &isolation.rules).flat_map(|rule| match &rule.peers {
+        CompiledPeers::Any => [].as_slice(),
+        CompiledPeers::Groups(groups) => groups.as_slice(),
+    })
+}
+
+/// The group without its members at these addresses; blocks stay, they are about whoever is there.
+fn without(group: &Arc<Group>, vacated: &[IpAddr]) -> Arc<Group> {
+    let first = |address| Member::Service(address, Protocol(0), 0);
+    let last = |address| Member::Service(address, Protocol(u8::MAX), u16::MAX);
+    let gone: Vec<Member> = vacated
+        .iter()
+        .flat_map(|address| {
+            let whole = group.members.get(&Member::Address(*address)).copied();
+            whole.into_iter().chain(group.members.range(first(*address)..=last(*address)).copied())
+        })
+        .collect();
+    if gone.is_empty() {
+        return group.clone();
+    }
+    let mut group = Group::clone(group);
+    for member in gone {
+        group.members.remove(&member);
+    }
+    Arc::new(group)
+}
+
+fn interfaces(alive: &NodeState, local: &LocalWorkloads) -> BTreeMap<u32, ManagedInterface> {
+    alive
+        .endpoints
+        .keys()
+        .filter_map(|id| local.workloads.get(&id.container))
+        .flat_map(|workload| {
+            let title: Arc<str> = workload.title().into();
+            workload.interfaces.iter().map(move |(index, interface)| {
+                let managed = ManagedInterface {
+                    name: interface.name.clone(),
+                    workload: title.clone(),
+                    addresses: interface.addresses.iter().map(|address| address.address).collect(),
+                };
+                (*index, managed)
+            })
+        })
+        .collect()
+}
+
+fn exempt(local: &LocalWorkloads) -> BTreeMap<u32, InterfaceName> {
+    local.exempt.iter().map(|(index, interface)| (*index, interface.name.clone())).collect()
+}
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

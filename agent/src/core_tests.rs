@@ -1,0 +1,171 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+use crate::local::{ExemptInterface, ExemptReason, LocalInterface, Problem};
+use firebreak_policy::model::{HostAccess, NamespaceName, NetworkAddress, NetworkName, PolicyKey, PolicyKind, WorkloadSource};
+use firebreak_policy::node_state::{CompiledRule, CompiledServices, Isolation, RuleRef};
+
+fn ip(last: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, last])
+}
+
+/// What the controller says: one segment per endpoint, each allowing the group `peers` in.
+fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState {
+    let policy = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace: NamespaceName::new("shop"), name: "p".to_owned() };
+    let group = GroupId("peers".into());
+    let mut state = NodeState::default();
+    state
+        .groups
+        .insert(group.clone(), Arc::new(Group { id: group.clone(), title: "peers".to_owned(), members: peers.iter().copied().collect() }));
+    for (name, addresses) in endpoints {
+        let segment = SegmentId((*name).into());
+        let rule = CompiledRule {
+            origin: RuleRef { policy: policy.clone(), index: 0, name: None },
+            peers: CompiledPeers::Groups(vec![group.clone()]),
+            services: CompiledServices::Any,
+        };
+        let isolation = Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules: vec![rule] };
+        state.segments.insert(
+            segment.clone(),
+            Arc::new(Segment { id: segment.clone(), title: (*name).to_owned(), ingress: Some(isolation), egress: None }),
+        );
+        let id = WorkloadId::new("n1", *name);
+        state.endpoints.insert(
+            id.clone(),
+            Arc::new(LocalEndpoint {
+                id,
+                name: (*name).to_owned(),
+                namespace: NamespaceName::new("shop"),
+                segment,
+                addresses: addresses.iter().copied().map(ip).collect(),
+                published_ports: Vec::new(),
+            }),
+        );
+    }
+    state
+}
+
+/// What discovery says: workloads by name, ifindex, addresses.
+fn local(workloads: &[(&str, u32, &[u8])]) -> LocalWorkloads {
+    let workload = |(name, index, addresses): &(&str, u32, &[u8])| {
+        let addresses =
+            addresses.iter().map(|last| NetworkAddress { network: NetworkName::default_network(), address: ip(*last) }).collect();
+        let workload = LocalWorkload {
+            id: WorkloadId::new("n1", *name),
+            name: (*name).to_owned(),
+            namespace: NamespaceName::new("shop"),
+            labels: firebreak_policy::model::Labels::default(),
+            image_labels: BTreeMap::new(),
+            named_ports: Vec::new(),
+            published_ports: Vec::new(),
+            interfaces: BTreeMap::from([(*index, LocalInterface { name: InterfaceName::from(format!("veth{index}")), addresses })]),
+            host_network: false,
+            source: WorkloadSource::Docker,
+            problem: None,
+        };
+        ((*name).into(), Arc::new(workload))
+    };
+    LocalWorkloads { in_sync: true, workloads: workloads.iter().map(workload).collect(), ..LocalWorkloads::default() }
+}
+
+/// `name: addresses` of each endpoint that is enforced.
+fn endpoints(state: &NodeState) -> Vec<(&str, Vec<IpAddr>)> {
+    state.endpoints.values().map(|endpoint| (endpoint.name.as_str(), endpoint.addresses.iter().copied().collect())).collect()
+}
+
+#[test]
+fn an_endpoint_is_enforced_at_the_addresses_that_its_workload_holds() {
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a [u8])], &'a [(&'a str, u32, &'a [u8])], &'a [(&'a str, &'a [u8])], &'a [u32]);
+    let table: &[Case<'_>] = &[
+        ("both agree", &[("a", &[2])], &[("a", 7, &[2])], &[("a", &[2])], &[7]),
+        ("not alive here", &[("a", &[2])], &[], &[], &[]),
+        ("not known to the controller", &[], &[("a", 7, &[2])], &[], &[]),
+        ("address lost", &[("a", &[2, 3])], &[("a", 7, &[3])], &[("a", &[3])], &[7]),
+        ("address gained", &[("a", &[2])], &[("a", 7, &[2, 9])], &[("a", &[2, 9])], &[7]),
+        ("no address left", &[("a", &[2])], &[("a", 7, &[])], &[], &[]),
+        (
+            "takes a neighbour's address",
+            &[("a", &[2]), ("b", &[3])],
+            &[("a", 7, &[2, 3]), ("b", 8, &[3])],
+            &[("a", &[2]), ("b", &[3])],
+            &[7, 8],
+        ),
+        (
+            "takes it, and the controller knows of the conflict",
+            &[("a", &[2, 3]), ("b", &[3])],
+            &[("a", 7, &[2, 3]), ("b", 8, &[3])],
+            &[("a", &[2, 3]), ("b", &[3])],
+            &[7, 8],
+        ),
+        ("takes the address of one that is gone", &[("a", &[2]), ("b", &[3])], &[("a", 7, &[2, 3])], &[("a", &[2, 3])], &[7]),
+        ("takes the node's address", &[("a", &[2])], &[("a", 7, &[1, 2])], &[("a", &[2])], &[7]),
+    ];
+    for (case, controller, discovered, expected, known) in table {
+        let mut local = local(discovered);
+        local.node_addresses.insert(ip(1));
+        let desired_state = restrict(&state(controller, &[]), &local);
+        let expected: Vec<_> =
+            expected.iter().map(|(name, addresses)| (*name, addresses.iter().copied().map(ip).collect::<Vec<_>>())).collect();
+        assert_eq!(endpoints(&desired_state), expected, "{case}");
+        let desired = desired(&state(controller, &[]), &local, |_| KernelSets::default());
+        assert_eq!(desired.interfaces.keys().copied().collect::<Vec<_>>(), *known, "{case}");
+    }
+}
+
+#[test]
+fn an_address_that_its_workload_has_lost_leaves_every_peer_group() {
+    let tcp = Protocol::TCP;
+    let block = Member::Block("10.0.0.0/24".parse().unwrap());
+    let peers = [Member::Address(ip(2)), Member::Service(ip(2), tcp, 80), Member::Address(ip(3)), Member::Address(ip(99)), block];
+    let rest = [Member::Address(ip(3)), Member::Address(ip(99)), block];
+    let controller = state(&[("a", &[2]), ("b", &[3])], &peers);
+    for (case, discovered, expected) in [
+        ("everybody is there", local(&[("a", 7, &[2]), ("b", 8, &[3])]), peers.as_slice()),
+        ("a stopped", local(&[("b", 8, &[3])]), rest.as_slice()),
+        ("a stopped, a stranger has its address", local(&[("b", 8, &[3]), ("c", 9, &[2])]), rest.as_slice()),
+        ("a stopped, b has its address", local(&[("b", 8, &[2, 3])]), rest.as_slice()),
+    ] {
+        let alive = restrict(&controller, &discovered);
+        let members: BTreeSet<Member> = expected.iter().copied().collect();
+        assert_eq!(alive.groups.values().map(|group| &group.members).collect::<Vec<_>>(), [&members], "{case}");
+    }
+}
+
+#[test]
+fn what_is_missing_allows_nothing() {
+    let discovered = local(&[("a", 7, &[2])]);
+
+    let mut without_segment = state(&[("a", &[2])], &[]);
+    without_segment.segments.clear();
+    assert!(desired(&without_segment, &discovered, |_| KernelSets::default()).interfaces.is_empty());
+
+    let mut without_group = state(&[("a", &[2])], &[Member::Address(ip(3))]);
+    without_group.groups.clear();
+    let alive = restrict(&without_group, &discovered);
+    assert_eq!(alive.groups.values().map(|group| group.members.len()).collect::<Vec<_>>(), [0]);
+
+    let mut troubled = local(&[("a", 7, &[2])]);
+    for workload in troubled.workloads.values_mut() {
+        Arc::make_mut(workload).problem = Some(Problem::ClaimedTwice("veth7".into()));
+    }
+    assert!(desired(&state(&[("a", &[2])], &[]), &troubled, |_| KernelSets::default()).interfaces.is_empty());
+}
+
+#[test]
+fn only_what_the_living_need_is_flattened() {
+    let alive = restrict(&state(&[("a", &[2]), ("b", &[3])], &[Member::Address(ip(50))]), &local(&[("a", 7, &[2])]));
+    assert_eq!(alive.segments.keys().map(|id| &*id.0).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(alive.groups.len(), 1);
+    let nobody = restrict(&state(&[("a", &[2])], &[]), &local(&[]));
+    assert!(nobody.segments.is_empty() && nobody.groups.is_empty());
+}
+
+#[test]
+fn exempt_interfaces_are_handed_on_and_nobody_is_managed_behind_them() {
+    let mut discovered = local(&[("a", 7, &[2])]);
+    discovered.exempt.insert(3, ExemptInterface { name: "vethup".into(), reason: ExemptReason::DefaultRoute });
+    let desired = desired(&state(&[("a", &[2])], &[]), &discovered, |_| KernelSets::default());
+    assert_eq!(desired.exempt, BTreeMap::from([(3, InterfaceName::new("vethup"))]));
+    let managed = &desired.interfaces[&7];
+    assert_eq!((managed.name.as_str(), &*managed.workload, &managed.addresses), ("veth7", "shop/a", &BTreeSet::from([ip(2)])));
+}

@@ -1,0 +1,119 @@
+//! What makes two packets one flow, and in which kernel set a flow is counted.
+
+use crate::dataplane::names::{DeniedKey, DeniedSet, LOG_DENY_IN, LOG_DENY_OUT};
+use firebreak_policy::model::{Direction, Family, Protocol, Transport};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// What was done to a packet. `Allow` is there from the first day; today only `Drop` is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FlowVerdict {
+    /// Let through.
+    Allow,
+    /// Dropped in silence.
+    Drop,
+    /// Refused with an answer.
+    Reject,
+    /// Let through; would be denied if the audited policies were enforced.
+    Audit,
+}
+
+/// Two packets with one key belong to one flow. The source port is no part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// At which end it was judged: ingress is the destination's, egress the source's.
+    pub direction: Direction,
+    /// What became of it.
+    pub verdict: FlowVerdict,
+    /// Who sent it.
+    pub source: IpAddr,
+    /// Whom it was for.
+    pub destination: IpAddr,
+    /// Protocol with destination port, or ICMP type and code.
+    pub transport: Transport,
+}
+
+impl FlowKey {
+    /// The end that was judged.
+    pub fn local(&self) -> IpAddr {
+        match self.direction {
+            Direction::Ingress => self.destination,
+            Direction::Egress => self.source,
+        }
+    }
+}
+
+/// How an element of a denied set reads as a flow.
+pub trait DecodeKey {
+    /// The flow that an element's key is about. `None` when the key has another length than the set's type makes it: each field takes whole
+    /// 32-bit words (netfilter registers), padded behind.
+    fn decode_key(self, key: &[u8]) -> Option<FlowKey>;
+}
+
+impl DecodeKey for DeniedSet {
+    fn decode_key(self, key: &[u8]) -> Option<FlowKey> {
+        let (source, destination, rest): (IpAddr, IpAddr, &[u8]) = match self.family {
+            Family::V4 => {
+                let (source, rest) = key.split_first_chunk::<4>()?;
+                let (destination, rest) = rest.split_first_chunk::<4>()?;
+                (Ipv4Addr::from(*source).into(), Ipv4Addr::from(*destination).into(), rest)
+            }
+            Family::V6 => {
+                let (source, rest) = key.split_first_chunk::<16>()?;
+                let (destination, rest) = rest.split_first_chunk::<16>()?;
+                (Ipv6Addr::from(*source).into(), Ipv6Addr::from(*destination).into(), rest)
+            }
+        };
+        let transport = match (self.key, rest) {
+            (DeniedKey::Port, &[protocol, _, _, _, high, low, _, _]) => {
+                Transport::Port(Protocol(protocol), u16::from_be_bytes([high, low]))
+            }
+            (DeniedKey::Icmp, &[kind, _, _, _, code, _, _, _]) => Transport::Icmp { family: self.family, kind, code },
+            (DeniedKey::Protocol, &[protocol, _, _, _]) => Transport::Other(Protocol(protocol)),
+            (DeniedKey::Port | DeniedKey::Icmp | DeniedKey::Protocol, _) => return None,
+        };
+        Some(FlowKey { direction: self.direction, verdict: FlowVerdict::Drop, source, destination, transport })
+    }
+}
+
+/// What the rules write in front of a logged packet, and what it means. Anything else in the group is not ours.
+pub(crate) fn decode_prefix(prefix: &[u8]) -> Option<(Direction, FlowVerdict)> {
+    if prefix == LOG_DENY_IN.as_bytes() {
+        Some((Direction::Ingress, FlowVerdict::Drop))
+    } else if prefix == LOG_DENY_OUT.as_bytes() {
+        Some((Direction::Egress, FlowVerdict::Drop))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_decode_by_their_sets_layout_and_wrong_lengths_are_refused() {
+        for set in DeniedSet::all() {
+            let address = if set.family == Family::V4 { 4 } else { 16 };
+            let tail: &[u8] = match set.key {
+                DeniedKey::Port => &[6, 0, 0, 0, 0x15, 0x38, 0, 0],
+                DeniedKey::Icmp => &[8, 0, 0, 0, 1, 0, 0, 0],
+                DeniedKey::Protocol => &[47, 0, 0, 0],
+            };
+            let expected = match set.key {
+                DeniedKey::Port => Transport::Port(Protocol::TCP, 5432),
+                DeniedKey::Icmp => Transport::Icmp { family: set.family, kind: 8, code: 1 },
+                DeniedKey::Protocol => Transport::Other(Protocol(47)),
+            };
+            let mut key = vec![10; address];
+            key.extend(vec![11; address]);
+            key.extend(tail);
+            let Some(flow) = set.decode_key(&key) else { unreachable!("{} does not decode", set.name()) };
+            assert_eq!((flow.direction, flow.transport), (set.direction, expected));
+            for wrong in 0..key.len() {
+                assert_eq!(set.decode_key(&key[..wrong]), None, "{} with {wrong} bytes", set.name());
+            }
+            key.push(0);
+            assert_eq!(set.decode_key(&key), None);
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Wiring: NFLOG task, reading thread, aggregator task, reporter task.
+
+use super::aggregate::{Aggregator, Moment, PacketSeen};
+use super::config::FlowsConfig;
+use super::cursor::StateFiles;
+use super::error::FlowsError;
+use super::locals::LocalView;
+use super::nflog::NflogSocket;
+use super::outbox::Outbox;
+use super::read::{ElementReading, Reader, TableReading};
+use super::record::{FlowId, Record};
+use super::reporter::Reporter;
+use super::stats::FlowsStats;
+use crate::dataplane::names::DeniedSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Datagrams taken before the aggregator sees them.
+const NFLOG_BATCH: usize = 256;
+/// How long to wait before the group is bound anew: another agent may be on its way out.
+const NFLOG_RETRY: Duration = Duration::from_secs(1);
+const CURSOR_EVERY: Duration = Duration::from_secs(10);
+/// A read may take this part of the time at most.
+const READ_SHARE: u32 = 5;
+
+/// Collects and reports denied flows until `shutdown`; then what there is gets two seconds to reach the controller, and the rest is kept in the state
+/// directory. Waits for a table that is not there yet, follows one that is made anew, and goes on without NFLOG while another process has the
+/// group. Sockets are made in the network namespace of the runtime's threads.
+///
+/// # Errors
+/// When the state directory cannot be used, or a task ended that should not.
+pub async fn run(
+    config: FlowsConfig,
+    view: Arc<dyn LocalView>,
+    stats: Arc<FlowsStats>,
+    shutdown: CancellationToken,
+) -> Result<(), FlowsError> {
+    let config = Arc::new(config);
+    let files = StateFiles::open(&config.state_dir, &config.boot_id)?;
+    let next_sequence = files.read_sequence()?;
+    // A file that cannot be written is found out now, not when the numbers are needed.
+    files.write_sequence(next_sequence)?;
+    let mut outbox = Outbox::new(config.limits.records, next_sequence);
+    outbox.restore(files.take_unacked().unwrap_or_else(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "denied flows: records of the agent before are lost");
+        Vec::new()
+    }));
+
+    let (packets_in, packets) = mpsc::channel(64);
+    let (requests, requests_out) = mpsc::channel(1);
+    let (parts_in, parts) = mpsc::channel(4);
+    let (records_in, records) = mpsc::channel(16);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follow_nflog(config.nflog_group, packets_in, stats.clone(), shutdown.clone()));
+    tasks.spawn_blocking(move || {
+        read_on_request(requests_out, &parts_in);
+        Ok(())
+    });
+    let reporter = Reporter {
+        config: config.clone(),
+        files: files.clone(),
+        outbox,
+        records,
+        stats: stats.clone(),
+        shutdown: shutdown.clone(),
+        chance: || Uuid::new_v4().into_bytes()[0],
+        kept_sequence: next_sequence,
+    };
+    tasks.spawn(reporter.run());
+    let random_id = || FlowId(Uuid::new_v4().into_bytes());
+    let mut aggregator = Aggregator::new(config.limits, random_id, view, stats.clone());
+    restore(&mut aggregator, &files);
+    let collector =
+        Collector { config, files, stats, packets, requests: Some(requests), parts, records: records_in, shutdown: shutdown.clone() };
+    tasks.spawn(collector.run(aggregator));
+
+    let mut outcome = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let ended = ended.unwrap_or(Err(FlowsError::Task("a task of the flow collection")));
+        let ended = if ended.is_ok() && !shutdown.is_cancelled() { Err(FlowsError::Task("a task of the flow collection")) } else { ended };
+        if outcome.is_ok() && ended.is_err() {
+            outcome = ended;
+            // The first that ends stops the others, in order.
+            shutdown.cancel();
+        }
+    }
+    outcome
+}
+
+fn restore<I: FnMut() -> FlowId>(aggregator: &mut Aggregator<I>, files: &StateFiles) {
+    match files.read_cursor() {
+        Ok(Some(cursor)) => {
+            tracing::info!(entries = cursor.entries.len(), "denied flows: going on where the agent before stopped");
+            aggregator.restore(Moment::now(), cursor);
+        }
+        Ok(None) => {}
+        Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "denied flows: starting anew, the cursor is of no use"),
+    }
+}
+
+/// Binds the group and hands on events; binds again when the socket fails.
+async fn follow_nflog(
+    group: u16,
+    events: mpsc::Sender<Vec<PacketSeen>>,
+    stats: Arc<FlowsStats>,
+    shutdown: CancellationToken,
+) -> Result<(), FlowsError> {
+    let mut was_told = false;
+    loop {
+        let failed = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            failed = follow_socket(group, &events, &stats) => failed,
+        };
+        match failed {
+            Ok(()) => return Ok(()),
+            Err(error) if was_told => tracing::debug!(error = &error as &dyn std::error::Error, group, "NFLOG: still not bound"),
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    group,
+                    "NFLOG: not bound; flows are opened by the next read of the sets, without source port"
+                );
+                was_told = true;
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = sleep(NFLOG_RETRY) => {}
+        }
+    }
+}
+
+/// Ends without an error when nobody takes events any more.
+async fn follow_socket(group: u16, events: &mpsc::Sender<Vec<PacketSeen>>, stats: &FlowsStats) -> Result<(), FlowsError> {
+    let socket = NflogSocket::open(group)?;
+    let watch = |source| FlowsError::Socket { act: "watch", source };
+    // SAFETY: the descriptor is the one that `NflogSocket` owns: the same for its whole life, open until it is dropped.
+    let mut socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(|error| watch(error.into()))?;
+    tracing::info!(group, "NFLOG: bound");
+    loop {
+        let mut ready = socket.readable_mut().await.map_err(watch)?;
+        let mut batch = Vec::new();
+        let has_more = ready.get_inner_mut().receive(NFLOG_BATCH, &mut batch, stats)?;
+        if !has_more {
+            ready.clear_ready();
+        }
+        if !batch.is_empty() && events.send(batch).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// What the reading thread hands on.
+enum Part {
+    Begin(TableReading),
+    Elements(Vec<ElementReading>),
+    End {
+        took: Duration,
+        elements: usize,
+    },
+    /// There is no such table (yet).
+    Absent,
+    Failed(FlowsError),
+}
+
+/// Reads once for each request, until nobody asks any more.
+fn read_on_request(mut requests: mpsc::Receiver<()>, parts: &mpsc::Sender<Part>) {
+    let mut reader: Option<Reader> = None;
+    while requests.blocking_recv().is_some() {
+        let opened = match reader.take() {
+            Some(reader) => Ok(reader),
+            None => Reader::open(),
+        };
+        let last = match opened.and_then(|mut opened| {
+            let last = read_once(&mut opened, parts)?;
+            reader = Some(opened);
+            Ok(last)
+        }) {
+            Ok(last) => last,
+            Err(error) => Part::Failed(error),
+        };
+        if parts.blocking_send(last).is_err() {
+            return;
+        }
+    }
+}
+
+fn read_once(reader: &mut Reader, parts: &mpsc::Sender<Part>) -> Result<Part, FlowsError> {
+    let began = Instant::now();
+    let Some(table) = reader.table()? else { return Ok(Part::Absent) };
+    // A receiver that is gone is noticed with the last part.
+    let _ = parts.blocking_send(Part::Begin(table));
+    let mut elements = 0;
+    for set in DeniedSet::all() {
+        elements += reader.elements(set, |chunk| {
+            let _ = parts.blocking_send(Part::Elements(chunk.to_vec()));
+        })?;
+    }
+    Ok(Part::End { took: began.elapsed(), elements })
+}
+
+/// What reading was like last time; a line is logged when it changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    NotYet,
+    Works,
+    Absent,
+    Fails,
+}
+
+struct Collector {
+    config: Arc<FlowsConfig>,
+    files: StateFiles,
+    stats: Arc<FlowsStats>,
+    packets: mpsc::Receiver<Vec<PacketSeen>>,
+    /// Gone once the collection stops: that ends the reading thread.
+    requests: Option<mpsc::Sender<()>>,
+    parts: mpsc::Receiver<Part>,
+    records: mpsc::Sender<Vec<Record>>,
+    shutdown: CancellationToken,
+}
+
+impl Collector {
+    async fn run<I: FnMut() -> FlowId + Send>(mut self, mut aggregator: Aggregator<I>) -> Result<(), FlowsError> {
+        let mut reading = Reading::NotYet;
+        let mut cursor_at = Instant::now();
+        let mut read_at = Instant::now();
+        // A request is on its way until its last part came.
+        let mut is_reading = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => break,
+                // Log events first: they know the source port.
+                packets = self.packets.recv() => match packets {
+                    Some(packets) => packets.iter().for_each(|packet| aggregator.packet(Moment::now(), packet)),
+                    None => break,
+                },
+                part = self.parts.recv() => match part {
+                    Some(part) => {
+                        if let Some(next_in) = self.take_part(&mut aggregator, part, &mut reading) {
+                            is_reading = false;
+                            read_at = Instant::now() + next_in;
+                        }
+                    }
+                    None => break,
+                },
+                () = sleep_until(read_at.into()), if !is_reading => {
+                    is_reading = true;
+                    if let Some(requests) = &self.requests {
+                        // One request at a time: there is always room.
+                        let _ = requests.try_send(());
+                    }
+                }
+            }
+            self.hand_on(&mut aggregator).await;
+            if reading == Reading::Works && cursor_at.elapsed() >= CURSOR_EVERY {
+                cursor_at = Instant::now();
+                self.keep_cursor(&aggregator).await;
+            }
+        }
+        self.requests = None;
+        while let Ok(packets) = self.packets.try_recv() {
+            packets.iter().for_each(|packet| aggregator.packet(Moment::now(), packet));
+        }
+        self.hand_on(&mut aggregator).await;
+        // Nothing was read: an earlier cursor knows more.
+        if reading != Reading::NotYet {
+            self.keep_cursor(&aggregator).await;
+        }
+        Ok(())
+    }
+
+    /// How long until the next read, after the last part of one.
+    fn take_part<I: FnMut() -> FlowId>(&self, aggregator: &mut Aggregator<I>, part: Part, reading: &mut Reading) -> Option<Duration> {
+        let now = Moment::now();
+        let (is_now, took) = match part {
+            Part::Begin(table) => {
+                aggregator.begin_read(table);
+                return None;
+            }
+            Part::Elements(elements) => {
+                aggregator.elements(now, &elements);
+                return None;
+            }
+            Part::End { took, elements } => {
+                aggregator.end_read(now);
+                FlowsStats::set(&self.stats.elements, elements);
+                if *reading != Reading::Works {
+                    tracing::info!(elements, "denied flows: reading the table");
+                }
+                (Reading::Works, took)
+            }
+            Part::Absent => {
+                aggregator.sweep(now);
+                if *reading != Reading::Absent {
+                    tracing::info!("denied flows: the table is not there; waiting for it");
+                }
+                (Reading::Absent, Duration::ZERO)
+            }
+            Part::Failed(error) => {
+                aggregator.sweep(now);
+                FlowsStats::add(&self.stats.read_failures, 1);
+                if *reading != Reading::Fails {
+                    tracing::error!(error = &error as &dyn std::error::Error, "denied flows: the table cannot be read");
+                }
+                (Reading::Fails, Duration::ZERO)
+            }
+        };
+        *reading = is_now;
+        Some(self.config.read_interval.max(took * READ_SHARE))
+    }
+
+    async fn hand_on<I: FnMut() -> FlowId>(&self, aggregator: &mut Aggregator<I>) {
+        let records = aggregator.drain();
+        if !records.is_empty() {
+            FlowsStats::add(&self.stats.records, u64::try_from(records.len()).unwrap_or(u64::MAX));
+            // A reporter that has ended is noticed by the JoinSet.
+            let _ = self.records.send(records).await;
+        }
+    }
+
+    async fn keep_cursor<I: FnMut() -> FlowId>(&self, aggregator: &Aggregator<I>) {
+        let (files, cursor) = (self.files.clone(), aggregator.cursor(Moment::now()));
+        match tokio::task::spawn_blocking(move || files.write_cursor(cursor)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "denied flows: cursor not kept"),
+            Err(_) => tracing::error!("denied flows: cursor not kept: the writer panicked"),
+        }
+    }
+}
