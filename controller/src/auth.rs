@@ -152,15 +152,7 @@ pub fn authorize(principal: &Principal, act: Act, target: Target<'_>) -> Result<
         (Principal::Operator { .. }, Act::Join | Act::Sync | Act::ReportFlows)
         | (
             Principal::Node(_),
-            Act::Apply
-            | Act::Delete
-            | Act::Read
-            | Act::Watch
-            | Act::Explain
-            | Act::WatchFlows
-            | Act::DeleteNode
-            | Act::Backup
-            | Act::Join,
+            Act::Apply | Act::Delete | Act::Read | Act::Watch | Act::Explain | Act::WatchFlows | Act::DeleteNode | Act::Backup | Act::Join,
         )
         | (
             Principal::Stranger(_),

@@ -2,6 +2,10 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod app;
 pub mod auth;
+pub mod config;
+pub mod http;
+pub mod listen;
 pub mod metrics;
 pub mod store;

@@ -339,7 +339,10 @@ async fn a_nodes_name_belongs_to_the_first_installation_until_the_node_is_delete
     assert_eq!((committed.revision, committed.forgotten_nodes.as_slice()), (revision, [node.clone()].as_slice()));
     assert_eq!(store.watch(Revision(0)).next().await.unwrap(), committed, "history tells the same");
     let entry = &store.revisions(None, 1).await.unwrap().items[0];
-    assert_eq!((entry.verb.as_str(), entry.changes.as_slice()), ("delete-node", [(ObjectKey::new("NodePin", "", "n1"), ChangeResult::Deleted)].as_slice()));
+    assert_eq!(
+        (entry.verb.as_str(), entry.changes.as_slice()),
+        ("delete-node", [(ObjectKey::new("NodePin", "", "n1"), ChangeResult::Deleted)].as_slice())
+    );
     assert_eq!(store.pin_node(node.clone(), second, now()).await.unwrap(), Pinned::New);
     let unknown = store.delete_node(NodeName::new("n2"), String::new(), String::new(), now()).await;
     assert!(matches!(unknown, Err(StoreError::UnknownNode(node)) if node.as_str() == "n2"));
@@ -379,7 +382,10 @@ async fn what_a_node_reported_outlives_a_restart_and_goes_with_a_full_report_or_
     }
     assert_eq!(store.revision(), Revision(0), "what runs is not what people wrote");
     let report = v1::NodeReport { kernel: "6.18".to_owned(), ..v1::NodeReport::default() };
-    store.put_reported(ReportedChange { report: Some(report.clone()), ..change(vec![workload("n1", "c1", "web")], &[], false) }).await.unwrap();
+    store
+        .put_reported(ReportedChange { report: Some(report.clone()), ..change(vec![workload("n1", "c1", "web")], &[], false) })
+        .await
+        .unwrap();
     assert_eq!(store.load().await.unwrap().nodes[&node].report, Some(report));
     store.delete_node(node, String::new(), String::new(), now()).await.unwrap();
     assert!(store.load().await.unwrap().nodes.is_empty());

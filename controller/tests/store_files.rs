@@ -89,7 +89,11 @@ fn a_file_that_is_not_ours_is_refused_and_not_touched() {
     let cases: [(&str, &[u8], &str); 4] = [
         ("newer", b"", "was written by a newer firebreak-controller"),
         ("foreign", b"", "made by another program"),
-        ("text", b"this is a text file, and a long one: longer than the header of a database, which has a hundred bytes in all.", "not a database"),
+        (
+            "text",
+            b"this is a text file, and a long one: longer than the header of a database, which has a hundred bytes in all.",
+            "not a database",
+        ),
         ("folder", b"", "unable to open"),
     ];
     for (name, content, expected) in cases {

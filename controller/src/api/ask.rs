@@ -7,7 +7,7 @@ use super::read::{namespace_filter, selector};
 use super::refusal::invalid;
 use crate::auth::{Act, Principal, Target, authorize};
 use firebreak_policy::model::{NamespaceName, NodeName, Transport, WorkloadId};
-use firebreak_proto::v1;
+use firebreak_proto::{convert, v1};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use tonic::Status;
@@ -106,9 +106,34 @@ impl OperatorApi {
         let v1::ExplainRequest { from, to, transport, namespace } = request;
         let namespace = NamespaceName::new(if namespace.is_empty() { "default" } else { &namespace });
         let transport = transport.ok_or_else(|| invalid("transport", "is not there; it says what the flow carries"))?;
-        let transport = Transport::try_from(transport).map_err(|error| invalid("transport", error.to_string()))?;
+        let transport = read_transport(transport)?;
         let question = Question { from: end("from", &from, &namespace)?, to: end("to", &to, &namespace)?, transport };
         self.live.explain(question).await.map_err(of_live)
+    }
+}
+
+/// Reads what the flow carries: a port with a protocol that has ports, type and code with ICMP, neither with any other.
+#[allow(clippy::result_large_err, reason = "handlers hand the status on")]
+fn read_transport(wire: v1::Transport) -> Result<Transport, Status> {
+    let v1::Transport { protocol, port, icmp_type, icmp_code } = wire;
+    let protocol = convert::protocol_from_wire(protocol, "transport.protocol").map_err(|refusal| invalid(refusal.field, refusal.reason))?;
+    let byte = |field: &str, number: u32| u8::try_from(number).map_err(|_| invalid(field, format!("{number} is over 255")));
+    match (protocol.has_ports(), protocol.icmp_family(), port, icmp_type, icmp_code) {
+        (true, _, Some(port), None, None) => convert::port_from_wire(port, "transport.port")
+            .map(|port| Transport::Port(protocol, port))
+            .map_err(|refusal| invalid(refusal.field, refusal.reason)),
+        (true, _, None, None, None) => Err(invalid("transport.port", format!("is not there; {protocol} is judged by port"))),
+        (false, Some(family), None, Some(kind), Some(code)) => {
+            let (kind, code) = (byte("transport.icmp_type", kind)?, byte("transport.icmp_code", code)?);
+            Ok(Transport::Icmp { family, kind, code })
+        }
+        (false, Some(family), None, None, None) => Ok(Transport::ping(family)),
+        (false, Some(_), None, _, _) => {
+            Err(invalid("transport", "has only one of icmp_type and icmp_code; give both, or none for an echo request"))
+        }
+        (false, None, None, None, None) => Ok(Transport::Other(protocol)),
+        (false, _, Some(_), _, _) => Err(invalid("transport.port", format!("is given, but {protocol} has no ports"))),
+        (_, _, _, _, _) => Err(invalid("transport.icmp_type", format!("is given, but {protocol} is not ICMP"))),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Apply, Delete, DeleteNode: what changes the store.
 
+use super::OperatorApi;
 use super::object::{self, MAX_OBJECTS};
 use super::refusal::{Violations, invalid, of_store};
-use super::OperatorApi;
 use crate::auth::{Act, Principal, Target, authorize};
 use crate::store::{Applied, ChangeSet, Effect, Missing, ObjectKey, Put, StoreError, Verb};
 use firebreak_policy::model::{NodeName, Revision};

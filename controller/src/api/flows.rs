@@ -5,11 +5,11 @@ use super::refusal::Violations;
 use super::{Open, OperatorApi, Streamed};
 use crate::auth::{Act, Principal, Target, authorize};
 use bytes::Bytes;
+use firebreak_proto::convert::address_from_wire;
 use firebreak_proto::v1;
 use futures::stream;
 use ipnet::IpNet;
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -66,9 +66,8 @@ impl OperatorApi {
         let mut ready: VecDeque<_> = kept.into_iter().filter(|flow| filter.takes(flow)).collect();
         ready.drain(..ready.len().saturating_sub(wanted));
         let watch = FlowWatch { filter, tap: Arc::clone(&self.flows), ready, live, cursor, _open: open };
-        let events = stream::try_unfold(watch, |mut watch| async move {
-            Ok(watch.next().await?.map(|flow| (Arc::unwrap_or_clone(flow), watch)))
-        });
+        let events =
+            stream::try_unfold(watch, |mut watch| async move { Ok(watch.next().await?.map(|flow| (Arc::unwrap_or_clone(flow), watch))) });
         Ok(self.until_stopped(events))
     }
 }
@@ -195,19 +194,12 @@ impl Filter {
 }
 
 fn read_block(wire: &v1::Cidr) -> Result<IpNet, String> {
-    let address = address(&wire.address).ok_or_else(|| format!("its address has {} bytes; 4 or 16 make an address", wire.address.len()))?;
-    let length = u8::try_from(wire.prefix_length).map_err(|_| format!("its prefix length is {}", wire.prefix_length))?;
-    IpNet::new(address, length).map_err(|_| format!("{address} cannot have the prefix length {length}"))
-}
-
-fn address(bytes: &Bytes) -> Option<IpAddr> {
-    match <[u8; 4]>::try_from(&bytes[..]) {
-        Ok(four) => Some(IpAddr::from(four)),
-        Err(_) => <[u8; 16]>::try_from(&bytes[..]).ok().map(IpAddr::from),
-    }
+    let address = address_from_wire(&wire.address, "address").map_err(|refusal| refusal.reason)?;
+    let length = u8::try_from(wire.prefix_length).map_err(|_| format!("{} is no prefix length", wire.prefix_length))?;
+    let block = IpNet::new(address, length).map_err(|_| format!("{length} is no prefix length of {address}"))?;
+    if block.network() == address { Ok(block) } else { Err(format!("{block} has host bits set; did you mean {}?", block.trunc())) }
 }
 
 fn holds(block: IpNet, bytes: &Bytes) -> bool {
-    address(bytes).is_some_and(|address| block.contains(&address))
+    address_from_wire(bytes, "address").is_ok_and(|address| block.contains(&address))
 }
-

@@ -104,7 +104,12 @@ impl OperatorApi {
     }
 
     /// Names the caller, runs the handler and counts the outcome.
-    async fn counted<T, R, F>(&self, method: Method, request: Request<T>, handler: impl FnOnce(Self, Principal, T) -> F) -> Result<R, Status>
+    async fn counted<T, R, F>(
+        &self,
+        method: Method,
+        request: Request<T>,
+        handler: impl FnOnce(Self, Principal, T) -> F,
+    ) -> Result<R, Status>
     where
         F: Future<Output = Result<R, Status>>,
     {

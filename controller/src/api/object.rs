@@ -117,7 +117,11 @@ pub(super) fn read_ref(place: &str, wire: v1::ObjectRef, violations: &mut Violat
 /// What is wrong with a kind that nobody knows.
 pub(super) fn unknown_kind(kind: &str) -> String {
     let known: Vec<&str> = Kind::ALL.into_iter().map(Kind::as_str).collect();
-    if kind.is_empty() { format!("is empty; use one of {}", known.join(", ")) } else { format!("{kind:?} is not known; use one of {}", known.join(", ")) }
+    if kind.is_empty() {
+        format!("is empty; use one of {}", known.join(", "))
+    } else {
+        format!("{kind:?} is not known; use one of {}", known.join(", "))
+    }
 }
 
 /// An object as the wire carries it.

@@ -3,7 +3,6 @@
 use super::refusal::invalid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::fmt::Write as _;
 use tonic::Status;
 
 /// The page size to serve: `wanted`, or the default when it is 0.
@@ -20,11 +19,7 @@ pub(super) fn size(wanted: u32, default: u32) -> Result<u32, Status> {
 pub(super) fn write_token(position: &impl Serialize) -> String {
     // A position is plain structs of texts and numbers, which always serialize.
     let text = serde_json::to_string(position).unwrap_or_default();
-    text.bytes().fold(String::with_capacity(text.len() * 2), |mut token, byte| {
-        // Writing to a String cannot fail.
-        drop(write!(token, "{byte:02x}"));
-        token
-    })
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a token says; `None` for the empty token, which is the first page.

@@ -1,11 +1,11 @@
 //! Get, List, ListRevisions: what is in the store.
 
+use super::OperatorApi;
 use super::object::{self, time_to_wire, to_wire};
 use super::page;
 use super::refusal::{Violations, invalid, of_store};
-use super::OperatorApi;
 use crate::auth::{Act, Principal, Target, authorize};
-use crate::store::{KindName, ListQuery, ObjectKey, RevisionEntry, StoredObject};
+use crate::store::{KindName, ListQuery, ObjectKey, PAGE_BYTES, RevisionEntry, StoredObject};
 use firebreak_manifest::Kind;
 use firebreak_policy::model::{LabelSelector, NamespaceName, Revision};
 use firebreak_proto::v1;
@@ -107,12 +107,11 @@ impl OperatorApi {
             query.limit = u32::try_from(wanted - objects.len()).unwrap_or(u32::MAX);
             let page = self.store.list(query.clone()).await.map_err(|error| of_store(&error))?;
             looked_at += page.items.len();
-            let all = page.items.len();
             objects.extend(page.items.into_iter().filter(|object| selector.matches(&object.labels)));
             let Some(after) = page.next else { return Ok(Found { objects, next: None, revision: page.revision }) };
-            // The store ends a page early when its bytes would not fit into a message: what a filter passes over makes room for more.
-            let full = objects.len() >= wanted || all < usize::try_from(query.limit).unwrap_or(usize::MAX) && !objects.is_empty();
-            if full || looked_at >= LOOKED_AT {
+            // A page of the store is at most PAGE_BYTES and one object, so that two together fit into a message.
+            let bytes: usize = objects.iter().map(|object| object.json.len()).sum();
+            if objects.len() >= wanted || bytes >= PAGE_BYTES || looked_at >= LOOKED_AT {
                 return Ok(Found { objects, next: Some(after), revision: page.revision });
             }
             query.at = Some(page.revision);

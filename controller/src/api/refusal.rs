@@ -29,11 +29,6 @@ impl Violations {
         }
     }
 
-    /// Whether nothing is wrong.
-    pub(super) fn is_empty(&self) -> bool {
-        self.found.is_empty()
-    }
-
     /// INVALID_ARGUMENT with a BadRequest detail, if anything is wrong.
     #[allow(clippy::result_large_err, reason = "handlers hand the status on")]
     pub(super) fn check(mut self) -> Result<(), Status> {

@@ -45,7 +45,16 @@ impl OperatorApi {
         let open = self.open_stream()?;
         let present = self.store.revision();
         let (listing, after) = match after_revision {
-            0 => (Some(ListQuery { at: Some(present), limit: 500, kind: filter.kind.clone(), namespace: filter.namespace.clone(), after: None }), present),
+            0 => (
+                Some(ListQuery {
+                    at: Some(present),
+                    limit: 500,
+                    kind: filter.kind.clone(),
+                    namespace: filter.namespace.clone(),
+                    after: None,
+                }),
+                present,
+            ),
             after if after > present.0 => {
                 return Err(of_store(&StoreError::Future { asked: Revision(after), actual: present }));
             }
