@@ -2,6 +2,7 @@
 
 pub mod core;
 pub mod dataplane;
+pub mod discovery;
 pub mod flows;
 pub mod local;
 pub mod session;
