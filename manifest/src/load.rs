@@ -6,7 +6,7 @@ use crate::error::{Error, Errors, Place};
 use crate::kinds::{Kind, Object, ObjectKey};
 use crate::path::Problems;
 use crate::text::{Document, documents};
-use crate::tree::{Position, Tree, Value, quoted};
+use crate::tree::{Position, Tree, Unplaced, Value, quoted};
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -44,16 +44,15 @@ pub fn load_paths(paths: &[PathBuf]) -> Result<Vec<Located<Object>>, Errors> {
 
 pub(crate) fn from_json(json: &[u8]) -> Result<Object, Errors> {
     let place = Place::nowhere();
-    let tree: Tree = serde_json::from_slice(json)
+    let Unplaced(tree) = serde_json::from_slice(json)
         .map_err(|error| Error::Syntax { place: place.clone(), reason: format!("cannot be read as JSON: {error}") })?;
     let mut load = Load::default();
     load.object(&tree, &place);
-    let kind = match load.objects.first() {
-        Some(_) => "",
-        None => "a List",
-    };
-    let object = load.finish()?.into_iter().next().map(|located| located.object);
-    object.ok_or_else(|| Error::Syntax { place, reason: format!("is {kind}; exactly one object is expected") }.into())
+    let mut objects = load.finish()?.into_iter().map(|located| located.object);
+    match (objects.next(), objects.next()) {
+        (Some(object), None) => Ok(object),
+        (_, _) => Err(Error::Syntax { place, reason: "is a List; exactly one object is expected here".to_owned() }.into()),
+    }
 }
 
 #[derive(Default)]
@@ -130,8 +129,11 @@ impl Load {
         if is_list {
             return self.list(tree, &place);
         }
-        match kind_of(tree, &place) {
-            Err(error) => self.errors.push(error),
+        match kind_of(tree) {
+            Err(Unknown { field: Some(field), position, reason }) => {
+                self.errors.push(Error::UnknownKind { place: place.at(position), field: field.to_owned(), reason });
+            }
+            Err(Unknown { field: None, position, reason }) => self.errors.push(Error::Syntax { place: place.at(position), reason }),
             Ok(kind) => {
                 let place = place.with_object(Some(title(kind, tree)));
                 match read(kind, tree) {
@@ -172,41 +174,37 @@ fn manifests_in(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn kind_of(tree: &Tree, place: &Place) -> Result<Kind, Error> {
-    let wrong = |field: &str, position: Position, reason: String| {
-        Err(Error::UnknownKind { place: place.at(position), field: field.to_owned(), reason })
-    };
+/// Why a document's kind is not known: the field at fault, if the document has fields.
+struct Unknown {
+    field: Option<&'static str>,
+    position: Position,
+    reason: String,
+}
+
+fn kind_of(tree: &Tree) -> Result<Kind, Unknown> {
+    let position = tree.position;
     let Value::Map(_) = &tree.value else {
-        return Err(Error::Syntax {
-            place: place.clone(),
-            reason: format!("a document has to be a mapping with apiVersion and kind, not {}", tree.value.describe()),
-        });
+        let reason = format!("a document has to be a mapping with apiVersion and kind, not {}", tree.value.describe());
+        return Err(Unknown { field: None, position, reason });
     };
-    let text = |field| match tree.get(field) {
-        None => Err((tree.position, "is required, but not there".to_owned())),
-        Some(found) => found
-            .text()
-            .ok_or_else(|| (found.position, format!("has to be text, not {}", found.value.describe())))
-            .map(|text| (found.position, text)),
+    let text = |field| {
+        let wrong = |position, reason| Unknown { field: Some(field), position, reason };
+        let found = tree.get(field).ok_or_else(|| wrong(position, "is required, but not there".to_owned()))?;
+        let text = found.text().ok_or_else(|| wrong(found.position, format!("has to be text, not {}", found.value.describe())))?;
+        Ok((found.position, text))
     };
-    let (version_position, version) = match text("apiVersion") {
-        Ok(found) => found,
-        Err((position, reason)) => return wrong("apiVersion", position, reason),
-    };
-    let (kind_position, name) = match text("kind") {
-        Ok(found) => found,
-        Err((position, reason)) => return wrong("kind", position, reason),
-    };
+    let (version_position, version) = text("apiVersion")?;
+    let (kind_position, name) = text("kind")?;
     match Kind::from_name(name) {
         Some(kind) if kind.api_version() == version => Ok(kind),
-        Some(kind) => wrong(
-            "apiVersion",
-            version_position,
-            format!("{} is not the version of {kind} that is read here; write {}", quoted(version), kind.api_version()),
-        ),
+        Some(kind) => {
+            let reason = format!("{} is not the version of {kind} that is read here; write {}", quoted(version), kind.api_version());
+            Err(Unknown { field: Some("apiVersion"), position: version_position, reason })
+        }
         None => {
             let known = Kind::ALL.map(|kind| format!("{} {kind}", kind.api_version())).join(", ");
-            wrong("kind", kind_position, format!("{} {} is not known here; known are {known}", quoted(version), quoted(name)))
+            let reason = format!("{} {} is not known here; known are {known}", quoted(version), quoted(name));
+            Err(Unknown { field: Some("kind"), position: kind_position, reason })
         }
     }
 }

@@ -72,18 +72,18 @@ fn read(text: &str, first_line: u64) -> Result<Tree, (Position, String)> {
 }
 
 fn reason(error: &serde_saphyr::Error) -> String {
-    match error.without_snippet() {
-        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("the key {key:?} is there twice in one mapping; keep one")
-        }
-        serde_saphyr::Error::UnknownAnchor { .. } => "the alias names an anchor that is not in this document".to_owned(),
-        other => {
-            let text = other.to_string();
-            // The position is said in our own form.
-            let text = text.split(" at line ").next().unwrap_or(&text);
-            format!("cannot be read as YAML: {}", text.lines().next().unwrap_or(text))
-        }
+    let error = error.without_snippet();
+    if let serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } = error {
+        return format!("the key {key:?} is there twice in one mapping; keep one");
     }
+    if let serde_saphyr::Error::UnknownAnchor { .. } = error {
+        return "the alias names an anchor that is not in this document".to_owned();
+    }
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    // The position is said in our own form.
+    let reason = line.split(" at line ").next().unwrap_or(line);
+    format!("cannot be read as YAML: {reason}")
 }
 
 /// No includes (the feature is off), `yes` and `on` are text, a key may stand once, only YAML's own tags, and bounds

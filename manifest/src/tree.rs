@@ -1,6 +1,6 @@
 //! A document as it was written, with the position of every value.
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 use std::fmt;
 
@@ -125,22 +125,49 @@ pub(crate) fn quoted(text: &str) -> String {
     }
 }
 
+/// From a reader that tells positions (YAML).
 impl<'de> Deserialize<'de> for Tree {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self { value: spanned.value, position: spanned.referenced.into() })
+        Read::<true>.deserialize(deserializer)
     }
 }
 
-impl<'de> Deserialize<'de> for Value {
+/// A tree from `serde_json`, which tells no positions.
+pub(crate) struct Unplaced(pub(crate) Tree);
+
+impl<'de> Deserialize<'de> for Unplaced {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Build)
+        Read::<false>.deserialize(deserializer).map(Self)
     }
 }
 
-struct Build;
+/// What [`Spanned`] reads; the same reader goes on below it.
+struct Placed(Value);
 
-impl<'de> Visitor<'de> for Build {
+impl<'de> Deserialize<'de> for Placed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Build::<true>).map(Self)
+    }
+}
+
+struct Read<const POSITIONS: bool>;
+
+impl<'de, const POSITIONS: bool> DeserializeSeed<'de> for Read<POSITIONS> {
+    type Value = Tree;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Tree, D::Error> {
+        if POSITIONS {
+            let Spanned { value: Placed(value), referenced, defined: _ } = Spanned::deserialize(deserializer)?;
+            Ok(Tree { value, position: referenced.into() })
+        } else {
+            Ok(Tree { value: deserializer.deserialize_any(Build::<false>)?, position: Position::UNKNOWN })
+        }
+    }
+}
+
+struct Build<const POSITIONS: bool>;
+
+impl<'de, const POSITIONS: bool> Visitor<'de> for Build<POSITIONS> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -189,7 +216,7 @@ impl<'de> Visitor<'de> for Build {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = access.next_element()? {
+        while let Some(item) = access.next_element_seed(Read::<POSITIONS>)? {
             items.push(item);
         }
         Ok(Value::List(items))
@@ -198,14 +225,22 @@ impl<'de> Visitor<'de> for Build {
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut seen = std::collections::HashSet::new();
-        while let Some(key) = access.next_key::<Spanned<String>>()? {
+        while let Some((key, position)) = next_key::<A, POSITIONS>(&mut access)? {
             // The YAML reader refuses a key that is there twice; serde_json does not.
-            if !seen.insert(key.value.clone()) {
-                return Err(serde::de::Error::custom(format_args!("the key {} is there twice", quoted(&key.value))));
+            if !seen.insert(key.clone()) {
+                return Err(serde::de::Error::custom(format_args!("the key {} is there twice", quoted(&key))));
             }
-            let value = access.next_value()?;
-            entries.push(Entry { key: key.value, position: key.referenced.into(), value });
+            let value = access.next_value_seed(Read::<POSITIONS>)?;
+            entries.push(Entry { key, position, value });
         }
         Ok(Value::Map(entries))
+    }
+}
+
+fn next_key<'de, A: MapAccess<'de>, const POSITIONS: bool>(access: &mut A) -> Result<Option<(String, Position)>, A::Error> {
+    if POSITIONS {
+        Ok(access.next_key::<Spanned<String>>()?.map(|key| (key.value, key.referenced.into())))
+    } else {
+        Ok(access.next_key::<String>()?.map(|key| (key, Position::UNKNOWN)))
     }
 }

@@ -4,6 +4,15 @@
 //! controller, the agent, the command line and the tests judge with the same engine.
 #![forbid(unsafe_code)]
 
+mod compile;
+mod engine;
+pub mod evaluate;
+mod flatten;
+pub mod judge;
 pub mod kernel_sets;
 pub mod model;
 pub mod node_state;
+
+pub use compile::{Compiled, Problem, compile};
+pub use engine::{Engine, EvaluateError, FlowVerdict};
+pub use flatten::flatten;

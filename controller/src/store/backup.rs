@@ -43,9 +43,9 @@ fn all_pages(source: &Connection, target: &mut Connection) -> Result<(), StoreEr
     let act = "cannot copy the database";
     {
         let backup = Backup::new(source, target).map_err(database(act))?;
-        match backup.step(-1).map_err(database(act))? {
-            StepResult::Done => {}
-            other => return Err(StoreError::Corrupt { act, what: format!("pages that cannot be read now ({other:?})") }),
+        let step = backup.step(-1).map_err(database(act))?;
+        if step != StepResult::Done {
+            return Err(StoreError::Corrupt { act, what: format!("pages that cannot be read now ({step:?})") });
         }
     }
     // A copy of a WAL database says that it is one; as a single file it is easier to carry about.

@@ -15,6 +15,7 @@ mod write;
 
 pub use backup::{Restored, restore};
 pub use feed::ChangeFeed;
+pub use read::PAGE_BYTES;
 pub use schema::{MIGRATIONS, current_version};
 pub use types::*;
 

@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A page ends early when its objects' JSON is over this many bytes, so that it fits into a message of 4 MiB.
-pub(super) const PAGE_BYTES: usize = 2 << 20;
-/// A page of the audit trail ends early after so many object changes.
-pub(super) const PAGE_CHANGES: usize = 20_000;
+pub const PAGE_BYTES: usize = 1 << 20;
+/// A page of the audit trail ends early before it has over this many bytes of text, unless one revision alone does.
+const TRAIL_BYTES: usize = 3 << 20;
 /// A look into the history ends after the revision that exceeds so many object changes.
 const HISTORY_CHANGES: usize = 1_000;
 
@@ -268,10 +268,11 @@ pub(super) fn revisions(
         .map_err(database(act))?;
     let mut rows = statement.query([before.map_or(i64::MAX, column)]).map_err(database(act))?;
     let mut page = Page { items: Vec::new(), next: None, revision: newest_revision(connection)? };
-    let mut total = 0;
+    let mut bytes = 0;
     while let Some(row) = rows.next().map_err(database(act))? {
-        if page.items.len() >= usize::try_from(limit).unwrap_or(usize::MAX) || total >= PAGE_CHANGES {
-            page.next = page.items.last().map(|entry: &RevisionEntry| entry.revision);
+        let last = page.items.last().map(|entry: &RevisionEntry| entry.revision);
+        if page.items.len() >= usize::try_from(limit).unwrap_or(usize::MAX) {
+            page.next = last;
             break;
         }
         let number: i64 = row.get(0).map_err(database(act))?;
@@ -281,17 +282,29 @@ pub(super) fn revisions(
             let text = |index: usize| change.get::<_, String>(index).map_err(database(act));
             changes.push((ObjectKey::new(text(0)?, &text(1)?, text(2)?), result_of(&text(3)?)?));
         }
-        total += changes.len();
-        page.items.push(RevisionEntry {
+        let entry = RevisionEntry {
             revision: revision_number(number)?,
             time: millisecond(row.get(1).map_err(database(act))?)?,
             principal: row.get(2).map_err(database(act))?,
             verb: row.get(3).map_err(database(act))?,
             reason: row.get(4).map_err(database(act))?,
             changes,
-        });
+        };
+        bytes += entry_bytes(&entry);
+        if bytes > TRAIL_BYTES && last.is_some() {
+            page.next = last;
+            break;
+        }
+        page.items.push(entry);
     }
     Ok(page)
+}
+
+/// About what the entry takes on the wire.
+fn entry_bytes(entry: &RevisionEntry) -> usize {
+    let changes: usize =
+        entry.changes.iter().map(|(key, _)| key.kind.as_str().len() + key.namespace_text().len() + key.name.len() + 16).sum();
+    64 + entry.principal.len() + entry.reason.len() + changes
 }
 
 /// Everything at the newest revision. The caller holds a read transaction.

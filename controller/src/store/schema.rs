@@ -84,6 +84,8 @@ pub(super) fn connect(path: &Path, access: Access) -> Result<Connection, StoreEr
     connection.busy_timeout(Duration::from_secs(5)).map_err(refused)?;
     match access {
         Access::ReadWrite => {
+            // Before the first write, and the journal mode is one: a file that is not ours is not touched.
+            check_origin(&connection, path)?;
             // `synchronous=FULL` makes SQLite sync the WAL at each commit: an acknowledged change survives power loss
             // (https://www.sqlite.org/pragma.html#pragma_synchronous).
             let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(refused)?;

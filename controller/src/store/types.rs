@@ -398,6 +398,11 @@ pub enum StoreError {
     Closed,
 }
 
+/// The first ten by name: the text travels in an HTTP/2 header, which is small.
 fn join(keys: &[ObjectKey]) -> String {
-    keys.iter().map(ObjectKey::to_string).collect::<Vec<_>>().join(", ")
+    let mut text = keys.iter().take(10).map(ObjectKey::to_string).collect::<Vec<_>>().join(", ");
+    if keys.len() > 10 {
+        text.push_str(&format!(" and {} more", keys.len() - 10));
+    }
+    text
 }

@@ -19,8 +19,8 @@ const FOLLOWERS_BEHIND: usize = 256;
 
 /// Called after the commit, or after it failed.
 type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-/// Runs inside a savepoint: gives the revision it made, and whom to tell.
-type WriteJob = Box<dyn FnOnce(&Connection, Limits) -> (Option<Arc<Committed>>, Outcome) + Send>;
+/// Runs inside a savepoint: gives the revision it made, and whom to tell. Without a savepoint it only tells its caller why.
+type WriteJob = Box<dyn FnOnce(Result<(&Connection, Limits), StoreError>) -> (Option<Arc<Committed>>, Outcome) + Send>;
 type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
 
 /// What becomes of a write's savepoint.
@@ -70,7 +70,7 @@ impl Writer {
         act: impl FnOnce(&Connection, Limits) -> Result<(T, Option<Arc<Committed>>), StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let job: WriteJob = Box::new(move |connection, limits| match act(connection, limits) {
+        let job: WriteJob = Box::new(move |savepoint| match savepoint.and_then(|(connection, limits)| act(connection, limits)) {
             // A caller that went away is told nothing: the change stands or falls without it.
             Ok((value, committed)) => (committed, Outcome::Keep(Box::new(move |written| drop(answer.send(written.map(|()| value)))))),
             Err(error) => {
@@ -129,18 +129,15 @@ fn commit_group(
     let batch = |sql: &str, act| connection.execute_batch(sql).map_err(database(act));
     let mut finishes = Vec::with_capacity(group.len());
     let mut committed = Vec::new();
-    // When BEGIN fails each job is answered through the failure of its own savepoint's transaction below.
     let mut written = batch("BEGIN IMMEDIATE", "cannot begin a transaction");
     for job in group {
-        if written.is_err() {
-            // Not run: its answer channel is dropped, and the caller sees the store as closed for this request.
+        written = written.and_then(|()| batch("SAVEPOINT job", "cannot begin a savepoint"));
+        if let Err(error) = &written {
+            // The job only tells its caller.
+            drop(job(Err(error.clone())));
             continue;
         }
-        if let Err(error) = batch("SAVEPOINT job", "cannot begin a savepoint") {
-            written = Err(error);
-            continue;
-        }
-        let (revision, outcome) = job(connection, limits);
+        let (revision, outcome) = job(Ok((connection, limits)));
         match outcome {
             Outcome::Keep(finish) => {
                 finishes.push(finish);

@@ -1,0 +1,362 @@
+//! Wiring only: opens the store and the listeners, starts every task in one `JoinSet`, and stops them in order when the first one ends.
+
+use crate::api::OperatorApi;
+use crate::api::live::{FlowTap, Live, LiveError, NodeQuery, Question, WorkloadQuery};
+use crate::auth::Identify;
+use crate::config::{RunOptions, check_listen};
+use crate::http::{self, Seen};
+use crate::listen;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use anyhow::Context;
+use firebreak_proto::FILE_DESCRIPTOR_SET;
+use futures::{Stream, stream};
+use jiff::Timestamp;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::service::{InterceptorLayer, Routes, RoutesBuilder};
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+/// The task that waits to be told to stop.
+const SIGNALS: &str = "signals";
+
+/// A task's place in the order of stopping, its name, and how it ended.
+type Ended = (Order, &'static str, anyhow::Result<()>);
+
+/// When a task is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// First: what others call.
+    Serving,
+    /// Then: what those use.
+    Core,
+}
+
+/// The one `JoinSet`, and how many of its tasks are to end first.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<Ended>,
+    serving: usize,
+}
+
+impl Tasks {
+    fn spawn(&mut self, order: Order, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.serving += usize::from(order == Order::Serving);
+        self.set.spawn(async move { (order, name, task.await) });
+    }
+}
+
+/// Who stops when: listeners first, so that nobody is served by half a controller; the core after them; the store last.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Ends listeners and their streams.
+    pub serving: CancellationToken,
+    /// Ends what the listeners use.
+    pub core: CancellationToken,
+}
+
+/// A controller with its store and listeners open; nothing is served before [`App::run`].
+pub struct App {
+    options: RunOptions,
+    store: Store,
+    stop: Stop,
+    tasks: Tasks,
+    agent_address: SocketAddr,
+    metrics_address: SocketAddr,
+}
+
+/// Runs the controller until `shutdown` is done (it names the reason) or a task ends by itself, which is an error.
+///
+/// # Errors
+/// What could not be opened, or which task ended and why.
+pub async fn run(options: RunOptions, shutdown: impl Future<Output = &'static str> + Send + 'static) -> anyhow::Result<()> {
+    App::open(options).await?.run(shutdown).await
+}
+
+impl App {
+    /// Opens everything and starts the tasks.
+    ///
+    /// # Errors
+    /// What could not be opened. Nothing stays open then.
+    pub async fn open(options: RunOptions) -> anyhow::Result<Self> {
+        check_listen("--agent-listen", options.agent_listen, options.insecure_listen).map_err(anyhow::Error::msg)?;
+        check_listen("--metrics-listen", options.metrics_listen, options.insecure_listen).map_err(anyhow::Error::msg)?;
+        let path = options.database.clone();
+        let store = tokio::task::spawn_blocking(move || open_store(&path)).await??;
+        let operators = listen::unix(&options.socket, options.socket_group.as_deref()).await?;
+        let agents = listen::tcp("agents", options.agent_listen).await?;
+        let scrapers = listen::tcp("metrics and health", options.metrics_listen).await?;
+        let (agent_address, metrics_address) = (announce("agents", &agents)?, announce("metrics and health", &scrapers)?);
+        tracing::info!(what = "operators", address = %options.socket.display(), "listening");
+
+        let stop = Stop::default();
+        let metrics = Arc::new(Metrics::new());
+        let mut tasks = Tasks::default();
+        let core = start_core();
+        let api = OperatorApi::new(store.clone(), core.live, core.flows, Arc::clone(&metrics), stop.serving.clone(), Timestamp::now);
+        let health = HealthReporter::new();
+        let mut operator_routes = RoutesBuilder::default();
+        operator_routes.add_service(api.into_server());
+        add_standard_services(&mut operator_routes, &health)?;
+        let mut agent_routes = core.agent_routes;
+        add_standard_services(&mut agent_routes, &health)?;
+        let until = stop.serving.clone();
+        tasks.spawn(Order::Serving, "operator service", serve(unix_connections(operators), operator_routes.routes(), until.clone()));
+        tasks.spawn(Order::Serving, "agent services", serve(tcp_connections(agents), agent_routes.routes(), until.clone()));
+        tasks.spawn(Order::Serving, "health reporter", report_health(health, core.ready.clone(), until));
+        let seen = Seen { metrics, store: store.clone(), ready: core.ready };
+        tasks.spawn(Order::Core, "metrics and health", serve_http(scrapers, seen, stop.core.clone()));
+        Ok(Self { options, store, stop, tasks, agent_address, metrics_address })
+    }
+
+    /// Where agents connect; tells the port when port 0 was asked for.
+    pub fn agent_address(&self) -> SocketAddr {
+        self.agent_address
+    }
+
+    /// Where metrics and health are.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics_address
+    }
+
+    /// Serves until `shutdown` is done or a task ends by itself; then stops everything in order.
+    ///
+    /// # Errors
+    /// Which task ended, or failed while stopping.
+    pub async fn run(self, shutdown: impl Future<Output = &'static str> + Send + 'static) -> anyhow::Result<()> {
+        let Self { options, store, stop, mut tasks, agent_address: _, metrics_address: _ } = self;
+        let stopping = stop.core.clone();
+        tasks.spawn(Order::Core, SIGNALS, async move {
+            tokio::select! {
+                reason = shutdown => tracing::info!(reason, "asked to stop"),
+                () = stopping.cancelled() => {}
+            }
+            Ok(())
+        });
+        let outcome = supervise(tasks, &stop, options.stop_deadline).await;
+        if let Err(error) = listen::remove(&options.socket) {
+            tracing::warn!(error = %error, path = %options.socket.display(), "could not remove the operators' socket");
+        }
+        // The store's threads are waited for; the last handle is dropped here.
+        tokio::task::spawn_blocking(move || drop(store)).await?;
+        tracing::info!("stopped");
+        outcome
+    }
+}
+
+fn announce(what: &'static str, listener: &TcpListener) -> anyhow::Result<SocketAddr> {
+    let address = listener.local_addr().context("cannot read a listener's address")?;
+    tracing::info!(what, address = %address, "listening");
+    if !address.ip().is_loopback() {
+        tracing::warn!(what, address = %address, "listening beyond this machine: nothing is encrypted and agents are not authenticated");
+    }
+    Ok(address)
+}
+
+fn open_store(path: &Path) -> anyhow::Result<Store> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let store = Store::open(path)?;
+    tracing::info!(path = %path.display(), revision = store.revision().0, "opened the store");
+    Ok(store)
+}
+
+/// Waits for the first task to end, then stops the others in order, all within the deadline.
+async fn supervise(mut tasks: Tasks, stop: &Stop, deadline: Duration) -> anyhow::Result<()> {
+    let mut failures = Vec::new();
+    match tasks.set.join_next().await {
+        // The one good reason to stop.
+        None | Some(Ok((Order::Core, SIGNALS, Ok(())))) => {}
+        Some(ended) => {
+            tasks.serving -= usize::from(matches!(&ended, Ok((Order::Serving, _, _))));
+            let error = unexpected(ended);
+            tracing::error!(error = %format!("{error:#}"), "a task ended; stopping");
+            failures.push(error);
+        }
+    }
+    stop.serving.cancel();
+    let begun = Instant::now();
+    // What serves ends by itself now. What it uses goes on until it has, or until half of the time is over.
+    while tasks.serving > 0 {
+        match tokio::time::timeout_at(begun + deadline / 2, tasks.set.join_next()).await {
+            Ok(Some(ended)) => {
+                tasks.serving -= usize::from(matches!(&ended, Ok((Order::Serving, _, _))));
+                note_end(ended, &mut failures);
+            }
+            Ok(None) | Err(_) => break,
+        }
+    }
+    stop.core.cancel();
+    loop {
+        match tokio::time::timeout_at(begun + deadline, tasks.set.join_next()).await {
+            Ok(Some(ended)) => note_end(ended, &mut failures),
+            Ok(None) => break,
+            Err(_) => {
+                tracing::warn!(tasks = tasks.set.len(), "tasks did not end in time and are dropped");
+                tasks.set.shutdown().await;
+            }
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures.swap_remove(0)) }
+}
+
+fn unexpected(ended: Result<Ended, JoinError>) -> anyhow::Error {
+    match ended {
+        Ok((_, name, Ok(()))) => anyhow::anyhow!("{name} ended by itself"),
+        Ok((_, name, Err(error))) => error.context(format!("{name} failed")),
+        Err(error) => anyhow::Error::from(error).context("a task panicked"),
+    }
+}
+
+fn note_end(ended: Result<Ended, JoinError>, failures: &mut Vec<anyhow::Error>) {
+    if !matches!(&ended, Ok((_, _, Ok(())))) {
+        let error = unexpected(ended);
+        tracing::error!(error = %format!("{error:#}"), "a task failed while stopping");
+        failures.push(error);
+    }
+}
+
+/// Health and reflection, the same on every listener.
+fn add_standard_services(routes: &mut RoutesBuilder, health: &HealthReporter) -> anyhow::Result<()> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    routes
+        .add_service(HealthServer::new(HealthService::from_health_reporter(health.clone())))
+        .add_service(reflection().build_v1().context("cannot build the reflection service")?)
+        .add_service(reflection().build_v1alpha().context("cannot build the reflection service")?);
+    Ok(())
+}
+
+async fn serve<S>(connections: impl Stream<Item = io::Result<S>>, routes: Routes, stop: CancellationToken) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    Server::builder()
+        .layer(InterceptorLayer::new(Identify::default()))
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(1_024)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
+        .await
+        .context("cannot serve")
+}
+
+async fn serve_http(listener: TcpListener, seen: Seen, stop: CancellationToken) -> anyhow::Result<()> {
+    axum::serve(listener, http::router(seen)).with_graceful_shutdown(stop.cancelled_owned()).await.context("cannot serve HTTP")
+}
+
+/// Tells health watchers: SERVING once everything is in sync, NOT_SERVING before and while stopping.
+async fn report_health(health: HealthReporter, mut ready: watch::Receiver<bool>, stop: CancellationToken) -> anyhow::Result<()> {
+    const SERVICES: [&str; 4] = ["", "firebreak.v1.OperatorService", "firebreak.v1.AgentService", "firebreak.v1.FlowService"];
+    let say = async |serving: bool| {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in SERVICES {
+            health.set_service_status(service, status).await;
+        }
+    };
+    loop {
+        let is_ready = *ready.borrow_and_update();
+        say(is_ready).await;
+        tokio::select! {
+            changed = ready.changed() => if changed.is_err() {
+                say(false).await;
+                stop.cancelled().await;
+                return Ok(());
+            },
+            () = stop.cancelled() => {
+                say(false).await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn unix_connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    connections(listener, async |listener| Ok(listener.accept().await?.0))
+}
+
+fn tcp_connections(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+    connections(listener, async |listener| {
+        let (connection, _) = listener.accept().await?;
+        connection.set_nodelay(true)?;
+        Ok(connection)
+    })
+}
+
+/// Connections as they come. An error of one (or too many open files) does not end the listener.
+fn connections<L, S>(listener: L, accept: impl AsyncFn(&L) -> io::Result<S>) -> impl Stream<Item = io::Result<S>> {
+    stream::unfold((listener, accept), |(listener, accept)| async move {
+        loop {
+            match accept(&listener).await {
+                Ok(connection) => return Some((Ok(connection), (listener, accept))),
+                Err(error) => {
+                    tracing::warn!(error = %error, "could not accept a connection");
+                    // Too many open files is the usual reason, and does not go away faster by asking.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    })
+}
+
+/// What the listeners need of the core.
+struct Core {
+    live: Arc<dyn Live>,
+    flows: Arc<dyn FlowTap>,
+    ready: watch::Receiver<bool>,
+    agent_routes: RoutesBuilder,
+}
+
+fn start_core() -> Core {
+    let (_, ready) = watch::channel(true);
+    Core { live: Arc::new(NoHub), flows: Arc::new(NoHub), ready, agent_routes: RoutesBuilder::default() }
+}
+
+struct NoHub;
+
+#[tonic::async_trait]
+impl Live for NoHub {
+    async fn conditions(
+        &self,
+        objects: Vec<crate::store::ObjectKey>,
+        _: firebreak_policy::model::Revision,
+    ) -> Result<Vec<Vec<firebreak_proto::v1::Condition>>, LiveError> {
+        Ok(vec![Vec::new(); objects.len()])
+    }
+    async fn workloads(&self, _: WorkloadQuery) -> Result<Vec<firebreak_proto::v1::WorkloadStatus>, LiveError> {
+        Ok(Vec::new())
+    }
+    async fn nodes(&self, _: NodeQuery) -> Result<Vec<firebreak_proto::v1::NodeStatus>, LiveError> {
+        Ok(Vec::new())
+    }
+    async fn explain(&self, _: Question) -> Result<firebreak_proto::v1::ExplainResponse, LiveError> {
+        Err(LiveError::Unavailable("the hub is not there"))
+    }
+}
+
+impl FlowTap for NoHub {
+    fn recent(&self, _: u64, _: usize) -> Vec<Arc<firebreak_proto::v1::AttributedFlow>> {
+        Vec::new()
+    }
+    fn subscribe(&self) -> tokio::sync::broadcast::Receiver<Arc<firebreak_proto::v1::AttributedFlow>> {
+        tokio::sync::broadcast::channel(1).1
+    }
+}

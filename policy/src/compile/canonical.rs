@@ -1,0 +1,107 @@
+//! Ids by meaning: one text for one meaning, hashed. Members never enter, so that ids stay when members change.
+
+use crate::model::{CidrBlock, Entity, LabelSelector, NamespaceName, NamespaceScope, NodeName, Operator, Peer, Protocol};
+use crate::node_state::{GroupId, SegmentId};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+/// Whose members a group has, besides those of the default network that every node shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Part<'a> {
+    /// Members that mean the same on every node.
+    Shared,
+    /// Members of this node's hidden networks.
+    HiddenOn(&'a NodeName),
+    /// All members as this node sees them, because some of the shared ones mean something else there.
+    AllOn(&'a NodeName),
+}
+
+/// What a group is of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Subject<'a> {
+    /// The addresses that a peer means.
+    Peer(&'a Peer),
+    /// The places where workloads that a peer means have a port of this name; without a peer, all workloads.
+    NamedPort(Option<&'a Peer>, Protocol, &'a str),
+}
+
+pub(crate) fn group_id(namespace: &NamespaceName, subject: Subject<'_>, part: Part<'_>) -> GroupId {
+    let mut text = String::from("group/1\n");
+    match subject {
+        Subject::Peer(peer) => peer_text(&mut text, namespace, peer),
+        Subject::NamedPort(peer, protocol, name) => {
+            push(&mut text, format_args!("named {} {name:?}\n", protocol.0));
+            if let Some(peer) = peer {
+                peer_text(&mut text, namespace, peer);
+            }
+        }
+    }
+    match part {
+        Part::Shared => {}
+        Part::HiddenOn(node) => push(&mut text, format_args!("hidden on {node:?}\n")),
+        Part::AllOn(node) => push(&mut text, format_args!("all on {node:?}\n")),
+    }
+    GroupId(hash(&text))
+}
+
+pub(crate) fn segment_id(text: &str) -> SegmentId {
+    SegmentId(hash(text))
+}
+
+fn peer_text(text: &mut String, namespace: &NamespaceName, peer: &Peer) {
+    match peer {
+        Peer::Workloads { namespaces: NamespaceScope::Own, workloads } => {
+            push(text, format_args!("workloads in {namespace:?}\n"));
+            selector_text(text, workloads);
+        }
+        Peer::Workloads { namespaces: NamespaceScope::Matching(selector), workloads } => {
+            text.push_str("workloads where\n");
+            selector_text(text, selector);
+            selector_text(text, workloads);
+        }
+        Peer::Cidr(block) => block_text(text, block),
+        Peer::Group(name) => push(text, format_args!("group {name:?}\n")),
+        Peer::Entity(Entity::Any) => text.push_str("any\n"),
+        Peer::Entity(Entity::Host) => text.push_str("host\n"),
+        Peer::Entity(Entity::World) => text.push_str("world\n"),
+    }
+}
+
+fn block_text(text: &mut String, block: &CidrBlock) {
+    let mut except: Vec<String> = block.except.iter().map(|it| it.trunc().to_string()).collect();
+    except.sort();
+    push(text, format_args!("block {} {except:?}\n", block.cidr.trunc()));
+}
+
+fn selector_text(text: &mut String, selector: &LabelSelector) {
+    let mut terms: Vec<String> = selector.match_labels.iter().map(|(key, value)| format!("{key:?} in {:?}", [value])).collect();
+    for requirement in &selector.match_expressions {
+        let sorted = |values: &Vec<String>| {
+            let mut values = values.clone();
+            values.sort();
+            values.dedup();
+            values
+        };
+        let key = &requirement.key;
+        terms.push(match &requirement.operator {
+            Operator::In(values) => format!("{key:?} in {:?}", sorted(values)),
+            Operator::NotIn(values) => format!("{key:?} notin {:?}", sorted(values)),
+            Operator::Exists => format!("{key:?} exists"),
+            Operator::DoesNotExist => format!("{key:?} absent"),
+        });
+    }
+    terms.sort();
+    terms.dedup();
+    push(text, format_args!("selector {}\n", terms.join(" and ")));
+}
+
+fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = text.write_fmt(arguments);
+}
+
+/// 16 bytes of BLAKE3 as 32 hexadecimal digits.
+fn hash(text: &str) -> Arc<str> {
+    let digest = blake3::hash(text.as_bytes()).to_hex();
+    Arc::from(&digest.as_str()[..32])
+}

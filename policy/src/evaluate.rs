@@ -1,0 +1,285 @@
+//! The verdict on a flow and why: by the compiled state, the same that is flattened into kernel sets.
+
+use crate::compile::Compiled;
+use crate::model::{Direction, Family, HostAccess, PolicyKey, Protocol, Transport, WorkloadId};
+use crate::node_state::{CompiledPeers, CompiledRule, CompiledService, CompiledServices, Isolation, Member, NodeState, RuleRef, Segment};
+use std::fmt;
+use std::net::IpAddr;
+
+/// The verdict of one end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectionVerdict {
+    /// Seen from the workload that was judged.
+    pub direction: Direction,
+    /// Why it is allowed, or why not.
+    pub reason: Reason,
+}
+
+/// Why one end allows or denies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Allowed: no policy isolates the workload in this direction.
+    NotIsolated,
+    /// Allowed: the workload's own node gets in.
+    OwnNode,
+    /// Allowed: a workload always reaches itself.
+    ToItself,
+    /// Allowed by this rule, the first in policy and rule order.
+    AllowedBy(RuleRef),
+    /// Denied: policies isolate and no rule allows.
+    NoRule {
+        /// All the policies that isolate the workload in this direction, in key order.
+        isolating: Vec<PolicyKey>,
+        /// The allow rule that came nearest; `None` if there is no rule at all.
+        nearest: Option<NearMiss>,
+    },
+}
+
+/// An allow rule that nearly allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NearMiss {
+    /// The rule.
+    pub rule: RuleRef,
+    /// What did not match; mostly one field.
+    pub fields: Vec<Field>,
+    /// What the rule wants there, for people.
+    pub wanted: String,
+    /// What the flow has there, for people.
+    pub got: String,
+}
+
+/// A field of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Field {
+    /// Who is at the other end.
+    Peer,
+    /// The protocol.
+    Protocol,
+    /// The destination port.
+    Port,
+    /// The ICMP type or code.
+    IcmpType,
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Peer => "peer",
+            Self::Protocol => "protocol",
+            Self::Port => "port",
+            Self::IcmpType => "icmp type",
+        })
+    }
+}
+
+impl DirectionVerdict {
+    /// Whether this end lets the flow through.
+    pub fn allowed(&self) -> bool {
+        match self.reason {
+            Reason::NotIsolated | Reason::OwnNode | Reason::ToItself | Reason::AllowedBy(_) => true,
+            Reason::NoRule { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotIsolated => f.write_str("not isolated"),
+            Self::OwnNode => f.write_str("own node"),
+            Self::ToItself => f.write_str("to itself"),
+            Self::AllowedBy(rule) => write!(f, "allowed by {rule}"),
+            Self::NoRule { .. } => f.write_str("isolated, and no rule allows"),
+        }
+    }
+}
+
+/// The other end as the subject's node sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerView<'a> {
+    /// Its address on the wire.
+    pub address: IpAddr,
+    /// What people call it, for the text of a near miss.
+    pub name: &'a str,
+}
+
+impl Compiled {
+    /// Judges one end by addresses, as its node's kernel does: `local` belongs to `subject`.
+    ///
+    /// `None` when the workload is not known, has ended, or shares its node's network: nobody judges for it.
+    pub fn judge_end(
+        &self,
+        subject: &WorkloadId,
+        direction: Direction,
+        local: IpAddr,
+        peer: PeerView<'_>,
+        transport: Transport,
+    ) -> Option<DirectionVerdict> {
+        let state = self.node(&subject.node)?;
+        let (endpoint, segment) = self.workload(subject)?;
+        let reason = if peer.address == local || endpoint.addresses.contains(&peer.address) {
+            Reason::ToItself
+        } else {
+            judge(state, segment, direction, peer, transport)
+        };
+        Some(DirectionVerdict { direction, reason })
+    }
+}
+
+fn judge(state: &NodeState, segment: &Segment, direction: Direction, peer: PeerView<'_>, transport: Transport) -> Reason {
+    let isolation = match direction {
+        Direction::Ingress => segment.ingress.as_ref(),
+        Direction::Egress => segment.egress.as_ref(),
+    };
+    let Some(isolation) = isolation else { return Reason::NotIsolated };
+    if let Some(rule) = isolation.rules.iter().find(|rule| missed(state, rule, peer.address, transport).is_empty()) {
+        return Reason::AllowedBy(rule.origin.clone());
+    }
+    let from_own_node = direction == Direction::Ingress && state.addresses.contains(&peer.address);
+    if from_own_node && isolation.host_access == HostAccess::Allow {
+        return Reason::OwnNode;
+    }
+    Reason::NoRule { isolating: isolation.policies.clone(), nearest: nearest(state, isolation, peer, transport) }
+}
+
+/// The fields of the rule that do not match; empty if it allows.
+fn missed(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Vec<Field> {
+    let mut fields = Vec::new();
+    let services = match &rule.services {
+        CompiledServices::OfMembers => return missed_of_members(state, rule, peer, transport),
+        CompiledServices::Any => None,
+        CompiledServices::Only(services) => Some(services.as_slice()),
+    };
+    if !is_peer(state, &rule.peers, peer) {
+        fields.push(Field::Peer);
+    }
+    if let Some(services) = services {
+        fields.extend(missed_service(services, transport));
+    }
+    fields
+}
+
+fn missed_of_members(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Vec<Field> {
+    let ports: Vec<(Protocol, u16)> = members(state, &rule.peers)
+        .filter_map(|member| match member {
+            Member::Service(address, protocol, port) if *address == peer => Some((*protocol, *port)),
+            Member::Service(..) | Member::Address(_) | Member::Block(_) => None,
+        })
+        .collect();
+    match transport {
+        _ if ports.is_empty() => vec![Field::Peer],
+        Transport::Port(protocol, port) if ports.contains(&(protocol, port)) => Vec::new(),
+        Transport::Port(protocol, _) if ports.iter().any(|(of, _)| *of == protocol) => vec![Field::Port],
+        Transport::Port(..) | Transport::Icmp { .. } | Transport::Other(_) => vec![Field::Protocol],
+    }
+}
+
+fn is_peer(state: &NodeState, peers: &CompiledPeers, peer: IpAddr) -> bool {
+    let CompiledPeers::Groups(ids) = peers else { return true };
+    ids.iter().filter_map(|id| state.groups.get(id)).any(|group| {
+        group.members.contains(&Member::Address(peer))
+            || group.members.iter().any(|member| match member {
+                Member::Block(block) => block.contains(&peer),
+                Member::Address(_) | Member::Service(..) => false,
+            })
+    })
+}
+
+fn members<'a>(state: &'a NodeState, peers: &'a CompiledPeers) -> impl Iterator<Item = &'a Member> {
+    let ids = match peers {
+        CompiledPeers::Any => &[][..],
+        CompiledPeers::Groups(ids) => ids,
+    };
+    ids.iter().filter_map(|id| state.groups.get(id)).flat_map(|group| &group.members)
+}
+
+fn missed_service(services: &[CompiledService], transport: Transport) -> Option<Field> {
+    if services.iter().any(|service| is_service(*service, transport)) {
+        return None;
+    }
+    let same_protocol = services.iter().any(|service| protocol_of(*service) == transport.protocol());
+    Some(match transport {
+        Transport::Port(..) if same_protocol => Field::Port,
+        Transport::Icmp { .. } if same_protocol => Field::IcmpType,
+        Transport::Port(..) | Transport::Icmp { .. } | Transport::Other(_) => Field::Protocol,
+    })
+}
+
+fn is_service(service: CompiledService, transport: Transport) -> bool {
+    match (service, transport) {
+        (CompiledService::Protocol(protocol), _) => protocol == transport.protocol(),
+        (CompiledService::Ports(protocol, ports), Transport::Port(of, port)) => of == protocol && ports.contains(port),
+        (CompiledService::Icmp { family, kind, code }, Transport::Icmp { family: of, kind: got, code: got_code }) => {
+            family == of && kind == got && code.is_none_or(|code| code == got_code)
+        }
+        (CompiledService::Ports(..) | CompiledService::Icmp { .. }, _) => false,
+    }
+}
+
+fn protocol_of(service: CompiledService) -> Protocol {
+    match service {
+        CompiledService::Protocol(protocol) | CompiledService::Ports(protocol, _) => protocol,
+        CompiledService::Icmp { family: Family::V4, .. } => Protocol::ICMP,
+        CompiledService::Icmp { family: Family::V6, .. } => Protocol::ICMPV6,
+    }
+}
+
+/// The rule with the fewest fields missed. Of equal ones a rule for this peer tells more than one for this port, then the first.
+fn nearest(state: &NodeState, isolation: &Isolation, peer: PeerView<'_>, transport: Transport) -> Option<NearMiss> {
+    let scored = isolation.rules.iter().map(|rule| (missed(state, rule, peer.address, transport), rule));
+    let (fields, rule) = scored.min_by_key(|(fields, _)| (fields.len(), fields.contains(&Field::Peer)))?;
+    let mut wanted = Vec::new();
+    let mut got = Vec::new();
+    for field in &fields {
+        match field {
+            Field::Peer => {
+                wanted.push(peers_text(state, &rule.peers));
+                got.push(peer.name.to_owned());
+            }
+            Field::Protocol | Field::Port | Field::IcmpType => {
+                wanted.push(services_text(state, rule, peer.address));
+                got.push(transport.to_string());
+            }
+        }
+    }
+    Some(NearMiss { rule: rule.origin.clone(), fields, wanted: wanted.join(" on "), got: got.join(" on ") })
+}
+
+fn peers_text(state: &NodeState, peers: &CompiledPeers) -> String {
+    const SHOWN: usize = 4;
+    let CompiledPeers::Groups(ids) = peers else { return "any".to_owned() };
+    let mut titles: Vec<&str> = ids.iter().filter_map(|id| state.groups.get(id)).map(|group| group.title.as_str()).collect();
+    titles.sort_unstable();
+    titles.dedup();
+    match titles.len() {
+        0 => "nobody".to_owned(),
+        1..=SHOWN => titles.join(" or "),
+        more => format!("{} or {} more", titles[..SHOWN].join(" or "), more - SHOWN),
+    }
+}
+
+fn services_text(state: &NodeState, rule: &CompiledRule, peer: IpAddr) -> String {
+    let texts: Vec<String> = match &rule.services {
+        CompiledServices::Any => vec!["any".to_owned()],
+        CompiledServices::Only(services) if services.is_empty() => vec!["no port".to_owned()],
+        CompiledServices::Only(services) => services.iter().map(|service| service_text(*service)).collect(),
+        CompiledServices::OfMembers => members(state, &rule.peers)
+            .filter_map(|member| match member {
+                Member::Service(address, protocol, port) if *address == peer => Some(Transport::Port(*protocol, *port).to_string()),
+                Member::Service(..) | Member::Address(_) | Member::Block(_) => None,
+            })
+            .collect(),
+    };
+    texts.join(", ")
+}
+
+fn service_text(service: CompiledService) -> String {
+    match service {
+        CompiledService::Protocol(protocol) => format!("any {protocol}"),
+        CompiledService::Ports(protocol, ports) if ports.first() == ports.last() => Transport::Port(protocol, ports.first()).to_string(),
+        CompiledService::Ports(protocol, ports) => format!("{}-{}/{}", ports.first(), ports.last(), protocol.to_string().to_lowercase()),
+        CompiledService::Icmp { family, kind, code: Some(code) } => Transport::Icmp { family, kind, code }.to_string(),
+        CompiledService::Icmp { family: Family::V4, kind, code: None } => format!("icmp type {kind}"),
+        CompiledService::Icmp { family: Family::V6, kind, code: None } => format!("icmpv6 type {kind}"),
+    }
+}
