@@ -3,10 +3,10 @@
 use crate::store::{ChangeResult, Committed, Loaded, ObjectKey, StoredObject};
 use firebreak_manifest::Object;
 use firebreak_policy::model::{
-    ContainerId, Inventory, Labels, NamespaceName, NetworkAddress, NetworkName, Node, NodeName, PolicySet, Workload, WorkloadId,
+    ContainerId, Inventory, Labels, NetworkAddress, NetworkName, Node, NodeName, PolicySet, Workload, WorkloadId,
 };
 use firebreak_proto::v1;
-use firebreak_proto::workload::{DeclaredWorkload, ReportedWorkload, WorkloadLocation};
+use firebreak_proto::workload::{DeclaredWorkload, Location, ReportedWorkload};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -37,8 +37,6 @@ pub(crate) struct Assembled {
     pub(crate) policies: PolicySet,
     pub(crate) inventory: Inventory,
     pub(crate) declared: BTreeMap<NodeName, Vec<DeclaredWorkload>>,
-    /// Node names that a Node object declares.
-    pub(crate) declared_nodes: BTreeSet<NodeName>,
 }
 
 impl Sources {
@@ -60,7 +58,9 @@ impl Sources {
             for (container, workload) in &record.workloads {
                 match ReportedWorkload::try_from(workload.clone()) {
                     Ok(workload) => drop(reported.workloads.insert(container.clone(), Arc::new(workload))),
-                    Err(refusal) => tracing::error!(node = %name, container = %container, reason = %refusal, "stored workload cannot be read"),
+                    Err(refusal) => {
+                        tracing::error!(node = %name, container = %container, reason = %refusal, "stored workload cannot be read")
+                    }
                 }
             }
         }
@@ -162,7 +162,6 @@ impl Assembled {
             }
             Object::Node(node) => {
                 let node = node.to_model()?;
-                self.declared_nodes.insert(node.name.clone());
                 self.node(&node.name).labels = node.labels;
                 self.node(&node.name).addresses.extend(node.addresses);
             }
@@ -196,8 +195,8 @@ impl Assembled {
 
     fn declare(&mut self, manifest: &firebreak_manifest::Workload, workload: &Workload) {
         let location = match (&manifest.spec.interface, &manifest.spec.network_namespace) {
-            (Some(interface), _) => WorkloadLocation::Interface(interface.as_str().into()),
-            (None, Some(namespace)) => WorkloadLocation::NetworkNamespace(namespace.clone()),
+            (Some(interface), _) => Location::Interface(interface.as_str().into()),
+            (None, Some(namespace)) => Location::NetworkNamespace(namespace.clone()),
             // The manifest's validation asks for exactly one.
             (None, None) => return,
         };
@@ -254,9 +253,4 @@ pub(crate) fn policy_object(key: &firebreak_policy::model::PolicyKey) -> ObjectK
 /// A workload's id of its wire parts.
 pub(crate) fn workload_id(node: &NodeName, container: &str) -> WorkloadId {
     WorkloadId::new(node.clone(), container)
-}
-
-/// A namespace that nobody named is `default`.
-pub(crate) fn namespace_or_default(name: &str) -> NamespaceName {
-    NamespaceName::new(if name.is_empty() { "default" } else { name })
 }
