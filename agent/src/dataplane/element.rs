@@ -1,0 +1,468 @@
+//! Elements as the kernel has them: each field of a key padded to 4 bytes, ranges as two keys, the comment as user data.
+//! Pure, and its own inverse: what `decode` makes of `encode` is what went in (property test below).
+
+use super::names::SetRef;
+use super::wire::{Attributes, element};
+use firebreak_policy::kernel_sets::{Comment, Element, SetId, Shape, Span};
+use firebreak_policy::model::{Family, Protocol};
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The longest comment that nft writes and reads: `NFTNL_UDATA_COMMENT_MAXLEN`.
+pub(super) const COMMENT_MAX: usize = 128;
+
+/// One element of one of the sets that the agent writes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Entry {
+    /// Of a `known_if` set: an ifindex.
+    Interface(u32),
+    /// Of a policy set, or (as [`Element::Local`]) of a set of workloads.
+    Policy(Element),
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface(index) => write!(f, "interface {index}"),
+            Self::Policy(element) => match element {
+                Element::Local(local) => write!(f, "{local}"),
+                Element::Peer(local, peer) => write!(f, "{local} . {peer}"),
+                Element::PeerProtocol(local, peer, protocol) => write!(f, "{local} . {peer} . {protocol}"),
+                Element::PeerPort(local, peer, protocol, port) => write!(f, "{local} . {peer} . {protocol} . {port}"),
+                Element::PeerIcmp(local, peer, kind, code) => write!(f, "{local} . {peer} . {kind} . {code}"),
+                Element::Port(local, protocol, port) => write!(f, "{local} . {protocol} . {port}"),
+                Element::Range(local, peers, protocols, ports) => write!(f, "{local} . {peers:?} . {protocols:?} . {ports:?}"),
+                Element::IcmpRange(local, peers, kinds, codes) => write!(f, "{local} . {peers:?} . {kinds:?} . {codes:?}"),
+            },
+        }
+    }
+}
+
+/// Why an element does not belong into a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Misfit {
+    /// The set holds elements of another form.
+    #[error("the set holds elements of another form")]
+    Shape,
+    /// An address is not of the set's family.
+    #[error("an address is not of the set's family")]
+    Family,
+    /// A range ends before it begins.
+    #[error("a range ends before it begins")]
+    Backwards,
+    /// Bytes that are no key of this set.
+    #[error("{0} bytes are no key of this set")]
+    Length(usize),
+    /// Padding that is not zero: we never write that.
+    #[error("padding is not zero")]
+    Padding,
+    /// A key with an end where the set holds single values, or one where the local end is a range.
+    #[error("a range where a single value belongs")]
+    Unexpected,
+}
+
+/// A key and, for ranges, the key of the last value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Key {
+    pub(super) first: Vec<u8>,
+    pub(super) last: Vec<u8>,
+}
+
+impl Key {
+    fn clear(&mut self) {
+        self.first.clear();
+        self.last.clear();
+    }
+}
+
+/// Encodes an element into `key`, whose buffers are used again. An empty `last` is a single value.
+pub(super) fn encode(set: SetRef, entry: &Entry, key: &mut Key) -> Result<(), Misfit> {
+    key.clear();
+    match (set, entry) {
+        (SetRef::KnownInterfaces(_), Entry::Interface(index)) => {
+            // iface_index is in host order (nft's datatype says so).
+            key.first.extend_from_slice(&index.to_ne_bytes());
+            Ok(())
+        }
+        (SetRef::Workloads(family), Entry::Policy(Element::Local(address))) => put_address(&mut key.first, family, *address),
+        (SetRef::Policy(id), Entry::Policy(element)) => encode_policy(id, element, key),
+        (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_) | Entry::Policy(_)) => {
+            Err(Misfit::Shape)
+        }
+    }
+}
+
+fn encode_policy(id: SetId, element: &Element, key: &mut Key) -> Result<(), Misfit> {
+    let family = id.family;
+    let first = &mut key.first;
+    match (id.shape, element) {
+        (Shape::Isolated | Shape::HostJudged, Element::Local(local)) => put_address(first, family, *local),
+        (Shape::Peer, Element::Peer(local, peer)) => {
+            put_address(first, family, *local)?;
+            put_address(first, family, *peer)
+        }
+        (Shape::PeerProtocol, Element::PeerProtocol(local, peer, protocol)) => {
+            put_address(first, family, *local)?;
+            put_address(first, family, *peer)?;
+            put_byte(first, protocol.0);
+            Ok(())
+        }
+        (Shape::PeerPort | Shape::PublishedAllow, Element::PeerPort(local, peer, protocol, port)) => {
+            put_address(first, family, *local)?;
+            put_address(first, family, *peer)?;
+            put_byte(first, protocol.0);
+            put_port(first, *port);
+            Ok(())
+        }
+        (Shape::PeerIcmp, Element::PeerIcmp(local, peer, kind, code)) => {
+            put_address(first, family, *local)?;
+            put_address(first, family, *peer)?;
+            put_byte(first, *kind);
+            put_byte(first, *code);
+            Ok(())
+        }
+        (Shape::Port | Shape::Published, Element::Port(local, protocol, port)) => {
+            put_address(first, family, *local)?;
+            put_byte(first, protocol.0);
+            put_port(first, *port);
+            Ok(())
+        }
+        (Shape::Range, Element::Range(local, peers, protocols, ports)) => {
+            forwards(peers)?;
+            forwards(protocols)?;
+            forwards(ports)?;
+            for (bytes, peer, protocol, port) in
+                [(&mut key.first, peers.first, protocols.first, ports.first), (&mut key.last, peers.last, protocols.last, ports.last)]
+            {
+                put_address(bytes, family, *local)?;
+                put_address(bytes, family, peer)?;
+                put_byte(bytes, protocol);
+                put_port(bytes, port);
+            }
+            Ok(())
+        }
+        (Shape::IcmpRange, Element::IcmpRange(local, peers, kinds, codes)) => {
+            forwards(peers)?;
+            forwards(kinds)?;
+            forwards(codes)?;
+            for (bytes, peer, kind, code) in
+                [(&mut key.first, peers.first, kinds.first, codes.first), (&mut key.last, peers.last, kinds.last, codes.last)]
+            {
+                put_address(bytes, family, *local)?;
+                put_address(bytes, family, peer)?;
+                put_byte(bytes, kind);
+                put_byte(bytes, code);
+            }
+            Ok(())
+        }
+        (
+            Shape::Isolated
+            | Shape::HostJudged
+            | Shape::PeerPort
+            | Shape::Peer
+            | Shape::PeerProtocol
+            | Shape::Port
+            | Shape::Range
+            | Shape::PeerIcmp
+            | Shape::IcmpRange
+            | Shape::Published
+            | Shape::PublishedAllow,
+            _,
+        ) => Err(Misfit::Shape),
+    }
+}
+
+fn forwards<T: PartialOrd>(span: &Span<T>) -> Result<(), Misfit> {
+    if span.first <= span.last { Ok(()) } else { Err(Misfit::Backwards) }
+}
+
+fn put_address(bytes: &mut Vec<u8>, family: Family, address: IpAddr) -> Result<(), Misfit> {
+    match (family, address) {
+        (Family::V4, IpAddr::V4(address)) => bytes.extend_from_slice(&address.octets()),
+        (Family::V6, IpAddr::V6(address)) => bytes.extend_from_slice(&address.octets()),
+        (Family::V4, IpAddr::V6(_)) | (Family::V6, IpAddr::V4(_)) => return Err(Misfit::Family),
+    }
+    Ok(())
+}
+
+fn put_byte(bytes: &mut Vec<u8>, value: u8) {
+    bytes.extend_from_slice(&[value, 0, 0, 0]);
+}
+
+fn put_port(bytes: &mut Vec<u8>, port: u16) {
+    bytes.extend_from_slice(&port.to_be_bytes());
+    bytes.extend_from_slice(&[0, 0]);
+}
+
+/// Decodes what the kernel lists; `last` is `None` for a single value.
+pub(super) fn decode(set: SetRef, first: &[u8], last: Option<&[u8]>) -> Result<Entry, Misfit> {
+    match set {
+        SetRef::KnownInterfaces(_) => {
+            single(last)?;
+            let bytes: [u8; 4] = first.try_into().map_err(|_| Misfit::Length(first.len()))?;
+            Ok(Entry::Interface(u32::from_ne_bytes(bytes)))
+        }
+        SetRef::Workloads(family) => {
+            single(last)?;
+            let mut fields = Fields { family, rest: first };
+            let address = fields.address()?;
+            fields.end()?;
+            Ok(Entry::Policy(Element::Local(address)))
+        }
+        SetRef::Policy(id) => decode_policy(id, first, last).map(Entry::Policy),
+    }
+}
+
+fn decode_policy(id: SetId, first: &[u8], last: Option<&[u8]>) -> Result<Element, Misfit> {
+    let mut fields = Fields { family: id.family, rest: first };
+    // Where there is no end, the range is of one.
+    let mut ends = Fields { family: id.family, rest: last.unwrap_or(first) };
+    let element = match id.shape {
+        Shape::Isolated | Shape::HostJudged => Element::Local(fields.address()?),
+        Shape::Peer => Element::Peer(fields.address()?, fields.address()?),
+        Shape::PeerProtocol => Element::PeerProtocol(fields.address()?, fields.address()?, Protocol(fields.byte()?)),
+        Shape::PeerPort | Shape::PublishedAllow => {
+            Element::PeerPort(fields.address()?, fields.address()?, Protocol(fields.byte()?), fields.port()?)
+        }
+        Shape::PeerIcmp => Element::PeerIcmp(fields.address()?, fields.address()?, fields.byte()?, fields.byte()?),
+        Shape::Port | Shape::Published => Element::Port(fields.address()?, Protocol(fields.byte()?), fields.port()?),
+        Shape::Range | Shape::IcmpRange => {
+            let local = fields.address()?;
+            if ends.address()? != local {
+                return Err(Misfit::Unexpected);
+            }
+            let peers = Span { first: fields.address()?, last: ends.address()? };
+            let bytes = Span { first: fields.byte()?, last: ends.byte()? };
+            let element = if id.shape == Shape::Range {
+                Element::Range(local, peers, bytes, Span { first: fields.port()?, last: ends.port()? })
+            } else {
+                Element::IcmpRange(local, peers, bytes, Span { first: fields.byte()?, last: ends.byte()? })
+            };
+            ends.end()?;
+            fields.end()?;
+            return Ok(element);
+        }
+    };
+    single(last)?;
+    fields.end()?;
+    Ok(element)
+}
+
+fn single(last: Option<&[u8]>) -> Result<(), Misfit> {
+    if last.is_none() { Ok(()) } else { Err(Misfit::Unexpected) }
+}
+
+/// The fields of a key, read from the front.
+#[derive(Debug)]
+struct Fields<'a> {
+    family: Family,
+    rest: &'a [u8],
+}
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Misfit> {
+        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(Misfit::Length(self.rest.len()))?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
+    fn address(&mut self) -> Result<IpAddr, Misfit> {
+        Ok(match self.family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::from(self.take::<4>()?)),
+            Family::V6 => IpAddr::V6(Ipv6Addr::from(self.take::<16>()?)),
+        })
+    }
+
+    fn byte(&mut self) -> Result<u8, Misfit> {
+        let [value, 0, 0, 0] = self.take::<4>()? else { return Err(Misfit::Padding) };
+        Ok(value)
+    }
+
+    fn port(&mut self) -> Result<u16, Misfit> {
+        let [high, low, 0, 0] = self.take::<4>()? else { return Err(Misfit::Padding) };
+        Ok(u16::from_be_bytes([high, low]))
+    }
+
+    fn end(&self) -> Result<(), Misfit> {
+        if self.rest.is_empty() { Ok(()) } else { Err(Misfit::Length(self.rest.len())) }
+    }
+}
+
+/// A comment as the kernel keeps it: what nft can print and read again. Quotes and control characters are replaced, what is
+/// longer than [`COMMENT_MAX`] bytes is cut.
+pub(super) fn tidy(comment: &str) -> Cow<'_, str> {
+    let printable = |c: char| !c.is_control() && c != '"' && c != '\\';
+    if comment.len() <= COMMENT_MAX && comment.chars().all(printable) {
+        return Cow::Borrowed(comment);
+    }
+    let mut tidied = String::with_capacity(COMMENT_MAX);
+    for c in comment.chars() {
+        let c = match c {
+            '"' | '\\' => '\'',
+            c if c.is_control() => ' ',
+            c => c,
+        };
+        if tidied.len() + c.len_utf8() > COMMENT_MAX {
+            break;
+        }
+        tidied.push(c);
+    }
+    Cow::Owned(tidied)
+}
+
+/// The user data that carries a comment: type, length, text and a closing zero, as libnftnl has it.
+pub(super) fn put_comment(bytes: &mut Vec<u8>, comment: &str) {
+    bytes.clear();
+    // `tidy` keeps a comment at 128 bytes, so its length fits into the one byte that there is.
+    let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
+    bytes.extend_from_slice(&[element::USERDATA_COMMENT, length]);
+    bytes.extend_from_slice(comment.as_bytes());
+    bytes.push(0);
+}
+
+/// The comment in user data; empty when there is none.
+pub(super) fn read_comment(userdata: &[u8]) -> &str {
+    let mut rest = userdata;
+    while let [kind, length, tail @ ..] = rest {
+        let Some((value, next)) = tail.split_at_checked(usize::from(*length)) else { return "" };
+        if *kind == element::USERDATA_COMMENT {
+            return std::str::from_utf8(value.strip_suffix(&[0]).unwrap_or(value)).unwrap_or_default();
+        }
+        rest = next;
+    }
+    ""
+}
+
+/// One element of a dump: key, end of range, comment. `Err` says what is missing.
+pub(super) fn read_element<'a>(attributes: Attributes<'a>) -> Result<(&'a [u8], Option<&'a [u8]>, &'a str), &'static str> {
+    let mut first = None;
+    let mut last = None;
+    let mut comment = "";
+    for attribute in attributes {
+        let value = || attribute.nested().find(super::wire::DATA_VALUE).map(|value| value.value);
+        match attribute.kind {
+            element::KEY => first = value(),
+            element::KEY_END => last = value(),
+            element::USERDATA => comment = read_comment(attribute.value),
+            _ => {}
+        }
+    }
+    Ok((first.ok_or("an element without a key")?, last, comment))
+}
+
+/// Shares equal texts, so that a thousand elements with one comment hold it once.
+#[derive(Debug, Default)]
+pub(super) struct Comments(std::collections::HashSet<Comment>);
+
+impl Comments {
+    /// The shared one.
+    pub(super) fn share(&mut self, text: &str) -> Comment {
+        if let Some(known) = self.0.get(text) {
+            return known.clone();
+        }
+        let comment: Comment = text.into();
+        self.0.insert(comment.clone());
+        comment
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::names::{Layer, policy_sets};
+    use super::*;
+    use firebreak_policy::model::Direction;
+    use proptest::prelude::*;
+
+    fn address(family: Family) -> BoxedStrategy<IpAddr> {
+        match family {
+            Family::V4 => any::<Ipv4Addr>().prop_map(IpAddr::V4).boxed(),
+            Family::V6 => any::<Ipv6Addr>().prop_map(IpAddr::V6).boxed(),
+        }
+    }
+
+    fn span<T: std::fmt::Debug + Copy + Ord + 'static>(value: impl Strategy<Value = T> + Clone + 'static) -> BoxedStrategy<Span<T>> {
+        (value.clone(), value).prop_map(|(a, b)| Span { first: a.min(b), last: a.max(b) }).boxed()
+    }
+
+    fn element(id: SetId) -> BoxedStrategy<Element> {
+        let one = move || address(id.family);
+        let protocol = || any::<u8>().prop_map(Protocol);
+        match id.shape {
+            Shape::Isolated | Shape::HostJudged => one().prop_map(Element::Local).boxed(),
+            Shape::Peer => (one(), one()).prop_map(|(a, b)| Element::Peer(a, b)).boxed(),
+            Shape::PeerProtocol => (one(), one(), protocol()).prop_map(|(a, b, c)| Element::PeerProtocol(a, b, c)).boxed(),
+            Shape::PeerPort | Shape::PublishedAllow => {
+                (one(), one(), protocol(), any::<u16>()).prop_map(|(a, b, c, d)| Element::PeerPort(a, b, c, d)).boxed()
+            }
+            Shape::PeerIcmp => (one(), one(), any::<u8>(), any::<u8>()).prop_map(|(a, b, c, d)| Element::PeerIcmp(a, b, c, d)).boxed(),
+            Shape::Port | Shape::Published => (one(), protocol(), any::<u16>()).prop_map(|(a, b, c)| Element::Port(a, b, c)).boxed(),
+            Shape::Range => {
+                (one(), span(one()), span(any::<u8>()), span(any::<u16>())).prop_map(|(a, b, c, d)| Element::Range(a, b, c, d)).boxed()
+            }
+            Shape::IcmpRange => {
+                (one(), span(one()), span(any::<u8>()), span(any::<u8>())).prop_map(|(a, b, c, d)| Element::IcmpRange(a, b, c, d)).boxed()
+            }
+        }
+    }
+
+    fn entry() -> impl Strategy<Value = (SetRef, Entry)> {
+        let policy = proptest::sample::select(policy_sets())
+            .prop_flat_map(|id| element(id).prop_map(move |element| (SetRef::Policy(id), Entry::Policy(element))));
+        let interface = (proptest::sample::select(Layer::ALL.to_vec()), any::<u32>())
+            .prop_map(|(layer, index)| (SetRef::KnownInterfaces(layer), Entry::Interface(index)));
+        let workload = proptest::sample::select(vec![Family::V4, Family::V6]).prop_flat_map(|family| {
+            address(family).prop_map(move |local| (SetRef::Workloads(family), Entry::Policy(Element::Local(local))))
+        });
+        prop_oneof![8 => policy, 1 => interface, 1 => workload]
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_gives_back_what_was_encoded((set, entry) in entry()) {
+            let mut key = Key::default();
+            encode(set, &entry, &mut key).unwrap();
+            prop_assert_eq!(key.first.len() % 4, 0);
+            let last = (!key.last.is_empty()).then_some(key.last.as_slice());
+            prop_assert_eq!(decode(set, &key.first, last).unwrap(), entry);
+        }
+
+        #[test]
+        fn decoding_any_bytes_never_panics(set in proptest::sample::select(SetRef::all()), first in proptest::collection::vec(any::<u8>(), 0..90), last in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..90))) {
+            if let Ok(entry) = decode(set, &first, last.as_deref()) {
+                let _ = entry.to_string();
+            }
+            let _ = read_comment(&first);
+        }
+
+        #[test]
+        fn a_tidy_comment_is_short_and_printable_and_survives(text in ".{0,200}") {
+            let tidied = tidy(&text).into_owned();
+            prop_assert!(tidied.len() <= COMMENT_MAX);
+            prop_assert_eq!(tidy(&tidied), tidied.as_str());
+            let mut bytes = Vec::new();
+            put_comment(&mut bytes, &tidied);
+            prop_assert_eq!(read_comment(&bytes), tidied.as_str());
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let v4: IpAddr = "10.0.0.1".parse().unwrap();
+        let v6: IpAddr = "fd00::1".parse().unwrap();
+        let set = |shape| SetRef::Policy(SetId { direction: Direction::Ingress, family: Family::V4, shape });
+        let whole = Span { first: 0u16, last: 65_535 };
+        for (set, entry, expected) in [
+            (set(Shape::Isolated), Entry::Policy(Element::Local(v6)), Misfit::Family),
+            (set(Shape::Peer), Entry::Policy(Element::Peer(v4, v6)), Misfit::Family),
+            (set(Shape::Peer), Entry::Policy(Element::Local(v4)), Misfit::Shape),
+            (set(Shape::Peer), Entry::Interface(1), Misfit::Shape),
+            (SetRef::KnownInterfaces(Layer::Arp), Entry::Policy(Element::Local(v4)), Misfit::Shape),
+            (SetRef::Workloads(Family::V6), Entry::Policy(Element::Local(v4)), Misfit::Family),
+            (set(Shape::Range), Entry::Policy(Element::Range(v4, Span::single(v4), Span { first: 7, last: 6 }, whole)), Misfit::Backwards),
+        ] {
+            assert_eq!(encode(set, &entry, &mut Key::default()), Err(expected), "{set} {entry}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What the kernel holds, read from the kernel: at start, and when an answer was lost. Never on the way of a commit.
+
+use super::element::{Comments, decode, read_element};
+use super::error::ReadBackError;
+use super::names::{Layer, SetRef, TABLE};
+use super::plan::KernelState;
+use super::socket::{NetfilterSocket, RequestError};
+use super::tables::DUMP_ATTEMPTS;
+use super::wire::{Message, Received, element};
+
+/// Reads every set that the agent writes, of the tables that are there.
+pub(super) fn read_back(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<KernelState, ReadBackError> {
+    let mut state = KernelState::empty(layers.iter().copied());
+    let mut comments = Comments::default();
+    for set in SetRef::all().into_iter().filter(|set| layers.contains(&set.layer())) {
+        read_set(socket, set, &mut comments, &mut state)?;
+    }
+    Ok(state)
+}
+
+fn read_set(socket: &mut NetfilterSocket, set: SetRef, comments: &mut Comments, state: &mut KernelState) -> Result<(), ReadBackError> {
+    let name = set.name();
+    for _ in 0..DUMP_ATTEMPTS {
+        let mut elements = Vec::new();
+        let take = |received: &Received<'_>| -> Result<(), String> {
+            let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
+            for item in list.nested() {
+                let (first, last, comment) = read_element(item.nested())?;
+                let entry = decode(set, first, last).map_err(|misfit| format!("element {first:02x?}-{last:02x?}: {misfit}"))?;
+                elements.push((entry, comments.share(comment)));
+            }
+            Ok(())
+        };
+        let dumped = socket.dump(
+            Message::GetSetElement,
+            Some(set.layer()),
+            |writer| {
+                writer.text(element::LIST_TABLE, TABLE);
+                writer.text(element::LIST_SET, &name);
+            },
+            take,
+        );
+        match dumped {
+            Ok(Ok(())) => {
+                for (entry, comment) in elements {
+                    state.insert(set, entry, comment);
+                }
+                return Ok(());
+            }
+            Ok(Err(reason)) => return Err(ReadBackError::Foreign { set: set.to_string(), reason }),
+            Err(RequestError::Interrupted) => {}
+            Err(RequestError::Refused(source)) => return Err(ReadBackError::Refused { set: set.to_string(), source }),
+            Err(RequestError::Socket(error)) => return Err(ReadBackError::Socket(error)),
+        }
+    }
+    Err(ReadBackError::Busy { set: set.to_string(), attempts: DUMP_ATTEMPTS })
+}

@@ -1,0 +1,253 @@
+//! From a plan to the bytes of one transaction, and from the kernel's complaint back to the element. Pure.
+
+use super::element::{Key, encode, put_comment};
+use super::error::CommitError;
+use super::names::{SetRef, TABLE};
+use super::plan::Plan;
+use super::wire::{self, Attributes, CREATE, DATA_VALUE, LIST_ELEMENT, Message, NFGEN_HEADER, NLMSG_HEADER, Writer, element};
+
+/// The list of one message stays below this, so that its attribute's 16-bit length holds it and one element more.
+const LIST_BYTES: usize = 60_000;
+
+/// One transaction as it is sent, with an index of what is where.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// For one `sendmsg`.
+    pub(super) bytes: Vec<u8>,
+    /// The sequence number of the first message; the rest count on.
+    pub(super) first_sequence: u32,
+    /// The messages between begin and end.
+    pub(super) messages: Vec<Part>,
+}
+
+/// One message of a batch: some elements of one set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// Where it begins in the batch.
+    start: usize,
+    /// Which change of the plan it is from.
+    change: usize,
+    /// Whether it adds.
+    puts: bool,
+    /// The first of its elements, counted in the change's list.
+    first: usize,
+}
+
+impl Batch {
+    /// The sequence number of the last message that is acknowledged.
+    pub(super) fn last_sequence(&self) -> u32 {
+        // A batch has at most one message per 60,000 bytes, far from 2^32.
+        self.first_sequence.wrapping_add(u32::try_from(self.messages.len()).unwrap_or(u32::MAX))
+    }
+
+    /// The sequence number for the next batch.
+    pub(super) fn next_sequence(&self) -> u32 {
+        self.last_sequence().wrapping_add(2)
+    }
+}
+
+/// What a message of a batch was about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) set: String,
+    pub(super) act: &'static str,
+    pub(super) element: String,
+}
+
+/// Renders a plan. An element that does not fit its set is an error, and nothing is sent.
+pub(super) fn render(plan: &Plan, first_sequence: u32) -> Result<Batch, CommitError> {
+    let (put, removed) = plan.counts();
+    let mut writer = Writer::with_capacity(256 + 160 * put + 96 * removed);
+    let mut messages = Vec::new();
+    let mut sequence = first_sequence;
+    writer.batch_begin(sequence);
+    for (index, change) in plan.changes.iter().enumerate() {
+        let mut removals = change.remove.iter().map(|entry| (entry, None)).enumerate().peekable();
+        while removals.peek().is_some() {
+            sequence = sequence.wrapping_add(1);
+            messages.push(Part { start: writer.len(), change: index, puts: false, first: removals.peek().map_or(0, |(at, _)| *at) });
+            render_message(&mut writer, Message::DelSetElement, 0, sequence, change.set, &mut removals)?;
+        }
+        let mut puts = change.put.iter().map(|(entry, comment)| (entry, Some(comment.as_ref()))).enumerate().peekable();
+        while puts.peek().is_some() {
+            sequence = sequence.wrapping_add(1);
+            messages.push(Part { start: writer.len(), change: index, puts: true, first: puts.peek().map_or(0, |(at, _)| *at) });
+            render_message(&mut writer, Message::NewSetElement, CREATE, sequence, change.set, &mut puts)?;
+        }
+    }
+    if let Some(last) = messages.last() {
+        writer.request_ack(last.start);
+    }
+    writer.batch_end(sequence.wrapping_add(1));
+    Ok(Batch { bytes: writer.into_bytes(), first_sequence, messages })
+}
+
+/// One message with as many elements as fit; at least one.
+fn render_message<'a>(
+    writer: &mut Writer,
+    message: Message,
+    flags: u16,
+    sequence: u32,
+    set: SetRef,
+    entries: &mut std::iter::Peekable<impl Iterator<Item = (usize, (&'a super::element::Entry, Option<&'a str>))>>,
+) -> Result<(), CommitError> {
+    let mut key = Key::default();
+    let mut userdata = Vec::new();
+    let open = writer.begin(message, flags, sequence, set.layer());
+    writer.text(element::LIST_TABLE, TABLE);
+    writer.text(element::LIST_SET, &set.name());
+    let start = writer.len();
+    let list = writer.nest(element::LIST_ELEMENTS);
+    while writer.len() - start < LIST_BYTES {
+        let Some((_, (entry, comment))) = entries.next() else { break };
+        encode(set, entry, &mut key).map_err(|misfit| CommitError::Misfit {
+            set: set.to_string(),
+            element: entry.to_string(),
+            reason: misfit.to_string(),
+        })?;
+        let item = writer.nest(LIST_ELEMENT);
+        put_data(writer, element::KEY, &key.first);
+        if !key.last.is_empty() {
+            put_data(writer, element::KEY_END, &key.last);
+        }
+        if let Some(comment) = comment
+            && !comment.is_empty()
+        {
+            put_comment(&mut userdata, comment);
+            writer.attribute(element::USERDATA, &userdata);
+        }
+        writer.end_nest(item);
+    }
+    writer.end_nest(list);
+    writer.end(open);
+    Ok(())
+}
+
+fn put_data(writer: &mut Writer, kind: u16, value: &[u8]) {
+    let data = writer.nest(kind);
+    writer.attribute(DATA_VALUE, value);
+    writer.end_nest(data);
+}
+
+/// Which element a complaint is about: `sequence` tells the message, `offset` (from the message's beginning, as
+/// `NLMSGERR_ATTR_OFFS` has it) the element. Without an offset, and with several elements, the element is a count.
+/// `None` when the complaint is about the transaction as such.
+pub(super) fn locate(plan: &Plan, batch: &Batch, sequence: u32, offset: Option<u32>) -> Option<Place> {
+    let position = usize::try_from(sequence.wrapping_sub(batch.first_sequence)).ok()?.checked_sub(1)?;
+    let part = batch.messages.get(position)?;
+    let end = batch.messages.get(position + 1).map_or(batch.bytes.len(), |next| next.start);
+    let change = plan.changes.get(part.change)?;
+    let starts = element_offsets(batch.bytes.get(part.start..end)?);
+    let chosen = match offset {
+        Some(offset) => {
+            let offset = usize::try_from(offset).ok()?;
+            starts.iter().rposition(|start| *start <= offset)
+        }
+        None => (starts.len() == 1).then_some(0),
+    };
+    let entry = chosen.and_then(|index| {
+        let index = part.first + index;
+        if part.puts { change.put.get(index).map(|(entry, _)| entry) } else { change.remove.get(index) }
+    });
+    Some(Place {
+        set: change.set.to_string(),
+        act: if part.puts { "adding" } else { "removing" },
+        element: entry.map_or_else(|| format!("one of {} elements", starts.len()), ToString::to_string),
+    })
+}
+
+/// Where the elements of a message begin, from the message's beginning.
+fn element_offsets(message: &[u8]) -> Vec<usize> {
+    let mut at = NLMSG_HEADER + NFGEN_HEADER;
+    let Some(body) = message.get(at..) else { return Vec::new() };
+    for attribute in Attributes::new(body) {
+        if attribute.kind == element::LIST_ELEMENTS {
+            let mut starts = Vec::new();
+            at += wire::ATTRIBUTE_HEADER;
+            for item in attribute.nested() {
+                starts.push(at);
+                at += (wire::ATTRIBUTE_HEADER + item.value.len()).next_multiple_of(4);
+            }
+            return starts;
+        }
+        at += (wire::ATTRIBUTE_HEADER + attribute.value.len()).next_multiple_of(4);
+    }
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::element::{Entry, decode, read_element};
+    use super::super::plan::SetChange;
+    use super::super::wire::{BATCH_BEGIN, BATCH_END, Messages};
+    use super::*;
+    use firebreak_policy::kernel_sets::{Element, SetId, Shape};
+    use firebreak_policy::model::{Direction, Family, Protocol};
+    use std::net::{IpAddr, Ipv4Addr};
+
+    const SET: SetRef = SetRef::Policy(SetId { direction: Direction::Ingress, family: Family::V4, shape: Shape::PeerPort });
+
+    fn entry(number: u32) -> Entry {
+        let peer = IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number));
+        Entry::Policy(Element::PeerPort(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), peer, Protocol::TCP, 443))
+    }
+
+    #[test]
+    fn a_large_plan_becomes_messages_that_hold_all_of_it_in_order() {
+        let plan = Plan {
+            changes: vec![SetChange {
+                set: SET,
+                remove: (0..2_000).map(entry).collect(),
+                put: (5_000..10_000).map(|number| (entry(number), format!("number {number}").into())).collect(),
+            }],
+        };
+        let batch = render(&plan, 100).unwrap();
+        let messages: Vec<_> = Messages::new(&batch.bytes).collect();
+        assert_eq!(messages.first().unwrap().kind, BATCH_BEGIN);
+        assert_eq!(messages.last().unwrap().kind, BATCH_END);
+        assert_eq!(messages.last().unwrap().sequence + 1, batch.next_sequence());
+        assert!(messages.windows(2).all(|pair| pair[0].sequence + 1 == pair[1].sequence));
+        let acked: Vec<u32> = messages.iter().filter(|m| m.flags & wire::ACK != 0).map(|m| m.sequence).collect();
+        assert_eq!(acked, [batch.last_sequence()]);
+
+        let mut seen = Vec::new();
+        for message in &messages[1..messages.len() - 1] {
+            let puts = message.kind == Message::NewSetElement.number();
+            for item in message.attributes().find(element::LIST_ELEMENTS).unwrap().nested() {
+                let (first, last, comment) = read_element(item.nested()).unwrap();
+                seen.push((puts, decode(SET, first, last).unwrap(), comment.to_owned()));
+            }
+        }
+        let mut expected: Vec<_> = (0..2_000).map(|number| (false, entry(number), String::new())).collect();
+        expected.extend((5_000..10_000).map(|number| (true, entry(number), format!("number {number}"))));
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_complaint_is_traced_to_its_element() {
+        let plan = Plan {
+            changes: vec![SetChange {
+                set: SET,
+                remove: vec![entry(1)],
+                put: (10..5_000).map(|number| (entry(number), "".into())).collect(),
+            }],
+        };
+        let batch = render(&plan, 7).unwrap();
+        assert!(batch.messages.len() > 2);
+        for (position, part) in batch.messages.iter().enumerate() {
+            let end = batch.messages.get(position + 1).map_or(batch.bytes.len(), |next| next.start);
+            for (index, start) in element_offsets(&batch.bytes[part.start..end]).into_iter().enumerate() {
+                let sequence = 7 + 1 + u32::try_from(position).unwrap();
+                let place = locate(&plan, &batch, sequence, Some(u32::try_from(start).unwrap())).unwrap();
+                let expected = if part.puts { plan.changes[0].put[part.first + index].0.to_string() } else { entry(1).to_string() };
+                assert_eq!(place.element, expected);
+                assert_eq!(place.act, if part.puts { "adding" } else { "removing" });
+                assert_eq!(place.set, "inet firebreak in4_peer_port");
+            }
+        }
+        assert_eq!(locate(&plan, &batch, 7, None), None, "about the transaction itself");
+        assert_eq!(locate(&plan, &batch, 8, None).unwrap().element, entry(1).to_string(), "the only element of its message");
+        assert!(locate(&plan, &batch, 9, None).unwrap().element.starts_with("one of "));
+    }
+}

@@ -1,0 +1,274 @@
+//! The policy chains of `table inet firebreak`: which connections are judged, by which stage, in which order the sets are asked.
+//! They are judged on their real ends: after destination NAT, before source NAT.
+
+use super::words::{
+    Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is_established, is_midstream, is_number, is_one_of,
+    jump, l4proto, meta, not_in_set, to_goto, to_jump,
+};
+use crate::dataplane::names::{self, COUNTER_OUT_OF_STATE, DIRECTIONS, FAMILIES, SET_MIDSTREAM, direction_word, family_digit};
+use firebreak_policy::kernel_sets::{SetId, Shape};
+use firebreak_policy::model::{Direction, Family};
+use nftables::expr::{Expression, MetaKey, Verdict};
+use nftables::types::NfHook;
+
+/// `filter - 10`: after destination NAT, and before the host's own filter rules.
+const BEFORE_FILTER: i32 = -10;
+
+/// The protocols whose packets begin with ports, as nft calls them (`Protocol::has_ports`).
+pub(super) const WITH_PORTS: [&str; 5] = ["tcp", "udp", "dccp", "sctp", "udplite"];
+
+/// Everything but the accounting, which the stages go to when they deny.
+pub(super) fn add(rules: &mut Rules) {
+    hooks(rules);
+    state(rules);
+    for family in FAMILIES {
+        judged(rules, family);
+        published(rules, family);
+        for direction in DIRECTIONS {
+            stage(rules, direction, family);
+        }
+    }
+}
+
+/// ```text
+/// chain forward {
+///     type filter hook forward priority filter - 10; policy accept;
+///     ct state established accept
+///     ct state vmap { related : jump related, invalid : goto stateless, untracked : jump neighbours }
+///     tcp flags & (fin | syn | rst | ack) != syn meta l4proto != @midstream_allowed jump stateless
+///     meta nfproto vmap { ipv4 : goto forward4, ipv6 : goto forward6 }
+/// }
+/// ```
+/// and so for `input` and `output`. `invalid` is left alone on output: what the node itself sends out of state is its answer to
+/// something that was let in.
+fn hooks(rules: &mut Rules) {
+    for (chain, hook, neighbours) in [
+        ("forward", NfHook::Forward, "neighbours"),
+        ("input", NfHook::Input, "neighbours_of_host"),
+        ("output", NfHook::Output, "neighbours_of_host"),
+    ] {
+        rules.base_chain(chain, hook, BEFORE_FILTER);
+        let mut states = vec![("related", to_jump("related")), ("untracked", to_jump(neighbours))];
+        if chain != "output" {
+            states.push(("invalid", to_goto("stateless")));
+        }
+        rules.rule(chain, [is_established(), accept()]);
+        rules.rule(chain, [dispatch(ct_state(), states)]);
+        rules.rule(chain, [is_midstream(), not_in_set(l4proto(), SET_MIDSTREAM), jump("stateless")]);
+        let families = FAMILIES.map(|family| (nfproto(family), to_goto(&format!("{chain}{}", family_digit(family)))));
+        rules.rule(chain, [dispatch(meta(MetaKey::Nfproto), families.to_vec())]);
+    }
+}
+
+/// ```text
+/// chain related {
+///     meta l4proto { icmp, ipv6-icmp } accept          # errors about a connection; what a helper expects is judged
+/// }
+/// chain neighbours {
+///     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } ip6 hoplimit 255 accept
+/// }
+/// chain neighbours_of_host {
+///     icmpv6 type { nd-*, mld* } accept
+/// }
+/// chain stateless {
+///     ip saddr @workload4 goto out_of_state
+///     ip daddr @workload4 goto out_of_state
+///     ip6 saddr @workload6 goto out_of_state
+///     ip6 daddr @workload6 goto out_of_state
+/// }
+/// chain out_of_state {
+///     counter name out_of_state drop
+/// }
+/// ```
+/// What belongs to no connection and cannot begin one is refused for local workloads in both directions, isolated or not: asked
+/// only where somebody is isolated, a connection would live on through the other direction. It is counted and makes no flow
+/// record: policy did not decide it.
+fn state(rules: &mut Rules) {
+    rules.counter(COUNTER_OUT_OF_STATE);
+    for chain in ["related", "neighbours", "neighbours_of_host", "stateless", "out_of_state"] {
+        rules.chain(chain);
+    }
+    rules.rule("related", [is_one_of(l4proto(), &["icmp", "ipv6-icmp"]), accept()]);
+    // 255: it has not been routed (RFC 4861, section 7.1).
+    let between = ["nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"];
+    rules.rule("neighbours", [is_one_of(field("icmpv6", "type"), &between), is_number(field("ip6", "hoplimit"), 255), accept()]);
+    let with_host = [
+        "nd-neighbor-solicit",
+        "nd-neighbor-advert",
+        "nd-router-solicit",
+        "nd-router-advert",
+        "mld-listener-query",
+        "mld-listener-report",
+        "mld-listener-done",
+        "mld2-listener-report",
+    ];
+    rules.rule("neighbours_of_host", [is_one_of(field("icmpv6", "type"), &with_host), accept()]);
+    for family in FAMILIES {
+        for end in ["saddr", "daddr"] {
+            rules.rule("stateless", [in_set(field(ip(family), end), &names::workloads(family)), goto("out_of_state")]);
+        }
+    }
+    rules.rule("out_of_state", [count(COUNTER_OUT_OF_STATE), drop()]);
+}
+
+/// ```text
+/// chain forward4 {                                     # egress of a local source first, then ingress of a local destination
+///     ip saddr @out4_isolated jump out4
+///     ip daddr @in4_isolated goto in4
+/// }
+/// chain input4 {                                       # to the node; what is published there leads on to a workload
+///     ip saddr @out4_isolated jump out4
+///     ip daddr . meta l4proto . th dport @published4 ip saddr @workload4 goto published4
+/// }
+/// chain output4 {                                      # the own node gets in unless it is judged too
+///     ip daddr @in4_host_judged ip daddr @in4_isolated goto in4
+/// }
+/// ```
+fn judged(rules: &mut Rules, family: Family) {
+    let digit = family_digit(family);
+    let (forward, input, output) = (format!("forward{digit}"), format!("input{digit}"), format!("output{digit}"));
+    let (source, destination) = (field(ip(family), "saddr"), field(ip(family), "daddr"));
+    let (ingress, egress) = (stage_name(Direction::Ingress, family), stage_name(Direction::Egress, family));
+    let isolated_in = set(Direction::Ingress, family, Shape::Isolated);
+    let isolated_out = set(Direction::Egress, family, Shape::Isolated);
+    for chain in [&forward, &input, &output] {
+        rules.chain(chain);
+    }
+    rules.rule(&forward, [in_set(source.clone(), &isolated_out), jump(&egress)]);
+    rules.rule(&forward, [in_set(destination.clone(), &isolated_in), goto(&ingress)]);
+
+    rules.rule(&input, [in_set(source.clone(), &isolated_out), jump(&egress)]);
+    let service = concat([destination.clone(), l4proto(), field("th", "dport")]);
+    let published = set(Direction::Egress, family, Shape::Published);
+    rules.rule(&input, [in_set(service, &published), in_set(source, &names::workloads(family)), goto(&published)]);
+
+    let host_judged = set(Direction::Ingress, family, Shape::HostJudged);
+    rules.rule(&output, [in_set(destination.clone(), &host_judged), in_set(destination, &isolated_in), goto(&ingress)]);
+}
+
+/// ```text
+/// chain published4 {
+///     ip saddr . ip daddr . meta l4proto . th dport @published_allow4 accept
+///     goto deny_in4
+/// }
+/// ```
+fn published(rules: &mut Rules, family: Family) {
+    let chain = set(Direction::Egress, family, Shape::Published);
+    rules.chain(&chain);
+    let key = concat([field(ip(family), "saddr"), field(ip(family), "daddr"), l4proto(), field("th", "dport")]);
+    rules.rule(&chain, [in_set(key, &set(Direction::Egress, family, Shape::PublishedAllow)), accept()]);
+    rules.rule(&chain, [goto(&deny_name(Direction::Ingress, family))]);
+}
+
+/// One stage; `return` is "this direction allows it".
+///
+/// ```text
+/// chain in4 {
+///     meta l4proto vmap { tcp : goto in4_with_ports, ..., icmp : goto in4_with_types }
+///     ip daddr . ip saddr @in4_peer return
+///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
+///     ip daddr . ip saddr . meta l4proto . th sport @in4_range return
+///     goto deny_in4
+/// }
+/// chain in4_with_ports {
+///     ip daddr . ip saddr . meta l4proto . th dport @in4_peer_port return
+///     ip daddr . ip saddr @in4_peer return
+///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
+///     ip daddr . meta l4proto . th dport @in4_port return
+///     ip daddr . ip saddr . meta l4proto . th dport @in4_range return
+///     goto deny_in4
+/// }
+/// chain in4_with_types {
+///     ip daddr . ip saddr . icmp type . icmp code @in4_peer_icmp return
+///     ip daddr . ip saddr @in4_peer return
+///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
+///     ip daddr . ip saddr . icmp type . icmp code @in4_icmp_range return
+///     goto deny_in4
+/// }
+/// ```
+fn stage(rules: &mut Rules, direction: Direction, family: Family) {
+    let name = stage_name(direction, family);
+    let (with_ports, with_types) = (format!("{name}_with_ports"), format!("{name}_with_types"));
+    let (local, peer) = match direction {
+        Direction::Ingress => (field(ip(family), "daddr"), field(ip(family), "saddr")),
+        Direction::Egress => (field(ip(family), "saddr"), field(ip(family), "daddr")),
+    };
+    let set = |shape| set(direction, family, shape);
+    let ends = || vec![local.clone(), peer.clone()];
+    let with = |more: Vec<Expression<'static>>| concat([ends(), more].concat());
+    let port = || field("th", "dport");
+    let allow = |key: Expression<'static>, shape: Shape| [in_set(key, &set(shape)), back()];
+    let deny = || [goto(&deny_name(direction, family))];
+    for chain in [&name, &with_ports, &with_types] {
+        rules.chain(chain);
+    }
+
+    let mut kinds: Vec<(&'static str, Verdict<'static>)> = WITH_PORTS.iter().map(|name| (*name, to_goto(&with_ports))).collect();
+    kinds.push((icmp_protocol(family), to_goto(&with_types)));
+    rules.rule(&name, [dispatch(l4proto(), kinds)]);
+    rules.rule(&name, allow(with(vec![]), Shape::Peer));
+    rules.rule(&name, allow(with(vec![l4proto()]), Shape::PeerProtocol));
+    // Such an element spans every port, so any two bytes will do; the first two are there in the shortest packet that says
+    // anything. (nft takes no constant in a concatenation.)
+    rules.rule(&name, allow(with(vec![l4proto(), field("th", "sport")]), Shape::Range));
+    rules.rule(&name, deny());
+
+    rules.rule(&with_ports, allow(with(vec![l4proto(), port()]), Shape::PeerPort));
+    rules.rule(&with_ports, allow(with(vec![]), Shape::Peer));
+    rules.rule(&with_ports, allow(with(vec![l4proto()]), Shape::PeerProtocol));
+    rules.rule(&with_ports, allow(concat([local.clone(), l4proto(), port()]), Shape::Port));
+    rules.rule(&with_ports, allow(with(vec![l4proto(), port()]), Shape::Range));
+    rules.rule(&with_ports, deny());
+
+    let message = || vec![field(icmp_header(family), "type"), field(icmp_header(family), "code")];
+    rules.rule(&with_types, allow(with(message()), Shape::PeerIcmp));
+    rules.rule(&with_types, allow(with(vec![]), Shape::Peer));
+    rules.rule(&with_types, allow(with(vec![l4proto()]), Shape::PeerProtocol));
+    rules.rule(&with_types, allow(with(message()), Shape::IcmpRange));
+    rules.rule(&with_types, deny());
+}
+
+fn set(direction: Direction, family: Family, shape: Shape) -> String {
+    names::policy_set(SetId { direction, family, shape })
+}
+
+/// `in4`, `out6`.
+fn stage_name(direction: Direction, family: Family) -> String {
+    format!("{}{}", direction_word(direction), family_digit(family))
+}
+
+/// `deny_in4`, `deny_out6`.
+pub(super) fn deny_name(direction: Direction, family: Family) -> String {
+    format!("deny_{}", stage_name(direction, family))
+}
+
+/// The header that nft reads addresses from.
+pub(super) fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+/// The header that nft reads type and code from.
+pub(super) fn icmp_header(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "icmp",
+        Family::V6 => "icmpv6",
+    }
+}
+
+/// The name of the family's ICMP as a protocol.
+pub(super) fn icmp_protocol(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "icmp",
+        Family::V6 => "ipv6-icmp",
+    }
+}
+
+fn nfproto(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    }
+}

@@ -1,0 +1,166 @@
+//! The sets of the tables: names, types, flags. Declared with types of our own: crate `nftables` knows neither `iface_index` nor
+//! the ICMP types.
+
+use crate::dataplane::config::DataplaneConfig;
+use crate::dataplane::names::{DeniedKey, DeniedSet, Layer, SET_KNOWN_IF, SET_MIDSTREAM, SetRef, TABLE};
+use firebreak_policy::kernel_sets::Shape;
+use firebreak_policy::model::Family;
+use serde::{Serialize, Serializer};
+
+/// A set as `nft -j` takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct SetSpec {
+    pub(super) family: &'static str,
+    pub(super) table: &'static str,
+    pub(super) name: String,
+    #[serde(rename = "type", serialize_with = "one_or_many")]
+    pub(super) fields: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) flags: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) timeout: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) size: Option<u32>,
+    /// The statements that each element carries.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) stmt: Vec<Stateful>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) elem: Vec<Timed>,
+}
+
+/// `counter`, in a set's declaration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Stateful {
+    /// Each element counts the packets that hit it.
+    Counter(Option<()>),
+}
+
+/// An element that ends by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Timed {
+    elem: TimedElement,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct TimedElement {
+    val: &'static str,
+    timeout: u64,
+}
+
+impl SetSpec {
+    fn plain(layer: Layer, name: String, fields: Vec<&'static str>) -> Self {
+        Self {
+            family: layer.as_str(),
+            table: TABLE,
+            name,
+            fields,
+            flags: Vec::new(),
+            timeout: None,
+            size: None,
+            stmt: Vec::new(),
+            elem: Vec::new(),
+        }
+    }
+}
+
+/// The sets of a table whose elements the agent writes, and whose form therefore stands for as long as they hold something.
+///
+/// ```text
+/// set in4_isolated      { type ipv4_addr; }
+/// set in4_peer_port     { type ipv4_addr . ipv4_addr . inet_proto . inet_service; }
+/// set in4_peer          { type ipv4_addr . ipv4_addr; }
+/// set in4_peer_protocol { type ipv4_addr . ipv4_addr . inet_proto; }
+/// set in4_port          { type ipv4_addr . inet_proto . inet_service; }
+/// set in4_range         { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval; }
+/// set in4_peer_icmp     { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; }
+/// set in4_icmp_range    { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; flags interval; }
+/// set published4        { type ipv4_addr . inet_proto . inet_service; }
+/// set published_allow4  { type ipv4_addr . ipv4_addr . inet_proto . inet_service; }
+/// ```
+pub(super) fn written(layer: Layer) -> Vec<SetSpec> {
+    SetRef::all().into_iter().filter(|set| set.layer() == layer).map(|set| written_set(layer, set)).collect()
+}
+
+fn written_set(layer: Layer, set: SetRef) -> SetSpec {
+    match set {
+        SetRef::KnownInterfaces(_) => SetSpec::plain(layer, SET_KNOWN_IF.to_owned(), vec!["iface_index"]),
+        SetRef::Workloads(family) => SetSpec::plain(layer, set.name(), vec![address(family)]),
+        SetRef::Policy(id) => {
+            let local = address(id.family);
+            let (fields, interval) = match id.shape {
+                Shape::Isolated | Shape::HostJudged => (vec![local], false),
+                Shape::Peer => (vec![local, local], false),
+                Shape::PeerProtocol => (vec![local, local, "inet_proto"], false),
+                Shape::PeerPort | Shape::PublishedAllow => (vec![local, local, "inet_proto", "inet_service"], false),
+                Shape::Port | Shape::Published => (vec![local, "inet_proto", "inet_service"], false),
+                Shape::Range => (vec![local, local, "inet_proto", "inet_service"], true),
+                Shape::PeerIcmp => ([vec![local, local], icmp(id.family)].concat(), false),
+                Shape::IcmpRange => ([vec![local, local], icmp(id.family)].concat(), true),
+            };
+            let mut spec = SetSpec::plain(layer, set.name(), fields);
+            if interval {
+                spec.flags.push("interval");
+            }
+            spec
+        }
+    }
+}
+
+/// The sets that the kernel itself writes; they may be made anew at any time.
+///
+/// ```text
+/// set denied_in4 {
+///     type ipv4_addr . ipv4_addr . inet_proto . inet_service
+///     size 65536; flags dynamic,timeout; timeout 5m; counter
+/// }
+/// ```
+pub(super) fn counted(config: &DataplaneConfig) -> Vec<SetSpec> {
+    DeniedSet::all()
+        .into_iter()
+        .map(|set| {
+            let end = address(set.family);
+            let fields = match set.key {
+                DeniedKey::Port => vec![end, end, "inet_proto", "inet_service"],
+                DeniedKey::Icmp => [vec![end, end], icmp(set.family)].concat(),
+                DeniedKey::Protocol => vec![end, end, "inet_proto"],
+            };
+            SetSpec {
+                flags: vec!["timeout"],
+                timeout: Some(config.denied_timeout.as_secs().max(1)),
+                size: Some(config.denied_size),
+                stmt: vec![Stateful::Counter(None)],
+                ..SetSpec::plain(Layer::Inet, set.name(), fields)
+            }
+        })
+        .collect()
+}
+
+/// `set midstream_allowed { type inet_proto; flags timeout; elements = { tcp timeout 2m } }`; at a first install with its element.
+pub(super) fn midstream(config: &DataplaneConfig, first_install: bool) -> SetSpec {
+    let grace = config.midstream_grace.as_secs();
+    let elem = if first_install && grace > 0 { vec![Timed { elem: TimedElement { val: "tcp", timeout: grace } }] } else { Vec::new() };
+    SetSpec { flags: vec!["timeout"], elem, ..SetSpec::plain(Layer::Inet, SET_MIDSTREAM.to_owned(), vec!["inet_proto"]) }
+}
+
+/// nft takes a list for a concatenation and a bare word for one field.
+fn one_or_many<S: Serializer>(fields: &[&'static str], serializer: S) -> Result<S::Ok, S::Error> {
+    match fields {
+        [one] => one.serialize(serializer),
+        many => many.serialize(serializer),
+    }
+}
+
+fn address(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
+    }
+}
+
+fn icmp(family: Family) -> Vec<&'static str> {
+    match family {
+        Family::V4 => vec!["icmp_type", "icmp_code"],
+        Family::V6 => vec!["icmpv6_type", "icmpv6_code"],
+    }
+}

@@ -1,0 +1,43 @@
+//! Unknown workload interfaces: what matches a name pattern and was not made known by its ifindex is denied, whatever it carries.
+//! An interface that is made again under the same name has a new ifindex, so it is unknown from its first packet, and no agent
+//! has to be there to say so.
+
+use super::words::{Rules, count, drop, is, meta, not_in_set};
+use crate::dataplane::config::DataplaneConfig;
+use crate::dataplane::names::{COUNTER_UNKNOWN_IN, COUNTER_UNKNOWN_OUT, Layer, SET_KNOWN_IF};
+use nftables::expr::MetaKey;
+use nftables::types::NfHook;
+
+/// Before connection tracking (-200), br_netfilter and everybody else: an unknown interface makes no state.
+const FIRST: i32 = -310;
+
+/// In `inet` and `bridge`:
+///
+/// ```text
+/// chain unknown_interface_in {
+///     type filter hook prerouting priority -310; policy accept;
+///     iifname "veth*" iif != @known_if counter name unknown_interface_in drop
+/// }
+/// chain unknown_interface_out {
+///     type filter hook postrouting priority -310; policy accept;
+///     oifname "veth*" oif != @known_if counter name unknown_interface_out drop
+/// }
+/// ```
+///
+/// and in `arp`, which has no other hooks, `input` and `output`.
+pub(super) fn add(rules: &mut Rules, layer: Layer, config: &DataplaneConfig) {
+    let (enters, leaves) = match layer {
+        Layer::Inet | Layer::Bridge => (NfHook::Prerouting, NfHook::Postrouting),
+        Layer::Arp => (NfHook::Input, NfHook::Output),
+    };
+    for (chain, hook, name, index) in
+        [(COUNTER_UNKNOWN_IN, enters, MetaKey::Iifname, MetaKey::Iif), (COUNTER_UNKNOWN_OUT, leaves, MetaKey::Oifname, MetaKey::Oif)]
+    {
+        rules.counter(chain);
+        rules.base_chain(chain, hook, FIRST);
+        // A rule per pattern: nft 1.0.6 has no wildcards in anonymous sets that it could list again.
+        for pattern in &config.interface_patterns {
+            rules.rule(chain, [is(meta(name), pattern.as_str()), not_in_set(meta(index), SET_KNOWN_IF), count(chain), drop()]);
+        }
+    }
+}

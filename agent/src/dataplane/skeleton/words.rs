@@ -1,0 +1,211 @@
+//! nft's words as small functions over the types of crate `nftables`, so that the rules read like rules.
+
+use crate::dataplane::names::{Layer, TABLE};
+use nftables::expr::{BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, SetItem, Verdict};
+use nftables::schema::{Chain, Counter, NfListObject, Rule};
+use nftables::stmt::{self, JumpTarget, Match, Operator, SetOp, Statement, VerdictMap};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+
+/// The chains and counters of one table, in the order in which they are added.
+#[derive(Debug)]
+pub(super) struct Rules {
+    layer: Layer,
+    pub(super) chains: Vec<NfListObject<'static>>,
+    pub(super) rules: Vec<NfListObject<'static>>,
+    pub(super) counters: Vec<String>,
+}
+
+impl Rules {
+    /// None yet.
+    pub(super) fn new(layer: Layer) -> Self {
+        Self { layer, chains: Vec::new(), rules: Vec::new(), counters: Vec::new() }
+    }
+
+    /// `chain NAME { }`
+    pub(super) fn chain(&mut self, name: &str) {
+        let chain = Chain { family: family(self.layer), table: TABLE.into(), name: name.to_owned().into(), ..Chain::default() };
+        self.chains.push(NfListObject::Chain(chain));
+    }
+
+    /// `chain NAME { type filter hook HOOK priority PRIORITY; policy accept; }`
+    pub(super) fn base_chain(&mut self, name: &str, hook: NfHook, priority: i32) {
+        self.chains.push(NfListObject::Chain(Chain {
+            family: family(self.layer),
+            table: TABLE.into(),
+            name: name.to_owned().into(),
+            _type: Some(NfChainType::Filter),
+            hook: Some(hook),
+            prio: Some(priority),
+            policy: Some(NfChainPolicy::Accept),
+            ..Chain::default()
+        }));
+    }
+
+    /// `counter NAME { }`
+    pub(super) fn counter(&mut self, name: &str) {
+        self.counters.push(name.to_owned());
+    }
+
+    /// A rule at the end of a chain.
+    pub(super) fn rule<const N: usize>(&mut self, chain: &str, statements: [Statement<'static>; N]) {
+        self.rules.push(NfListObject::Rule(Rule {
+            family: family(self.layer),
+            table: TABLE.into(),
+            chain: chain.to_owned().into(),
+            expr: statements.to_vec().into(),
+            ..Rule::default()
+        }));
+    }
+
+    /// The names of the chains.
+    pub(super) fn chain_names(&self) -> impl Iterator<Item = &str> {
+        self.chains.iter().filter_map(|object| if let NfListObject::Chain(chain) = object { Some(chain.name.as_ref()) } else { None })
+    }
+}
+
+/// A counter to add. Both numbers are given: nft reads a missing one as null and refuses that.
+pub(super) fn counter_object(layer: Layer, name: &str) -> NfListObject<'static> {
+    NfListObject::Counter(Counter {
+        family: family(layer),
+        table: TABLE.into(),
+        name: name.to_owned().into(),
+        handle: None,
+        packets: Some(0),
+        bytes: Some(0),
+    })
+}
+
+pub(super) fn family(layer: Layer) -> NfFamily {
+    match layer {
+        Layer::Inet => NfFamily::INet,
+        Layer::Bridge => NfFamily::Bridge,
+        Layer::Arp => NfFamily::ARP,
+    }
+}
+
+/// `PROTOCOL FIELD`, such as `ip saddr`.
+pub(super) fn field(protocol: &'static str, field: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::Payload(Payload::PayloadField(PayloadField { protocol: protocol.into(), field: field.into() })))
+}
+
+/// `meta KEY`.
+pub(super) fn meta(key: MetaKey) -> Expression<'static> {
+    Expression::Named(NamedExpression::Meta(Meta { key }))
+}
+
+/// `meta l4proto`.
+pub(super) fn l4proto() -> Expression<'static> {
+    meta(MetaKey::L4proto)
+}
+
+/// `A . B . C`
+pub(super) fn concat(fields: impl IntoIterator<Item = Expression<'static>>) -> Expression<'static> {
+    Expression::Named(NamedExpression::Concat(fields.into_iter().collect()))
+}
+
+/// `KEY @SET`
+pub(super) fn in_set(key: Expression<'static>, set: &str) -> Statement<'static> {
+    matches(key, Operator::EQ, Expression::String(format!("@{set}").into()))
+}
+
+/// `KEY != @SET`
+pub(super) fn not_in_set(key: Expression<'static>, set: &str) -> Statement<'static> {
+    matches(key, Operator::NEQ, Expression::String(format!("@{set}").into()))
+}
+
+/// `KEY WORD`, such as `iifname "veth*"`.
+pub(super) fn is(key: Expression<'static>, word: &str) -> Statement<'static> {
+    matches(key, Operator::EQ, Expression::String(word.to_owned().into()))
+}
+
+/// `ct state established`
+pub(super) fn is_established() -> Statement<'static> {
+    matches(ct_state(), Operator::IN, Expression::String("established".into()))
+}
+
+/// `KEY NUMBER`
+pub(super) fn is_number(key: Expression<'static>, number: u32) -> Statement<'static> {
+    matches(key, Operator::EQ, Expression::Number(number))
+}
+
+/// `KEY { WORD, ... }`
+pub(super) fn is_one_of(key: Expression<'static>, words: &[&'static str]) -> Statement<'static> {
+    let items = words.iter().map(|word| SetItem::Element(Expression::String((*word).into()))).collect();
+    matches(key, Operator::EQ, Expression::Named(NamedExpression::Set(items)))
+}
+
+/// `tcp flags & (fin | syn | rst | ack) != syn`: a segment that cannot begin a connection.
+pub(super) fn is_midstream() -> Statement<'static> {
+    const FIN_SYN_RST_ACK: u32 = 0x17;
+    const SYN: u32 = 0x02;
+    let flags = BinaryOperation::AND(field("tcp", "flags"), Expression::Number(FIN_SYN_RST_ACK));
+    matches(Expression::BinaryOperation(Box::new(flags)), Operator::NEQ, Expression::Number(SYN))
+}
+
+fn matches(left: Expression<'static>, op: Operator, right: Expression<'static>) -> Statement<'static> {
+    Statement::Match(Match { left, right, op })
+}
+
+/// `KEY vmap { WORD : VERDICT, ... }`; jumps and gotos only: crate `nftables` writes `accept` in a way that nft 1.0.6 refuses.
+pub(super) fn dispatch(key: Expression<'static>, verdicts: Vec<(&'static str, Verdict<'static>)>) -> Statement<'static> {
+    let items = verdicts
+        .into_iter()
+        .map(|(word, verdict)| SetItem::Mapping(Expression::String(word.into()), Expression::Verdict(verdict)))
+        .collect();
+    Statement::VerdictMap(VerdictMap { key, data: Expression::Named(NamedExpression::Set(items)) })
+}
+
+/// `ct state`
+pub(super) fn ct_state() -> Expression<'static> {
+    Expression::Named(NamedExpression::CT(CT { key: "state".into(), ..CT::default() }))
+}
+
+/// `goto CHAIN`, in a dispatch.
+pub(super) fn to_goto(chain: &str) -> Verdict<'static> {
+    Verdict::Goto(JumpTarget { target: chain.to_owned().into() })
+}
+
+/// `jump CHAIN`, in a dispatch.
+pub(super) fn to_jump(chain: &str) -> Verdict<'static> {
+    Verdict::Jump(JumpTarget { target: chain.to_owned().into() })
+}
+
+/// `goto CHAIN`
+pub(super) fn goto(chain: &str) -> Statement<'static> {
+    Statement::Goto(JumpTarget { target: chain.to_owned().into() })
+}
+
+/// `jump CHAIN`
+pub(super) fn jump(chain: &str) -> Statement<'static> {
+    Statement::Jump(JumpTarget { target: chain.to_owned().into() })
+}
+
+/// `return`
+pub(super) fn back() -> Statement<'static> {
+    Statement::Return(None)
+}
+
+/// `accept`
+pub(super) fn accept() -> Statement<'static> {
+    Statement::Accept(None)
+}
+
+/// `drop`
+pub(super) fn drop() -> Statement<'static> {
+    Statement::Drop(None)
+}
+
+/// `counter name NAME`
+pub(super) fn count(name: &str) -> Statement<'static> {
+    Statement::Counter(stmt::Counter::Named(name.to_owned().into()))
+}
+
+/// `update @SET { KEY }`
+pub(super) fn update(set: &str, key: Expression<'static>) -> Statement<'static> {
+    Statement::Set(stmt::Set { op: SetOp::Update, elem: key, set: format!("@{set}").into() })
+}
+
+/// `log prefix "TEXT" group N snaplen BYTES`
+pub(super) fn log(prefix: &'static str, group: u16, snaplen: u32) -> Statement<'static> {
+    Statement::Log(Some(stmt::Log { prefix: Some(prefix.into()), snaplen: Some(snaplen), ..stmt::Log::new(Some(u32::from(group))) }))
+}

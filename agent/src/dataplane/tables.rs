@@ -1,0 +1,152 @@
+//! Our tables as objects: made with the flag `persist`, taken over as their owner, looked into, deleted. Netlink only: `nft` 1.0.6
+//! knows neither flag.
+//!
+//! An owned table can be changed through its owner's socket alone, `nft flush ruleset` leaves it, and with `persist` it outlives
+//! the owner as an orphan, which the next agent takes over (kernel 6.9). A plain table cannot be converted, so it is made right.
+
+use super::error::{OpenError, Refusal};
+use super::names::{Layer, TABLE};
+use super::skeleton::{Present, Stamp};
+use super::socket::{NetfilterSocket, RequestError};
+use super::wire::{CREATE, Message, Received, chain, object, set, table};
+use nix::errno::Errno;
+use std::time::Duration;
+
+/// A table as it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) flags: u32,
+}
+
+impl Found {
+    /// Whether it outlives its owner, and can be owned by the next.
+    pub(super) fn persists(self) -> bool {
+        self.flags & table::FLAG_PERSIST != 0
+    }
+}
+
+/// How often a table that is owned is asked for again: a killed agent's socket is closed a moment after it.
+const ADOPT_ATTEMPTS: u32 = 20;
+const ADOPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Looks for our table; `None` when there is none.
+pub(super) fn find(socket: &mut NetfilterSocket, layer: Layer) -> Result<Option<Found>, OpenError> {
+    let answer = socket.get(
+        Message::GetTable,
+        Some(layer),
+        |writer| writer.text(table::NAME, TABLE),
+        |answer| answer.attributes().find(table::FLAGS).and_then(|flags| flags.as_u32()).unwrap_or(0),
+    );
+    match answer {
+        Ok(flags) => Ok(Some(Found { flags })),
+        Err(RequestError::Refused(refusal)) if refusal.errno == Errno::ENOENT => Ok(None),
+        Err(error) => Err(wrap("looking for", layer, error)),
+    }
+}
+
+/// Makes an empty table, one that persists where the kernel knows that. Says whether it persists.
+pub(super) fn create(socket: &mut NetfilterSocket, layer: Layer) -> Result<bool, OpenError> {
+    for flags in [table::FLAG_PERSIST, 0] {
+        let made = socket.transact_messages(|writer, sequence| {
+            *sequence = sequence.wrapping_add(1);
+            let open = writer.begin(Message::NewTable, CREATE, *sequence, layer);
+            writer.text(table::NAME, TABLE);
+            writer.number(table::FLAGS, flags);
+            writer.end(open);
+        });
+        match made.map_err(OpenError::Socket)? {
+            Ok(()) => return Ok(flags != 0),
+            // A kernel before 6.9 does not know the flag.
+            Err(refusal) if flags != 0 && matches!(refusal.errno, Errno::EOPNOTSUPP | Errno::EINVAL) => {}
+            Err(source) => return Err(OpenError::Kernel { act: "making", layer, source }),
+        }
+    }
+    // Without flags a table is made or refused with an error, so the loop has returned.
+    Ok(false)
+}
+
+/// Becomes the owner of a table that persists and whose owner is gone.
+pub(super) fn adopt(socket: &mut NetfilterSocket, layer: Layer) -> Result<(), OpenError> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let adopted = socket.transact_messages(|writer, sequence| {
+            *sequence = sequence.wrapping_add(1);
+            let open = writer.begin(Message::NewTable, 0, *sequence, layer);
+            writer.text(table::NAME, TABLE);
+            writer.number(table::FLAGS, table::FLAG_OWNER | table::FLAG_PERSIST);
+            writer.end(open);
+        });
+        match adopted.map_err(OpenError::Socket)? {
+            Ok(()) => return Ok(()),
+            Err(refusal) if refusal.errno == Errno::EPERM && attempt < ADOPT_ATTEMPTS => std::thread::sleep(ADOPT_PAUSE),
+            Err(refusal) if refusal.errno == Errno::EPERM => return Err(OpenError::OwnedByAnother { layer }),
+            Err(source) => return Err(OpenError::Kernel { act: "taking over", layer, source }),
+        }
+    }
+}
+
+/// Deletes our table with all that is in it.
+pub(super) fn delete(socket: &mut NetfilterSocket, layer: Layer) -> std::io::Result<Result<(), Refusal>> {
+    socket.transact_messages(|writer, sequence| {
+        *sequence = sequence.wrapping_add(1);
+        let open = writer.begin(Message::DelTable, 0, *sequence, layer);
+        writer.text(table::NAME, TABLE);
+        writer.end(open);
+    })
+}
+
+/// The names of what is in our table.
+pub(super) fn look_into(socket: &mut NetfilterSocket, layer: Layer) -> Result<Present, OpenError> {
+    Ok(Present {
+        chains: names(socket, layer, Message::GetChain, chain::TABLE, chain::NAME)?,
+        sets: names(socket, layer, Message::GetSet, set::TABLE, set::NAME)?,
+        counters: names(socket, layer, Message::GetObject, object::TABLE, object::NAME)?,
+    })
+}
+
+/// The stamp among the counters of a table.
+pub(super) fn stamp(present: &Present) -> Option<Stamp> {
+    present.counters.iter().find_map(|counter| Stamp::parse(counter))
+}
+
+fn names(
+    socket: &mut NetfilterSocket,
+    layer: Layer,
+    message: Message,
+    table_attribute: u16,
+    name_attribute: u16,
+) -> Result<Vec<String>, OpenError> {
+    // A dump is interrupted only by somebody else's change at this very moment.
+    for _ in 0..DUMP_ATTEMPTS {
+        let mut found = Vec::new();
+        let take = |received: &Received<'_>| -> Result<(), std::convert::Infallible> {
+            let text = |kind| received.attributes().find(kind).and_then(|attribute| attribute.as_text());
+            if received.family() == Some(layer.number())
+                && text(table_attribute) == Some(TABLE)
+                && let Some(name) = text(name_attribute)
+            {
+                found.push(name.to_owned());
+            }
+            Ok(())
+        };
+        // Sets can only be dumped by table; the others take the table as a filter.
+        match socket.dump(message, Some(layer), |writer| writer.text(table_attribute, TABLE), take) {
+            Ok(Ok(())) => return Ok(found),
+            Err(RequestError::Interrupted) => {}
+            Err(error) => return Err(wrap("looking into", layer, error)),
+        }
+    }
+    Err(OpenError::Kernel { act: "looking into", layer, source: Refusal { errno: Errno::EAGAIN, message: None } })
+}
+
+/// How often a dump that somebody else's change interrupts is begun again.
+pub(super) const DUMP_ATTEMPTS: u32 = 10;
+
+fn wrap(act: &'static str, layer: Layer, error: RequestError) -> OpenError {
+    match error {
+        RequestError::Socket(error) => OpenError::Socket(error),
+        RequestError::Refused(source) => OpenError::Kernel { act, layer, source },
+        RequestError::Interrupted => OpenError::Kernel { act, layer, source: Refusal { errno: Errno::EAGAIN, message: None } },
+    }
+}

@@ -1,0 +1,7 @@
+//! The dataplane against the real kernel: each test in fresh network namespaces of its own, as root.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
+
+mod contents;
+mod install;
+mod namespace;
+mod ownership;

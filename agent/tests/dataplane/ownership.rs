@@ -1,0 +1,150 @@
+//! Whose the tables are: other processes, `flush ruleset`, killed agents, other versions, `uninstall`.
+
+use crate::contents::{everything, generation};
+use crate::install::{config, open};
+use crate::namespace::Namespace;
+use firebreak_agent::dataplane::{Dataplane, DataplaneConfig, OpenError, SkeletonState, UninstallError, uninstall};
+
+#[test]
+fn other_processes_cannot_change_our_tables_and_flush_ruleset_leaves_them() {
+    let node = Namespace::new();
+    let (mut dataplane, opened) = open(&node);
+    assert!(opened.owned);
+    dataplane.commit(&everything(2, "ours")).unwrap();
+    node.nft_load("table inet theirs { chain c { type filter hook input priority 0; } }");
+    let before = node.stable_ruleset();
+    for attempt in [
+        "add element inet firebreak in4_isolated { 192.0.2.1 }",
+        "flush chain inet firebreak forward",
+        "delete table inet firebreak",
+        "delete table bridge firebreak",
+        "add rule arp firebreak unknown_interface_in accept",
+    ] {
+        let output = node.nft_load(attempt);
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && complaint.contains("Operation not permitted"), "{attempt}: {complaint}");
+    }
+    assert_eq!(node.stable_ruleset(), before);
+
+    node.command("nft", "flush ruleset");
+    let after = node.stable_ruleset();
+    assert!(!after.contains("theirs"), "their own table is gone");
+    assert_eq!(after, before.split("table inet theirs").next().unwrap());
+    assert_eq!(dataplane.commit(&everything(2, "ours")).unwrap().bytes, 0);
+}
+
+#[test]
+fn the_next_agent_adopts_what_the_last_one_left_and_writes_nothing() {
+    let node = Namespace::new();
+    let (mut dataplane, _) = open(&node);
+    let desired = everything(4, "held");
+    let elements = dataplane.commit(&desired).unwrap().elements;
+    let before = node.stable_ruleset();
+    drop(dataplane);
+    assert!(!node.ruleset().contains("flags owner"), "an orphan");
+    assert_eq!(node.stable_ruleset(), before, "stopping leaves everything in force");
+
+    let (mut next, opened) = open(&node);
+    assert_eq!((opened.skeleton, opened.owned, opened.elements), (SkeletonState::Adopted, true, elements));
+    let generation_before = generation(&node);
+    assert_eq!(next.commit(&desired).unwrap().bytes, 0);
+    assert_eq!(generation(&node), generation_before);
+    assert_eq!(node.stable_ruleset(), before);
+    assert!(!node.nft_load("delete table inet firebreak").status.success(), "owned again");
+}
+
+#[test]
+fn a_second_agent_is_refused_while_the_first_one_lives() {
+    let node = Namespace::new();
+    let (_first, _) = open(&node);
+    let before = node.stable_ruleset();
+    let second = node.run(|| Dataplane::open(&config()).map(|_| ()));
+    assert!(matches!(second, Err(OpenError::OwnedByAnother { .. })), "{second:?}");
+    assert!(matches!(node.run(uninstall), Err(UninstallError::Tables { failures, removed }) if failures.len() == 3 && removed.is_empty()));
+    assert_eq!(node.stable_ruleset(), before);
+}
+
+#[test]
+fn other_rules_over_the_same_sets_are_replaced_in_one_transaction_and_the_elements_stay() {
+    let node = Namespace::new();
+    let (mut dataplane, _) = open(&node);
+    let desired = everything(3, "stays");
+    let elements = dataplane.commit(&desired).unwrap().elements;
+    drop(dataplane);
+    let generation_before = generation(&node);
+    let changed = DataplaneConfig { nflog_group: 77, denied_size: 1000, ..config() };
+    let (mut dataplane, opened) = node.run({
+        let changed = changed.clone();
+        move || Dataplane::open(&changed).unwrap()
+    });
+    assert_eq!((opened.skeleton, opened.owned, opened.elements), (SkeletonState::Replaced, true, elements));
+    assert_ne!(generation(&node), generation_before);
+    assert_eq!(dataplane.commit(&desired).unwrap().bytes, 0);
+    let replaced = node.stable_ruleset();
+    assert!(
+        replaced.contains("group 77")
+            && !replaced.contains("group 5 ")
+            && replaced.contains("size 1000")
+            && !replaced.contains("size 65536")
+    );
+
+    let fresh = Namespace::new();
+    let (mut other, _) = fresh.run(move || Dataplane::open(&changed).unwrap());
+    other.commit(&desired).unwrap();
+    // The order of counters and sets is that of their making; what they are is the same.
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).filter(|line| !line.contains("tcp timeout")).collect();
+        lines.sort_unstable();
+        lines
+    };
+    assert_eq!(sorted(&replaced), sorted(&fresh.stable_ruleset()));
+}
+
+#[test]
+fn a_table_of_another_form_is_refused_and_left_in_force() {
+    for (ruleset, found) in [
+        ("table inet firebreak {\n chain forward { type filter hook forward priority 0; }\n }", "none"),
+        (
+            "table inet firebreak {\n counter skeleton_00000000_11111111 { }\n set in4_isolated { type inet_proto; }\n }",
+            "skeleton_00000000_11111111",
+        ),
+    ] {
+        let node = Namespace::new();
+        let loaded = node.nft_load(ruleset);
+        assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+        let before = node.stable_ruleset();
+        let refused = node.run(|| Dataplane::open(&config()).map(|_| ())).unwrap_err();
+        assert!(refused.to_string().contains(found) && refused.to_string().contains("firebreak-agent uninstall"), "{refused}");
+        assert!(node.stable_ruleset().starts_with(&before), "left as it was");
+    }
+}
+
+#[test]
+fn uninstall_removes_what_is_ours_and_nothing_else_and_twice_is_once() {
+    let node = Namespace::new();
+    node.nft_load(
+        "table inet theirs { set known_if { type ipv4_addr; elements = { 192.0.2.1 } } chain forward { type filter hook forward priority -10; } }\n\
+         table ip firebreak { chain c { } }",
+    );
+    let before = node.stable_ruleset();
+    let (mut dataplane, _) = open(&node);
+    dataplane.commit(&everything(3, "ours")).unwrap();
+    drop(dataplane);
+    let report = node.run(|| uninstall().unwrap());
+    assert_eq!(report.removed, ["table inet firebreak", "table bridge firebreak", "table arp firebreak"]);
+    assert_eq!(node.stable_ruleset(), before, "an `ip firebreak` of somebody else's is not ours");
+    assert!(node.run(|| uninstall().unwrap()).removed.is_empty());
+}
+
+#[test]
+fn an_nft_that_fails_or_is_not_there_leaves_nothing_in_force_and_the_next_try_heals_it() {
+    let node = Namespace::new();
+    for nft in ["/nonexistent/nft", "/bin/false"] {
+        let broken = DataplaneConfig { nft: nft.into(), ..config() };
+        let error = node.run(move || Dataplane::open(&broken).map(|_| ())).unwrap_err();
+        assert!(matches!(&error, OpenError::Nft(text) if text.contains(nft)), "{error}");
+        assert!(!node.ruleset().contains("chain"));
+    }
+    let (_dataplane, opened) = open(&node);
+    assert_eq!((opened.skeleton, opened.owned), (SkeletonState::Installed, true));
+}
