@@ -105,7 +105,7 @@ impl App {
         let stop = Stop::default();
         let metrics = Arc::new(Metrics::new());
         let mut tasks = Tasks::default();
-        let core = start_core();
+        let core = start_core(&mut tasks, &stop);
         let api = OperatorApi::new(store.clone(), core.live, core.flows, Arc::clone(&metrics), stop.serving.clone(), Timestamp::now);
         let health = HealthReporter::new();
         let mut operator_routes = RoutesBuilder::default();
@@ -325,8 +325,14 @@ struct Core {
     agent_routes: RoutesBuilder,
 }
 
-fn start_core() -> Core {
-    let (_, ready) = watch::channel(true);
+fn start_core(tasks: &mut Tasks, stop: &Stop) -> Core {
+    let (sync, ready) = watch::channel(true);
+    let stopping = stop.core.clone();
+    tasks.spawn(Order::Core, "hub", async move {
+        stopping.cancelled().await;
+        drop(sync);
+        Ok(())
+    });
     Core { live: Arc::new(NoHub), flows: Arc::new(NoHub), ready, agent_routes: RoutesBuilder::default() }
 }
 
