@@ -131,7 +131,7 @@ mod tests {
             &["--agent-listen", "localhost"],
             &["--agent-listen", "127.0.0.1:99999"],
             &["--stop-deadline", "0"],
-            &["--stop-deadline", "-1"],
+            &["--stop-deadline", "3601"],
             &["--cluster-networks", "10.0.0.0/33"],
             &["--log-format", "xml"],
             &["--databse", "x"],
