@@ -8,9 +8,13 @@ mod table;
 mod traffic;
 
 use bench::{Node, in_namespace};
+use firebreak_agent::dataplane::{Dataplane, DataplaneConfig, Desired, InterfacePattern};
 use firebreak_agent::flows::{Limits, NflogSocket};
+use firebreak_policy::kernel_sets::{Element, SetId, Shape};
+use firebreak_policy::model::{Direction, Family};
 use firebreak_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use traffic::Kind;
 
@@ -70,6 +74,49 @@ fn each_flow_is_opened_once_within_a_second_and_closed_with_exact_totals() {
         }
         assert_eq!(seen.lost(), BTreeMap::new());
     });
+}
+
+#[test]
+fn the_products_own_table_tells_its_denied_flows() {
+    in_namespace(async |_| {
+        let config =
+            DataplaneConfig { interface_patterns: vec![InterfacePattern::new("workload*").unwrap()], ..DataplaneConfig::default() };
+        let (mut dataplane, _) = Dataplane::open(&config).unwrap();
+        dataplane.commit(&judged(&[table::IN4, table::IN6])).unwrap();
+        let node = Node::start(Limits::default());
+        node.wait_until("the table is read", |stats, _| stats.reads > 0).await;
+        let kinds: Vec<Kind> = kinds().into_iter().filter(|kind| kind.direction == v1::Direction::Ingress).collect();
+        let mut sent = Vec::new();
+        for kind in &kinds {
+            let began = Instant::now();
+            sent.push(kind.send() + kind.send() + kind.send());
+            node.wait_until(&format!("{kind:?} is opened"), |_, seen| seen.flow(kind).is_some()).await;
+            assert!(began.elapsed() < Duration::from_secs(1), "{kind:?}");
+        }
+        for (kind, bytes) in kinds.iter().zip(sent) {
+            let last = |seen: &service::Seen| {
+                seen.flow(kind).and_then(|records| records.last().map(|event| (event.phase(), event.packets, event.bytes)))
+            };
+            let closed = Some((v1::FlowPhase::Closed, 3, bytes));
+            node.wait_until(&format!("{kind:?} is closed with its totals"), |_, seen| last(seen) == closed).await;
+        }
+        let seen = node.stop().await;
+        assert_eq!((seen.phases(v1::FlowPhase::Opened), seen.phases(v1::FlowPhase::Closed)), (kinds.len(), kinds.len()));
+        assert_eq!(seen.lost(), BTreeMap::new());
+    });
+}
+
+/// Local addresses that nobody may reach, the own node included.
+fn judged(addresses: &[&str]) -> Desired {
+    let mut desired = Desired::default();
+    for address in addresses {
+        let address: IpAddr = address.parse().unwrap();
+        for shape in [Shape::Isolated, Shape::HostJudged] {
+            let set = SetId { direction: Direction::Ingress, family: Family::of(address), shape };
+            desired.sets.sets.entry(set).or_default().insert(Element::Local(address), "test".into());
+        }
+    }
+    desired
 }
 
 #[test]
