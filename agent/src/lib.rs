@@ -1,7 +1,12 @@
 //! The Firebreak node agent as a library, so that tests and benchmarks can drive its parts.
 
+pub mod app;
+pub mod config;
 pub mod core;
 pub mod dataplane;
+pub mod discovery;
+pub mod enforce;
 pub mod flows;
+pub mod identity;
 pub mod local;
 pub mod session;

@@ -139,7 +139,7 @@ impl Stage {
         });
         let synced = LocalWorkloads { in_sync: true, ..LocalWorkloads::default() };
         let (local, local_of_session) = watch::channel(Arc::new(synced));
-        let (status, status_of_session) = watch::channel(NodeStatus { enforcing: true, ..NodeStatus::default() });
+        let (status, status_of_session) = watch::channel(NodeStatus { tables_whole: true, able: true, ..NodeStatus::default() });
         let (applied, applied_of_session) = watch::channel(None);
         let (declared_of_session, declared) = watch::channel(None);
         let (committed_of_session, committed) = watch::channel(None);

@@ -4,7 +4,7 @@
 //! up: the faults are all reported, and the object is refused all the same, because any problem refuses it.
 
 use crate::kinds::meta::{SERVER_SET, STRUCT_NAME as META};
-use crate::path::{At, Problems};
+use crate::path::{At, Part, Problems};
 use crate::tree::{Entry, Tree, Value, quoted};
 use serde::de::value::StrDeserializer;
 use serde::de::{
@@ -75,6 +75,8 @@ pub(crate) enum Fault {
     Reported,
     /// Said by a visitor, which does not know the place.
     Reason(String),
+    /// The value is of another kind than the visitor expects.
+    Expected(String),
     /// A field that has to be there is not.
     Missing(&'static str),
 }
@@ -84,6 +86,7 @@ impl fmt::Display for Fault {
         match self {
             Self::Reported => f.write_str("reported"),
             Self::Reason(reason) => f.write_str(reason),
+            Self::Expected(expected) => write!(f, "has to be {expected}"),
             Self::Missing(field) => write!(f, "{field} is missing"),
         }
     }
@@ -104,12 +107,12 @@ impl serde::de::Error for Fault {
         Self::Reason(format!("{} is not known; use one of {}", quoted(variant), expected.join(", ")))
     }
 
-    fn invalid_type(found: Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
-        Self::Reason(format!("has to be {expected}, not {found}"))
+    fn invalid_type(_: Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
+        Self::Expected(expected.to_string())
     }
 
-    fn invalid_value(found: Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
-        Self::Reason(format!("has to be {expected}, not {found}"))
+    fn invalid_value(_: Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
+        Self::Expected(expected.to_string())
     }
 }
 
@@ -124,10 +127,16 @@ impl Decoder<'_, '_, '_, '_> {
     fn report(&self, fault: Fault) -> Fault {
         match fault {
             Fault::Reported => {}
-            Fault::Reason(reason) => self.shared.problems.borrow_mut().add_once(self.at, reason),
+            Fault::Reason(reason) => self.shared.problems.borrow_mut().add_once(self.at, Part::Value, reason),
+            Fault::Expected(expected) => {
+                let reason = format!("has to be {expected}, not {}", self.tree.value.describe());
+                self.shared.problems.borrow_mut().add_once(self.at, Part::Value, reason);
+            }
             // A field that was at fault itself is not missing as well.
             Fault::Missing(field) if self.tree.get(field).is_some() => {}
-            Fault::Missing(field) => self.shared.problems.borrow_mut().add_once(&self.at.field(field), "is required, but not there"),
+            Fault::Missing(field) => {
+                self.shared.problems.borrow_mut().add_once(&self.at.field(field), Part::Value, "is required, but not there")
+            }
         }
         Fault::Reported
     }
@@ -190,7 +199,7 @@ impl Decoder<'_, '_, '_, '_> {
             Some(name) => format!("write {name}"),
             None => format!("known here: {}", known.join(", ")),
         };
-        self.shared.problems.borrow_mut().add_once(&self.at.field(&entry.key), format!("is not a known field; {advice}"));
+        self.shared.problems.borrow_mut().add_once(&self.at.field(&entry.key), Part::Key, format!("is not a known field; {advice}"));
     }
 }
 

@@ -10,6 +10,15 @@ pub(crate) struct At<'p> {
     step: Step<'p>,
 }
 
+/// Which part of an entry is at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The name of the field.
+    Key,
+    /// What it has been given.
+    Value,
+}
+
 #[derive(Clone, Copy)]
 enum Step<'p> {
     Root,
@@ -60,7 +69,7 @@ impl<'p> At<'p> {
     }
 
     /// The position of this place in the text, or of what comes nearest above it when it is not written there.
-    pub(crate) fn locate(&self, root: &Tree) -> Position {
+    pub(crate) fn locate(&self, root: &Tree, part: Part) -> Position {
         let mut tree = root;
         let mut position = root.position;
         for step in self.steps() {
@@ -79,9 +88,9 @@ impl<'p> At<'p> {
                 ) => break,
             };
             // A mapping or list below a key begins on a later line; the key's own line is where people look.
-            position = match (&found.value, key_position) {
-                (Value::Map(_) | Value::List(_), Some(key)) => key,
-                _ => found.position,
+            position = match (&found.value, key_position, part) {
+                (Value::Map(_) | Value::List(_), Some(key), Part::Value) | (_, Some(key), Part::Key) => key,
+                (_, _, _) => found.position,
             };
             tree = found;
         }
@@ -129,18 +138,22 @@ impl<'t> Problems<'t> {
         Self { root, list: Vec::new() }
     }
 
-    /// Something is wrong at this place.
+    /// Something is wrong with the value at this place.
     pub(crate) fn add(&mut self, at: &At<'_>, reason: impl Into<String>) {
-        let position = self.root.map_or(Position::UNKNOWN, |root| at.locate(root));
-        self.list.push(Problem { field: at.to_string(), position, reason: reason.into() });
+        self.add_part(at, Part::Value, reason.into());
     }
 
-    /// The same, unless it was said already.
-    pub(crate) fn add_once(&mut self, at: &At<'_>, reason: impl Into<String>) {
+    /// The same of either part, unless it was said already.
+    pub(crate) fn add_once(&mut self, at: &At<'_>, part: Part, reason: impl Into<String>) {
         let (field, reason) = (at.to_string(), reason.into());
         if !self.list.iter().any(|problem| problem.field == field && problem.reason == reason) {
-            self.add(at, reason);
+            self.add_part(at, part, reason);
         }
+    }
+
+    fn add_part(&mut self, at: &At<'_>, part: Part, reason: String) {
+        let position = self.root.map_or(Position::UNKNOWN, |root| at.locate(root, part));
+        self.list.push(Problem { field: at.to_string(), position, reason });
     }
 
     /// Whether nothing is wrong.
@@ -148,8 +161,10 @@ impl<'t> Problems<'t> {
         self.list.is_empty()
     }
 
-    /// All of them, in the order in which they were found.
+    /// All of them, in the order of the text; without a text, in the order in which they were found.
     pub(crate) fn into_list(self) -> Vec<Problem> {
-        self.list
+        let mut list = self.list;
+        list.sort_by_key(|problem| problem.position);
+        list
     }
 }

@@ -27,6 +27,7 @@ pub fn file_name(kind: Kind) -> String {
 /// The type's schema, with what every object has around it: version, kind, a status that is passed over.
 fn object<T: JsonSchema>(kind: Kind) -> Value {
     let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>().to_value();
+    refuse_null(&mut schema);
     if let Some(root) = schema.as_object_mut() {
         root.insert("$id".to_owned(), json!(format!("https://firebreak.dev/schema/v1alpha1/{}", file_name(kind))));
         insert(root, "properties", "apiVersion", json!({ "description": "The version of this kind.", "const": kind.api_version() }));
@@ -49,5 +50,36 @@ fn object<T: JsonSchema>(kind: Kind) -> Value {
 fn insert(schema: &mut Map<String, Value>, section: &str, name: &str, value: Value) {
     if let Some(section) = schema.get_mut(section).and_then(Value::as_object_mut) {
         section.insert(name.to_owned(), value);
+    }
+}
+
+/// schemars lets every `Option` be null; below `spec` an explicit null is refused (it would be read as absent, and people write it
+/// by forgetting a value). Metadata keeps its nulls: tools write them.
+fn refuse_null(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            if let Some(Value::Array(types)) = fields.get_mut("type") {
+                types.retain(|name| name != "null");
+                if let [only] = types.as_slice() {
+                    let only = only.clone();
+                    fields.insert("type".to_owned(), only);
+                }
+            }
+            if let Some(Value::Array(choices)) = fields.get_mut("anyOf") {
+                choices.retain(|choice| choice.get("type").is_none_or(|name| name != "null"));
+                if let [Value::Object(only)] = choices.as_slice() {
+                    let only = only.clone();
+                    fields.remove("anyOf");
+                    fields.extend(only);
+                }
+            }
+            for (name, inner) in fields.iter_mut() {
+                if name != STRUCT_NAME {
+                    refuse_null(inner);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(refuse_null),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

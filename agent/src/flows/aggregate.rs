@@ -3,7 +3,7 @@
 //! An *element* is the kernel's counter of one flow key; it ends 5 minutes after it was made, whatever its traffic, and comes back with the next
 //! packet. A *flow* lives while packets come. Both are kept per key: a flow may see several elements, and an element may outlive its flow.
 
-use super::config::Limits;
+use super::config::{Limits, Timing};
 use super::control::{Control, LostReason};
 use super::cursor::{Cursor, CursorElement, CursorEntry, CursorFlow};
 use super::key::FlowKey;
@@ -17,10 +17,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// A flow without packets for this long is closed.
-pub const IDLE: Duration = Duration::from_secs(60);
-/// A flow is `updated` at most this often.
-pub const UPDATE_EVERY: Duration = Duration::from_secs(60);
 /// An element younger than this is left to its log event, which has the source port; the next read opens the flow if none came.
 const YOUNG: Duration = Duration::from_millis(100);
 /// How far two readings of when an element ends may differ.
@@ -60,6 +56,7 @@ pub struct PacketSeen {
 /// Holds all flows and what is known of their elements.
 pub struct Aggregator<I> {
     limit: usize,
+    timing: Timing,
     ids: I,
     view: Arc<dyn LocalView>,
     stats: Arc<FlowsStats>,
@@ -68,7 +65,8 @@ pub struct Aggregator<I> {
     /// The handle that `control` and the elements belong to.
     handle: Option<u64>,
     control: [Control; 2],
-    read: u64,
+    /// Reads of each direction's sets.
+    reads: [u64; 2],
     refused: bool,
     complete_reads: u64,
     records: Vec<Record>,
@@ -140,7 +138,7 @@ impl Flow {
 impl Entry {
     /// Takes a reading; what it counted since the last one.
     fn advance(&mut self, reading: &ElementReading, now: Instant) -> (u64, u64) {
-        let ends_at = reading.expires_in.map(|left| now + left);
+        let ends_at = reading.expires_in.and_then(|left| now.checked_add(left));
         let element = Element { packets: reading.packets, bytes: reading.bytes, ends_at };
         let known = self.element.replace(element);
         match known.filter(|known| !known.was_replaced_by(&element, now)) {
@@ -172,9 +170,10 @@ fn slot(direction: Direction) -> usize {
 
 impl<I: FnMut() -> FlowId> Aggregator<I> {
     /// Knows no flow. `ids` gives 16 random bytes for each new flow.
-    pub fn new(limits: Limits, ids: I, view: Arc<dyn LocalView>, stats: Arc<FlowsStats>) -> Self {
+    pub fn new(limits: Limits, timing: Timing, ids: I, view: Arc<dyn LocalView>, stats: Arc<FlowsStats>) -> Self {
         Self {
             limit: limits.flows,
+            timing,
             ids,
             view,
             stats,
@@ -182,7 +181,7 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
             table: None,
             handle: None,
             control: [Control::unknown_past(), Control::unknown_past()],
-            read: 0,
+            reads: [0, 0],
             refused: false,
             complete_reads: 0,
             records: Vec::new(),
@@ -215,9 +214,11 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
         self.open(now, packet.key, flow);
     }
 
-    /// A read begins. A table that was made anew counts from zero.
-    pub fn begin_read(&mut self, table: TableReading) {
-        self.read += 1;
+    /// A read begins, of the sets of these directions. A table that was made anew counts from zero.
+    pub fn begin_read(&mut self, table: TableReading, directions: &[Direction]) {
+        for direction in directions {
+            self.reads[slot(*direction)] += 1;
+        }
         self.refused = false;
         self.table = Some(table);
         let is_known = self.handle == Some(table.handle);
@@ -251,7 +252,7 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
                 return;
             }
         }
-        let read = self.read;
+        let read = self.reads[slot(key.direction)];
         let entry = self.entries.entry(key).or_default();
         entry.seen_read = read;
         let (packets, bytes) = entry.advance(reading, now.at);
@@ -300,22 +301,24 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
 
     /// Updates and closes flows by the time; also while the table cannot be read.
     pub fn sweep(&mut self, now: Moment) {
-        let Self { entries, control, records, read, .. } = self;
+        let Self { entries, control, records, reads, timing: Timing { idle, update_every }, .. } = self;
         entries.retain(|key, entry| {
             if let Some(flow) = entry.flow.as_mut() {
-                if now.at.saturating_duration_since(flow.active_at) >= IDLE {
+                if now.at.saturating_duration_since(flow.active_at) >= *idle {
                     // No element ever had the logged packet: the flow tells it.
                     control[slot(key.direction)].tell(u64::from(flow.logged.is_some()));
                     records.push(flow.told(*key, Phase::Closed, now));
                     entry.flow = None;
-                } else if flow.totals().0 > flow.packets_told && now.at.saturating_duration_since(flow.told_at) >= UPDATE_EVERY {
+                } else if flow.totals().0 > flow.packets_told && now.at.saturating_duration_since(flow.told_at) >= *update_every {
                     records.push(flow.told(*key, Phase::Updated, now));
                 }
             }
             let element_is_over = match entry.element {
                 None => true,
                 // Two reads without it, and past its end: a read may miss an element, and its count must not be told twice.
-                Some(Element { ends_at, .. }) => entry.seen_read + 2 <= *read && ends_at.is_none_or(|end| now.at >= end + EXPIRY_SLACK),
+                Some(Element { ends_at, .. }) => {
+                    entry.seen_read + 2 <= reads[slot(key.direction)] && ends_at.is_none_or(|end| now.at >= end + EXPIRY_SLACK)
+                }
             };
             entry.flow.is_some() || !element_is_over
         });
@@ -394,10 +397,10 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
             self.control = [Control::restore(ingress), Control::restore(egress)];
         }
         let instant = |wall: SystemTime| match wall.duration_since(now.wall) {
-            Ok(ahead) => now.at + ahead,
+            Ok(ahead) => now.at.checked_add(ahead).unwrap_or(now.at),
             Err(past) => now.at.checked_sub(past.duration()).unwrap_or(now.at),
         };
-        let told_at = now.at.checked_sub(UPDATE_EVERY).unwrap_or(now.at);
+        let told_at = now.at.checked_sub(self.timing.update_every).unwrap_or(now.at);
         for CursorEntry { key, element, flow } in entries.into_iter().take(self.limit) {
             let element = element.map(|CursorElement { packets, bytes, ends }| Element { packets, bytes, ends_at: ends.map(instant) });
             let flow = flow.map(|flow| Flow {

@@ -23,6 +23,8 @@ pub struct FlowsConfig {
     /// How often the kernel's sets are read. Reads slow down by themselves when one takes more than a fifth of it. Must stay under a quarter of
     /// the sets' timeout (5 min), or entries end unread.
     pub read_interval: Duration,
+    /// When flows are told of.
+    pub timing: Timing,
     /// Bounds.
     pub limits: Limits,
 }
@@ -33,6 +35,21 @@ impl FlowsConfig {
     /// Half a second, so that a flow whose log event was lost, or that wakes up after an hour's silence of its still known entry,
     /// is reported well within one second.
     pub const DEFAULT_READ_INTERVAL: Duration = Duration::from_millis(500);
+}
+
+/// When flows are told of. DESIGN fixes both at a minute; tests are quicker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// A flow without packets for this long is closed.
+    pub idle: Duration,
+    /// A flow is `updated` at most this often.
+    pub update_every: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(60), update_every: Duration::from_secs(60) }
+    }
 }
 
 /// How much is held at most.

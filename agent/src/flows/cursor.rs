@@ -253,7 +253,7 @@ impl EntryFile {
     fn of(entry: CursorEntry) -> Self {
         let CursorEntry { key, element, flow } = entry;
         let (is_open, logged) = (flow.is_some(), flow.as_ref().and_then(|flow| flow.logged));
-        let flow = flow.unwrap_or_else(|| CursorFlow {
+        let flow = flow.unwrap_or(CursorFlow {
             id: FlowId([0; 16]),
             local: None,
             generation: Generation(0),

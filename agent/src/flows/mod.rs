@@ -34,8 +34,8 @@ mod reporter;
 mod run;
 mod stats;
 
-pub use aggregate::{Aggregator, IDLE, Moment, PacketSeen, UPDATE_EVERY};
-pub use config::{FlowsConfig, Limits};
+pub use aggregate::{Aggregator, Moment, PacketSeen};
+pub use config::{FlowsConfig, Limits, Timing};
 pub use error::FlowsError;
 pub use key::{DecodeKey, FlowKey, FlowVerdict};
 pub use locals::{LocalEnd, LocalView, REMEMBERED, RecentLocals};

@@ -19,7 +19,7 @@ const BATCH_BYTES: usize = 1_000_000;
 const WINDOW: usize = 20_000;
 
 /// Bounded by the number of records given at its making.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Outbox {
     limit: usize,
     next_sequence: u64,
@@ -131,8 +131,13 @@ impl Outbox {
 
     /// Whether [`Self::next_batch`] has something.
     pub fn has_batch(&self) -> bool {
-        let is_open = self.sequenced.len() < WINDOW;
-        self.sent < self.sequenced.len() || (is_open && (!self.unsent.is_empty() || self.dropped.iter().any(|dropped| dropped.records > 0)))
+        let has_new = self.sequenced.len() < WINDOW && !self.unsent.is_empty();
+        self.sent < self.sequenced.len() || has_new || self.has_news_of_dropped()
+    }
+
+    /// Whether records were dropped and there is room to say so. News takes room too: while nothing is acknowledged it waits, and adds up.
+    fn has_news_of_dropped(&self) -> bool {
+        self.sequenced.len() < WINDOW && self.len() <= self.limit && self.dropped.iter().any(|dropped| dropped.records > 0)
     }
 
     /// The next records to send, in sequence order: first what an earlier connection sent in vain. Empty when there is nothing or the window is full.
@@ -177,7 +182,7 @@ impl Outbox {
     }
 
     fn sequence_news_of_dropped(&mut self, now: SystemTime) {
-        if self.sequenced.len() >= WINDOW {
+        if !self.has_news_of_dropped() {
             return;
         }
         for direction in [Direction::Ingress, Direction::Egress] {

@@ -289,3 +289,50 @@ impl TableReading {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+        let mut bytes = [length.to_ne_bytes(), (kind | 0x8000).to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn counter(packets: u64, bytes: u64) -> Vec<u8> {
+        let data = [nested(NFTA_COUNTER_BYTES, &bytes.to_be_bytes()), nested(NFTA_COUNTER_PACKETS, &packets.to_be_bytes())].concat();
+        [nested(NFTA_EXPR_NAME, b"counter\0"), nested(NFTA_EXPR_DATA, &data)].concat()
+    }
+
+    #[test]
+    fn an_element_is_read_with_one_expression_or_a_list_of_them() {
+        let key = nested(NFTA_SET_ELEM_KEY, &nested(NFTA_DATA_VALUE, &[10, 0, 0, 1, 10, 0, 0, 2, 6, 0, 0, 0, 0, 80, 0, 0]));
+        let left = nested(NFTA_SET_ELEM_EXPIRATION, &299_000u64.to_be_bytes());
+        let other = nested(NFTA_LIST_ELEM, &nested(NFTA_EXPR_NAME, b"limit\0"));
+        let list = [other, nested(NFTA_LIST_ELEM, &counter(3, 180))].concat();
+        let set = DeniedSet::all()[0];
+        for expression in [nested(NFTA_SET_ELEM_EXPR, &counter(3, 180)), nested(NFTA_SET_ELEM_EXPRESSIONS, &list)] {
+            let bytes = [key.clone(), left.clone(), expression].concat();
+            let read = decode_element(set, Some(Duration::from_secs(300)), Attributes(&bytes)).ok();
+            let seconds = |seconds| Some(Duration::from_secs(seconds));
+            let read = read.map(|read| (read.packets, read.bytes, read.age, read.expires_in));
+            assert_eq!(read, Some((3, 180, seconds(1), seconds(299))));
+        }
+        assert!(decode_element(set, None, Attributes(&key)).is_err(), "without a counter");
+        assert!(decode_element(set, None, Attributes(&nested(NFTA_SET_ELEM_EXPR, &counter(3, 180)))).is_err(), "without a key");
+    }
+
+    proptest! {
+        #[test]
+        fn no_element_makes_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u16..12) {
+            for set in DeniedSet::all() {
+                let _ = decode_element(set, None, Attributes(&bytes));
+                let _ = decode_element(set, Some(Duration::MAX), Attributes(&nested(kind, &bytes)));
+            }
+        }
+    }
+}

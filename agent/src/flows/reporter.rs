@@ -42,7 +42,7 @@ pub(crate) struct Reporter {
 
 /// Why a session ended.
 enum Ended {
-    /// Nothing is left to do, or there is no more time.
+    /// Nothing is left to do.
     Stopped,
     /// It is worth another try. Says why, and whether the controller had taken anything.
     Lost { reason: String, had_progress: bool },
@@ -54,7 +54,6 @@ enum Event {
     Records(Option<Vec<Record>>),
     Room(Result<mpsc::OwnedPermit<v1::FlowMessage>, String>),
     AckLate,
-    NoMoreTime,
 }
 
 impl Reporter {
@@ -63,20 +62,18 @@ impl Reporter {
     /// # Errors
     /// When what was not acknowledged cannot be kept.
     pub(crate) async fn run(mut self) -> Result<(), FlowsError> {
-        let mut wait = BACKOFF_FIRST;
-        loop {
-            match self.session().await {
-                Ended::Stopped => break,
-                Ended::Lost { reason, had_progress } => {
-                    wait = if had_progress { BACKOFF_FIRST } else { wait };
-                    tracing::warn!(%reason, waiting = self.outbox.len(), retry_in = ?wait, "flow reports: no connection to the controller");
-                }
-            }
-            let pause = jittered(wait, (self.chance)());
-            if self.take_records_until(sleep(pause)).await.is_none() {
-                break;
-            }
-            wait = (wait * 2).min(BACKOFF_MOST);
+        let shutdown = self.shutdown.clone();
+        let no_more_time = async {
+            shutdown.cancelled().await;
+            sleep(DRAIN).await;
+        };
+        // Whatever the sessions wait for may be left in the middle: the outbox has every record until it is acknowledged.
+        tokio::select! {
+            () = self.sessions() => {}
+            () = no_more_time => {}
+        }
+        while let Ok(records) = self.records.try_recv() {
+            self.take(records);
         }
         let left = self.outbox.unacknowledged();
         if left.is_empty() {
@@ -89,16 +86,32 @@ impl Reporter {
         self.files.write_unacked(left)
     }
 
-    /// Takes records while something else goes on. `None` when the agent stops.
+    /// One session after the other, until nothing is left to do.
+    async fn sessions(&mut self) {
+        let mut wait = BACKOFF_FIRST;
+        loop {
+            match self.session().await {
+                Ended::Stopped => return,
+                Ended::Lost { reason, had_progress } => {
+                    wait = if had_progress { BACKOFF_FIRST } else { wait };
+                    tracing::warn!(%reason, waiting = self.outbox.len(), retry_in = ?wait, "flow reports: no connection to the controller");
+                }
+            }
+            let pause = jittered(wait, (self.chance)());
+            if self.take_records_until(sleep(pause)).await.is_none() {
+                return;
+            }
+            wait = (wait * 2).min(BACKOFF_MOST);
+        }
+    }
+
+    /// Takes records while something else goes on. `None` when no more will come and none waits.
     async fn take_records_until<T>(&mut self, done: impl Future<Output = T>) -> Option<T> {
-        let stopped = self.shutdown.clone();
-        let no_more_time = drained(stopped);
-        tokio::pin!(done, no_more_time);
+        tokio::pin!(done);
         let mut is_closed = false;
         loop {
             tokio::select! {
                 output = &mut done => return Some(output),
-                () = &mut no_more_time => return None,
                 records = self.records.recv(), if !is_closed => match records {
                     Some(records) => self.take(records),
                     None if self.outbox.is_empty() => return None,
@@ -128,8 +141,6 @@ impl Reporter {
         };
         FlowsStats::add(&self.stats.connections, 1);
         tracing::info!(waiting = self.outbox.len(), "flow reports: connected");
-        let no_more_time = drained(self.shutdown.clone());
-        tokio::pin!(no_more_time);
         let mut had_progress = false;
         let mut is_closed = false;
         let mut acked_at = Instant::now();
@@ -139,14 +150,12 @@ impl Reporter {
             }
             let event = tokio::select! {
                 biased;
-                () = &mut no_more_time => Event::NoMoreTime,
                 ack = acks.message() => Event::Ack(ack),
                 records = self.records.recv(), if !is_closed => Event::Records(records),
                 room = sender.clone().reserve_owned(), if self.outbox.has_batch() => Event::Room(room.map_err(|_| "the stream is closed".to_owned())),
                 () = sleep_until(acked_at + ACK_TIMEOUT), if self.outbox.awaits_acknowledgement() => Event::AckLate,
             };
             let failed = match event {
-                Event::NoMoreTime => return Ended::Stopped,
                 Event::Ack(Ok(Some(ack))) => match self.acknowledge(ack.sequence) {
                     Ok(()) => {
                         (had_progress, acked_at) = (true, Instant::now());
@@ -228,11 +237,6 @@ fn message(message: v1::flow_message::Message) -> v1::FlowMessage {
 /// An error with its causes: tonic's own text says only "transport error".
 fn describe(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-async fn drained(shutdown: CancellationToken) {
-    shutdown.cancelled().await;
-    sleep(DRAIN).await;
 }
 
 /// Between half of the wait and all of it, so that agents that lost one controller do not come back in one moment.

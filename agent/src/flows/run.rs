@@ -12,6 +12,7 @@ use super::record::{FlowId, Record};
 use super::reporter::Reporter;
 use super::stats::FlowsStats;
 use crate::dataplane::names::DeniedSet;
+use firebreak_policy::model::Direction;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
@@ -75,7 +76,7 @@ pub async fn run(
     };
     tasks.spawn(reporter.run());
     let random_id = || FlowId(Uuid::new_v4().into_bytes());
-    let mut aggregator = Aggregator::new(config.limits, random_id, view, stats.clone());
+    let mut aggregator = Aggregator::new(config.limits, config.timing, random_id, view, stats.clone());
     restore(&mut aggregator, &files);
     let collector =
         Collector { config, files, stats, packets, requests: Some(requests), parts, records: records_in, shutdown: shutdown.clone() };
@@ -157,9 +158,13 @@ async fn follow_socket(group: u16, events: &mpsc::Sender<Vec<PacketSeen>>, stats
     }
 }
 
+/// Sets are read this often after their direction's counter stood still: as often as the control sum needs to be sure, and once more.
+const READS_AFTER_CHANGE: u32 = 4;
+
 /// What the reading thread hands on.
 enum Part {
-    Begin(TableReading),
+    /// The counters, and whose sets are read.
+    Begin(TableReading, Vec<Direction>),
     Elements(Vec<ElementReading>),
     End {
         took: Duration,
@@ -173,13 +178,14 @@ enum Part {
 /// Reads once for each request, until nobody asks any more.
 fn read_on_request(mut requests: mpsc::Receiver<()>, parts: &mpsc::Sender<Part>) {
     let mut reader: Option<Reader> = None;
+    let mut quiet = Quiet::default();
     while requests.blocking_recv().is_some() {
         let opened = match reader.take() {
             Some(reader) => Ok(reader),
             None => Reader::open(),
         };
         let last = match opened.and_then(|mut opened| {
-            let last = read_once(&mut opened, parts)?;
+            let last = read_once(&mut opened, &mut quiet, parts)?;
             reader = Some(opened);
             Ok(last)
         }) {
@@ -192,13 +198,39 @@ fn read_on_request(mut requests: mpsc::Receiver<()>, parts: &mpsc::Sender<Part>)
     }
 }
 
-fn read_once(reader: &mut Reader, parts: &mpsc::Sender<Part>) -> Result<Part, FlowsError> {
+/// Which directions have nothing to tell: a full set takes the kernel two thirds of a second to list, and most of the time nothing is denied.
+#[derive(Default)]
+struct Quiet {
+    handle: u64,
+    counted: [(u64, u32); 2],
+}
+
+impl Quiet {
+    /// The directions whose sets are to be read.
+    fn changed(&mut self, table: &TableReading) -> Vec<Direction> {
+        if self.handle != table.handle {
+            *self = Self { handle: table.handle, counted: [(0, 0); 2] };
+        }
+        let directions = [Direction::Ingress, Direction::Egress].into_iter().zip(&mut self.counted);
+        let is_due = |(direction, (denied, reads)): (Direction, &mut (u64, u32))| {
+            if *denied != table.of(direction).denied {
+                (*denied, *reads) = (table.of(direction).denied, 0);
+            }
+            *reads += 1;
+            (*reads <= READS_AFTER_CHANGE).then_some(direction)
+        };
+        directions.filter_map(is_due).collect()
+    }
+}
+
+fn read_once(reader: &mut Reader, quiet: &mut Quiet, parts: &mpsc::Sender<Part>) -> Result<Part, FlowsError> {
     let began = Instant::now();
     let Some(table) = reader.table()? else { return Ok(Part::Absent) };
+    let directions = quiet.changed(&table);
     // A receiver that is gone is noticed with the last part.
-    let _ = parts.blocking_send(Part::Begin(table));
+    let _ = parts.blocking_send(Part::Begin(table, directions.clone()));
     let mut elements = 0;
-    for set in DeniedSet::all() {
+    for set in DeniedSet::all().into_iter().filter(|set| directions.contains(&set.direction)) {
         elements += reader.elements(set, |chunk| {
             let _ = parts.blocking_send(Part::Elements(chunk.to_vec()));
         })?;
@@ -282,8 +314,8 @@ impl Collector {
     fn take_part<I: FnMut() -> FlowId>(&self, aggregator: &mut Aggregator<I>, part: Part, reading: &mut Reading) -> Option<Duration> {
         let now = Moment::now();
         let (is_now, took) = match part {
-            Part::Begin(table) => {
-                aggregator.begin_read(table);
+            Part::Begin(table, directions) => {
+                aggregator.begin_read(table, &directions);
                 return None;
             }
             Part::Elements(elements) => {

@@ -61,9 +61,18 @@ pub struct SessionLinks {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeStatus {
     /// Whether the node's tables are in the kernel and as they should be.
-    pub enforcing: bool,
+    pub tables_whole: bool,
+    /// Whether preflight found nothing that makes enforcement void.
+    pub able: bool,
     /// What people should know, beside what discovery found.
     pub warnings: BTreeSet<Warning>,
+}
+
+impl NodeStatus {
+    /// Whether the node enforces.
+    pub fn enforcing(&self) -> bool {
+        self.tables_whole && self.able
+    }
 }
 
 /// How a generation fared in the kernel.

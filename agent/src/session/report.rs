@@ -91,7 +91,7 @@ fn node_report<'a>(
         labels: config.labels.clone().into_iter().collect(),
         warnings: warnings.into_iter().map(Into::into).collect(),
         kernel: config.kernel.clone(),
-        enforcing: status.enforcing,
+        enforcing: status.enforcing(),
     }
 }
 

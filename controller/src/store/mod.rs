@@ -21,7 +21,7 @@ pub use types::*;
 
 use firebreak_policy::model::{NodeName, Revision};
 use jiff::Timestamp;
-use lock::DatabaseLock;
+use lock::{DatabaseLock, create_private};
 use schema::Access;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,6 +70,9 @@ impl Store {
     /// As [`Store::open`], keeping a history of another length.
     pub fn open_with(path: &Path, limits: Limits) -> Result<Self, StoreError> {
         let lock = DatabaseLock::take(path)?;
+        if !path.exists() {
+            create_private(path)?;
+        }
         let mut connection = schema::connect(path, Access::ReadWrite)?;
         schema::migrate(&mut connection, path)?;
         if read::meta(&connection, "epoch")?.is_none() {

@@ -29,7 +29,7 @@ pub(super) fn check_metadata(kind: Kind, metadata: &ObjectMeta, problems: &mut P
         if kind.is_namespaced() {
             note(validate::dns_label(namespace), &at.field("namespace"), problems);
         } else {
-            problems.add(&at.field("namespace"), format!("a {kind} is in no namespace; leave the field out"));
+            problems.add(&at.field("namespace"), format!("an object of kind {kind} is in no namespace; leave the field out"));
         }
     }
     check_pairs(labels.as_ref(), &at.field("labels"), problems);

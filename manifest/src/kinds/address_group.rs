@@ -30,6 +30,5 @@ pub struct Block {
     pub cidr: String,
     /// What is cut out of this block; each lies inside it and is smaller. Another block or peer can still allow it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
     pub except: Option<Vec<String>>,
 }

@@ -1,0 +1,244 @@
+//! Wiring only: opens the kernel side, starts every task in one `JoinSet`, stops when told to or when the first one ends. Stopping
+//! leaves everything in force.
+
+use crate::config::{Config, DockerSocket};
+use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, preflight};
+use crate::discovery::docker::{self, DockerConfig, DockerView};
+use crate::discovery::{self, DiscoveryConfig};
+use crate::enforce::{self, EnforceLinks, KernelThread};
+use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
+use crate::identity::{self, StateDir};
+use crate::local::{LocalWorkloads, Warning};
+use crate::session::{self, Applied, Backoff, NodeStatus, SessionConfig, SessionLinks};
+use anyhow::{Context, anyhow, bail};
+use futures::FutureExt;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long tasks may take to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// For how long a Docker engine that does not answer holds up enforcement at start.
+const DOCKER_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether a Docker engine was installed.
+const DOCKER_LOOK: Duration = Duration::from_secs(5);
+
+type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+/// Runs the agent until `shutdown` is done (it names the reason) or a task ends by itself, which is an error.
+///
+/// # Errors
+/// What could not be opened, or which task ended and why.
+pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
+    let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, log_format: _, log: _ } = config;
+    let state = StateDir::open(&state_dir)?;
+    let (instance_id, boot_id, kernel) = (state.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
+    tracing::info!(node = %node, version = env!("CARGO_PKG_VERSION"), kernel = %kernel, controller = %controller.uri(), "starting");
+    let findings = check(&dataplane, false).await?;
+    if let Some(finding) = findings.iter().find(|finding| finding.severity == Severity::Fatal) {
+        bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
+    }
+    let kernel_thread = open_kernel(&dataplane).await?;
+
+    let stop = CancellationToken::new();
+    let mut tasks: Tasks = JoinSet::new();
+    let (local_sender, local) = watch::channel(LocalWorkloads::unknown());
+    let (declared_sender, declared) = watch::channel(None);
+    let (committed_sender, committed) = watch::channel(None);
+    let (applied_sender, applied) = watch::channel(None);
+    let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
+
+    let docker_view = start_docker(&mut tasks, docker, stop.clone())?;
+    let config = DiscoveryConfig { node: node.clone(), patterns: dataplane.interface_patterns.clone(), netns_dir };
+    let task = discovery::run(config, declared, docker_view, local_sender, stop.clone());
+    spawn(&mut tasks, "discovery", task.map(Ok));
+
+    let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone() };
+    let task = enforce::run(kernel_thread, links, stop.clone());
+    spawn(&mut tasks, "enforcement", async move { Ok(task.await?) });
+
+    let config = SessionConfig {
+        endpoint: controller.clone(),
+        node: node.clone(),
+        labels: node_labels,
+        instance_id: instance_id.clone(),
+        boot_id: boot_id.clone(),
+        kernel,
+        backoff: Backoff::default(),
+    };
+    let links =
+        SessionLinks { local: local.clone(), status, applied: applied.clone(), declared: declared_sender, committed: committed_sender };
+    let task = session::run(config, links, stop.clone());
+    spawn(&mut tasks, "session", task.map(Ok));
+
+    let ends = Arc::new(RecentLocals::new());
+    let task = keep_ends(ends.clone(), local.clone(), applied, stop.clone());
+    spawn(&mut tasks, "flow ends", task.map(Ok));
+    let config = FlowsConfig {
+        node,
+        instance_id,
+        boot_id,
+        endpoint: controller,
+        state_dir: state.path().to_owned(),
+        nflog_group: dataplane.nflog_group,
+        read_interval: FlowsConfig::DEFAULT_READ_INTERVAL,
+        timing: flows::Timing::default(),
+        limits: Limits::default(),
+    };
+    let task = flows::run(config, ends, Arc::new(FlowsStats::default()), stop.clone());
+    spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
+
+    let task = check_bridges(dataplane, local, status_sender, stop.clone());
+    spawn(&mut tasks, "preflight of bridges", task);
+
+    let outcome = tokio::select! {
+        reason = shutdown => {
+            tracing::info!(reason, "stopping; what is enforced stays");
+            Ok(())
+        }
+        ended = tasks.join_next() => Err(unexpected(ended)),
+    };
+    stop.cancel();
+    let ended = tokio::time::timeout(STOP_DEADLINE, async { while tasks.join_next().await.is_some() {} }).await;
+    if ended.is_err() {
+        tracing::warn!(deadline = ?STOP_DEADLINE, "not every task ended in time");
+    }
+    outcome
+}
+
+fn spawn(tasks: &mut Tasks, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    tasks.spawn(async move { (name, task.await) });
+}
+
+fn unexpected(ended: Option<Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>>) -> anyhow::Error {
+    match ended {
+        None => anyhow!("no task is left"),
+        Some(Ok((name, Ok(())))) => anyhow!("the task {name:?} ended by itself"),
+        Some(Ok((name, Err(error)))) => error.context(format!("the task {name:?} ended")),
+        Some(Err(error)) => anyhow!(error).context("a task broke off"),
+    }
+}
+
+/// Finds what is missing, and says so.
+async fn check(config: &DataplaneConfig, bridged: bool) -> anyhow::Result<Vec<Finding>> {
+    let config = config.clone();
+    let findings = tokio::task::spawn_blocking(move || preflight(&config, bridged)).await?;
+    for Finding { code, severity, message, remedy } in &findings {
+        match severity {
+            Severity::Notice => tracing::info!(code, remedy = %remedy, "preflight: {message}"),
+            Severity::Warning => tracing::warn!(code, remedy = %remedy, "preflight: {message}"),
+            Severity::Fatal => tracing::error!(code, remedy = %remedy, "preflight: {message}"),
+        }
+    }
+    Ok(findings)
+}
+
+fn warnings_of(findings: &[Finding]) -> BTreeSet<Warning> {
+    findings.iter().map(|finding| Warning::new(finding.code, format!("{} ({})", finding.message, finding.remedy))).collect()
+}
+
+async fn open_kernel(config: &DataplaneConfig) -> anyhow::Result<KernelThread> {
+    let config = config.clone();
+    let (kernel, opened) = tokio::task::spawn_blocking(move || Dataplane::open(&config)).await?.context("opening the kernel side")?;
+    tracing::info!(rules = ?opened.skeleton, owned = opened.owned, elements = opened.elements, "kernel tables are in force");
+    KernelThread::start(kernel).context("starting the dataplane's thread")
+}
+
+/// The containers of the engine, if there is one or when there will be one.
+fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken) -> anyhow::Result<watch::Receiver<Arc<DockerView>>> {
+    let expected = match &socket {
+        DockerSocket::None => false,
+        DockerSocket::IfPresent(socket) => socket.exists(),
+        DockerSocket::At(_) => true,
+    };
+    // An engine that comes later holds up nothing.
+    let (sender, view) = watch::channel(Arc::new(if expected { DockerView::default() } else { DockerView::without_engine() }));
+    let program = std::env::current_exe().context("finding this program for the Docker watcher")?;
+    spawn(tasks, "Docker engine", async move {
+        match socket {
+            DockerSocket::IfPresent(socket) | DockerSocket::At(socket) => {
+                while !socket.exists() && !expected {
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(DOCKER_LOOK) => {}
+                    }
+                }
+                docker::supervise(DockerConfig { socket, program, patience: DOCKER_PATIENCE }, sender, stop).await;
+            }
+            // The sender is held, so that the view never counts as gone.
+            DockerSocket::None => stop.cancelled().await,
+        }
+        Ok(())
+    });
+    Ok(view)
+}
+
+/// Tells the collection of denied flows who holds which address, and which generation is enforced.
+async fn keep_ends(
+    ends: Arc<RecentLocals>,
+    mut local: watch::Receiver<Arc<LocalWorkloads>>,
+    mut applied: watch::Receiver<Option<Arc<Applied>>>,
+    stop: CancellationToken,
+) {
+    loop {
+        ends.update(Instant::now(), local_ends(&local.borrow_and_update()));
+        if let Some(applied) = applied.borrow_and_update().as_ref().filter(|applied| applied.failure.is_none()) {
+            ends.set_generation(applied.generation);
+        }
+        let changed = tokio::select! {
+            () = stop.cancelled() => return,
+            changed = local.changed() => changed,
+            changed = applied.changed() => changed,
+        };
+        if changed.is_err() {
+            stop.cancelled().await;
+            return;
+        }
+    }
+}
+
+fn local_ends(local: &LocalWorkloads) -> HashMap<IpAddr, Arc<LocalEnd>> {
+    let mut ends = HashMap::new();
+    for workload in local.workloads.values() {
+        for interface in workload.interfaces.values() {
+            for address in &interface.addresses {
+                let end = LocalEnd {
+                    container: workload.id.container.clone(),
+                    interface: interface.name.clone(),
+                    network: address.network.clone(),
+                };
+                ends.insert(address.address, Arc::new(end));
+            }
+        }
+    }
+    ends
+}
+
+/// When the first workload appears on a bridge, looks whether bridged frames meet the rules.
+async fn check_bridges(
+    config: DataplaneConfig,
+    mut local: watch::Receiver<Arc<LocalWorkloads>>,
+    status: watch::Sender<NodeStatus>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let bridged = async { local.wait_for(|local| local.bridged).await.is_ok() };
+    let bridged = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        bridged = bridged => bridged,
+    };
+    if bridged {
+        let findings = check(&config, true).await?;
+        status.send_if_modified(|status| {
+            let before = status.clone();
+            status.warnings.extend(warnings_of(&findings));
+            status.able &= findings.iter().all(|finding| finding.severity != Severity::Fatal);
+            *status != before
+        });
+    }
+    stop.cancelled().await;
+    Ok(())
+}

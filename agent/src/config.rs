@@ -1,0 +1,271 @@
+//! The agent's options: by flag, by environment, by file, in this order; then what is built in.
+
+use crate::dataplane::{DataplaneConfig, InterfacePattern};
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use firebreak_policy::model::NodeName;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tonic::transport::Endpoint;
+
+/// The command line of `firebreak-agent`.
+#[derive(Debug, Parser)]
+#[command(name = "firebreak-agent", version, about = "The Firebreak node agent: enforces policy on this node's workloads")]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; `run` when nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of `run`.
+    #[command(flatten)]
+    pub run: Options,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run until told to stop (SIGTERM, SIGINT). Stopping leaves everything in force. The default.
+    Run(Options),
+    /// Remove every kernel object that is ours, and nothing else: the node is open afterwards.
+    Uninstall,
+    /// Say what this node lacks for enforcement. Exit code 1 when it cannot enforce.
+    Preflight(Options),
+    /// Watch a Docker engine and print typed events, one JSON object per line. The agent starts this by itself.
+    #[command(hide = true)]
+    DockerWatch {
+        /// The engine's socket.
+        #[arg(long)]
+        socket: PathBuf,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+macro_rules! options {
+    ($($(#[doc = $doc:literal])+ $(#[arg($($arg:tt)*)])? $name:ident: $type:ty = $env:literal, $value:literal;)*) => {
+        /// Options as given by flag and environment; what is not given comes from the file.
+        #[derive(Clone, Debug, Default, Args)]
+        pub struct Options {
+            /// A TOML file with the same names as the flags. Read when it is there; must be there when named.
+            #[arg(long, env = "FIREBREAK_AGENT_CONFIG", value_name = "FILE")]
+            pub config: Option<PathBuf>,
+            $($(#[doc = $doc])+ #[arg(long, env = $env, value_name = $value $(, $($arg)*)?)] pub $name: Option<$type>,)*
+        }
+
+        /// The same from the file.
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+        struct File {
+            $($name: Option<$type>,)*
+        }
+
+        impl Options {
+            /// What is not given here comes from there.
+            fn or(self, file: File) -> Self {
+                Self { config: self.config, $($name: self.$name.or(file.$name),)* }
+            }
+        }
+    };
+}
+
+options! {
+    /// This node's name. The host's name when not given.
+    node: String = "FIREBREAK_NODE", "NAME";
+    /// Labels of this node.
+    #[arg(value_parser = pairs)]
+    node_labels: Pairs = "FIREBREAK_NODE_LABELS", "KEY=VALUE,...";
+    /// The controller's agent service. Default: http://127.0.0.1:7443
+    controller: String = "FIREBREAK_CONTROLLER", "URL";
+    /// Where the agent keeps its identity and its cursors. Default: /var/lib/firebreak/agent
+    state_dir: PathBuf = "FIREBREAK_AGENT_STATE_DIR", "PATH";
+    /// Names of workload interfaces, `*` at the end stands for the rest. One that matches and is not known is denied. Default: veth*,cali*
+    #[arg(value_parser = words)]
+    workload_interfaces: Words = "FIREBREAK_WORKLOAD_INTERFACES", "NAME,...";
+    /// The Docker engine's socket, or `none`. Default: /run/docker.sock, when it is there.
+    docker_socket: String = "FIREBREAK_DOCKER_SOCKET", "PATH";
+    /// Where named network namespaces are. Default: /run/netns
+    netns_dir: PathBuf = "FIREBREAK_NETNS_DIR", "PATH";
+    /// The NFLOG group of denied packets; no other program may read it. Default: 5
+    nflog_group: u16 = "FIREBREAK_NFLOG_GROUP", "NUMBER";
+    /// Whether net.bridge.bridge-nf-call-* may be put right for bridged workloads. Default: true
+    #[arg(action = clap::ArgAction::Set)]
+    set_bridge_sysctls: bool = "FIREBREAK_SET_BRIDGE_SYSCTLS", "BOOL";
+    /// The nft program. Default: nft
+    nft: PathBuf = "FIREBREAK_NFT", "PATH";
+    /// How log lines are written, to standard error. Default: text
+    #[arg(value_enum)]
+    log_format: LogFormat = "FIREBREAK_LOG_FORMAT", "FORMAT";
+    /// Which log lines are written: a level, or levels by module as tracing's EnvFilter reads them. Default: info
+    log: String = "FIREBREAK_LOG", "FILTER";
+}
+
+/// Words as the command line takes them (`a,b`) or the file (`["a", "b"]`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Words(pub Vec<String>);
+
+/// Pairs as the command line takes them (`a=1,b=2`) or the file (a table).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Pairs(pub BTreeMap<String, String>);
+
+#[allow(clippy::unnecessary_wraps, reason = "clap asks for a Result")]
+fn words(text: &str) -> Result<Words, std::convert::Infallible> {
+    Ok(Words(text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()))
+}
+
+fn pairs(text: &str) -> Result<Pairs, String> {
+    let pair = |word: &str| {
+        let (key, value) = word.split_once('=').ok_or_else(|| format!("{word:?} is not KEY=VALUE"))?;
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(pair).collect::<Result<_, _>>().map(Pairs)
+}
+
+/// Whether and where there is a Docker engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DockerSocket {
+    /// There is none.
+    None,
+    /// There is one.
+    At(PathBuf),
+    /// There is one if this file is there.
+    IfPresent(PathBuf),
+}
+
+/// The agent's settings, all of them there and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's name.
+    pub node: NodeName,
+    /// Its labels.
+    pub node_labels: BTreeMap<String, String>,
+    /// The controller's agent service.
+    pub controller: Endpoint,
+    /// Where the agent keeps its identity and its cursors.
+    pub state_dir: PathBuf,
+    /// The Docker engine.
+    pub docker: DockerSocket,
+    /// Where named network namespaces are.
+    pub netns_dir: PathBuf,
+    /// The kernel side.
+    pub dataplane: DataplaneConfig,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Which log lines are written.
+    pub log: String,
+}
+
+/// Read when it is there and no other is named.
+const DEFAULT_FILE: &str = "/etc/firebreak/agent.toml";
+
+impl Config {
+    /// Puts together what was given.
+    ///
+    /// # Errors
+    /// Which option is wrong, and why. Nothing wrong is passed over.
+    pub fn resolve(options: Options) -> anyhow::Result<Self> {
+        let file = match &options.config {
+            Some(path) => read_file(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read_file(Path::new(DEFAULT_FILE))?,
+            None => File::default(),
+        };
+        let Options {
+            config: _,
+            node,
+            node_labels,
+            controller,
+            state_dir,
+            workload_interfaces,
+            docker_socket,
+            netns_dir,
+            nflog_group,
+            set_bridge_sysctls,
+            nft,
+            log_format,
+            log,
+        } = options.or(file);
+        let node = match node {
+            Some(node) => node,
+            None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("reading the host's name for --node")?.trim().to_owned(),
+        };
+        ensure!(is_name(&node), "--node {node:?}: a node's name is lowercase letters, digits, '-' and '.', at most 253 of them");
+        let patterns = workload_interfaces.map_or_else(|| vec!["veth*".to_owned(), "cali*".to_owned()], |words| words.0);
+        ensure!(!patterns.is_empty(), "--workload-interfaces is empty: nothing would be denied by default");
+        let interface_patterns =
+            patterns.iter().map(|text| InterfacePattern::new(text).context("--workload-interfaces")).collect::<Result<_, _>>()?;
+        let defaults = DataplaneConfig::default();
+        let dataplane = DataplaneConfig {
+            interface_patterns,
+            nflog_group: nflog_group.unwrap_or(defaults.nflog_group),
+            set_bridge_sysctls: set_bridge_sysctls.unwrap_or(defaults.set_bridge_sysctls),
+            nft: nft.unwrap_or_else(|| defaults.nft.clone()),
+            ..defaults
+        };
+        let docker = match docker_socket.as_deref() {
+            None => DockerSocket::IfPresent(PathBuf::from("/run/docker.sock")),
+            Some("none") => DockerSocket::None,
+            Some("") => bail!("--docker-socket is empty: give a path, or `none`"),
+            Some(path) => DockerSocket::At(PathBuf::from(path.strip_prefix("unix://").unwrap_or(path))),
+        };
+        Ok(Self {
+            node: NodeName::from(node),
+            node_labels: node_labels.unwrap_or_default().0,
+            controller: endpoint(controller.as_deref().unwrap_or("http://127.0.0.1:7443"))?,
+            state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/firebreak/agent")),
+            docker,
+            netns_dir: netns_dir.unwrap_or_else(|| PathBuf::from("/run/netns")),
+            dataplane,
+            log_format: log_format.unwrap_or_default(),
+            log: log.unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+}
+
+fn read_file(path: &Path) -> anyhow::Result<File> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("reading {}", path.display()))
+}
+
+/// As the Kubernetes API names nodes (RFC 1123 subdomain).
+fn is_name(name: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+fn endpoint(url: &str) -> anyhow::Result<Endpoint> {
+    use std::time::Duration;
+    ensure!(
+        url.starts_with("http://") || url.starts_with("unix:"),
+        "--controller {url:?}: give http://ADDRESS:PORT (encryption comes with a later version)"
+    );
+    let endpoint = Endpoint::from_shared(url.to_owned()).with_context(|| format!("--controller {url:?}"))?;
+    // A controller that is gone without a word is noticed within 15 s.
+    Ok(endpoint
+        .connect_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true))
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,256 @@
+//! Interfaces and identities become workloads. Pure: a function of what was read, whatever the order in which it came.
+//!
+//! What holds:
+//! 1. An interface that carries a default route, or is no veth, is nobody's, whatever pattern or identity says.
+//! 2. An interface belongs to one workload. Where two claim it, a manifest goes before an engine; two of a kind are both denied.
+//! 3. An interface that matches a pattern and belongs to nobody is unknown, and unknown is denied.
+
+use super::rtnl::{HeldAddress, Link, Scope};
+use crate::dataplane::InterfacePattern;
+use crate::local::{ExemptInterface, ExemptReason, LocalInterface, LocalWorkload, LocalWorkloads, Problem, local_id};
+use firebreak_policy::model::{
+    ContainerId, InterfaceName, Labels, NamedPort, NamespaceName, NetworkAddress, NetworkName, NodeName, PublishedPort, WorkloadSource,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A workload that holds more addresses than this on one interface is denied: each costs elements in the kernel, and its owner
+/// can add as many as he likes.
+pub const MAX_ADDRESSES: usize = 64;
+
+/// What the kernel says, as far as it was asked.
+#[derive(Clone, Debug, Default)]
+pub struct Kernel {
+    /// Every interface of the node.
+    pub links: Vec<Link>,
+    /// The ifindexes that default routes lead out of.
+    pub default_routes: BTreeSet<u32>,
+    /// The addresses in each namespace that a veth leads into, by the namespace's id.
+    pub peers: HashMap<i32, Arc<[HeldAddress]>>,
+    /// The addresses of the node.
+    pub own: Vec<HeldAddress>,
+}
+
+/// A workload as its source knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// What tells it from the others of the node.
+    pub container: ContainerId,
+    /// For people.
+    pub name: String,
+    /// The namespace whose policies apply.
+    pub namespace: NamespaceName,
+    /// What selectors look at.
+    pub labels: Labels,
+    /// Labels that came with the image.
+    pub image_labels: BTreeMap<String, String>,
+    /// Ports that policies can name.
+    pub named_ports: Vec<NamedPort>,
+    /// Ports of the node that lead to it.
+    pub published_ports: Vec<PublishedPort>,
+    /// Who says so.
+    pub source: WorkloadSource,
+    /// Where it is.
+    pub place: Place,
+    /// What its addresses mean.
+    pub networks: Networks,
+}
+
+/// Where a workload is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Behind this host-side interface.
+    Interface(InterfaceName),
+    /// In the network namespace with this id in ours.
+    Namespace(i32),
+    /// In the node's network namespace.
+    Host,
+    /// In the network namespace of another container.
+    SharedWith(String),
+    /// Without any network.
+    NoNetwork,
+    /// Not to be found, and why.
+    Unresolved(String),
+}
+
+/// Which network a workload's addresses belong to. Link-local ones always belong to the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Networks {
+    /// This one.
+    Fixed(NetworkName),
+    /// The one of the bridge, for these bridges; else the default network.
+    HiddenBehind(BTreeSet<String>),
+}
+
+/// Joins what the kernel says with what the sources say. `in_sync` is left false and `warnings` empty: they are not a matter of
+/// one moment.
+pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel, identities: &[Identity]) -> LocalWorkloads {
+    let by_index: HashMap<u32, &Link> = kernel.links.iter().map(|link| (link.index, link)).collect();
+    let places: Vec<Result<Vec<&Link>, Problem>> = identities.iter().map(|identity| find(&identity.place, kernel)).collect();
+    let claims = claims(identities, &places);
+
+    let mut workloads = BTreeMap::new();
+    let mut managed = BTreeSet::new();
+    for (position, (identity, place)) in identities.iter().zip(&places).enumerate() {
+        let outcome = place.clone().and_then(|links| {
+            let mut interfaces = BTreeMap::new();
+            for link in links {
+                settle(link, position, identities, &claims)?;
+                interfaces.insert(link.index, interface(node, link, &by_index, kernel, &identity.networks)?);
+            }
+            Ok(interfaces)
+        });
+        let (interfaces, problem) = match outcome {
+            Ok(interfaces) => (interfaces, None),
+            Err(problem) => (BTreeMap::new(), Some(problem)),
+        };
+        managed.extend(interfaces.keys().copied());
+        let workload = LocalWorkload {
+            id: local_id(node, &identity.container),
+            name: identity.name.clone(),
+            namespace: identity.namespace.clone(),
+            labels: identity.labels.clone(),
+            image_labels: identity.image_labels.clone(),
+            named_ports: identity.named_ports.clone(),
+            published_ports: identity.published_ports.clone(),
+            interfaces,
+            host_network: identity.place == Place::Host,
+            source: identity.source,
+            problem,
+        };
+        workloads.insert(identity.container.clone(), Arc::new(workload));
+    }
+
+    let mut exempt = BTreeMap::new();
+    let mut unknown = BTreeMap::new();
+    for link in kernel.links.iter().filter(|link| patterns.iter().any(|pattern| pattern.matches(&link.name))) {
+        let name = InterfaceName::new(&link.name);
+        match exempt_reason(link, kernel) {
+            Some(reason) => drop(exempt.insert(link.index, ExemptInterface { name, reason })),
+            None if managed.contains(&link.index) => {}
+            None => drop(unknown.insert(link.index, name)),
+        }
+    }
+    let bridged = managed.iter().chain(unknown.keys()).any(|index| by_index.get(index).is_some_and(|link| link.controller.is_some()));
+    let node_addresses = kernel.own.iter().filter(|held| held.scope == Scope::Global).map(|held| held.address).collect();
+    LocalWorkloads { in_sync: false, workloads, exempt, unknown, node_addresses, bridged, warnings: BTreeSet::new() }
+}
+
+/// The ids of the namespaces whose addresses [`assemble`] asks for, each with the interfaces that lead into it: everything that
+/// matches a pattern, and everything that is named by an identity.
+pub fn wanted_peers(patterns: &[InterfacePattern], links: &[Link], identities: &[Identity]) -> BTreeMap<i32, BTreeSet<(u32, u32)>> {
+    let named: BTreeSet<&str> = identities
+        .iter()
+        .filter_map(|identity| if let Place::Interface(name) = &identity.place { Some(name.as_str()) } else { None })
+        .collect();
+    let entered: BTreeSet<i32> =
+        identities.iter().filter_map(|identity| if let Place::Namespace(nsid) = identity.place { Some(nsid) } else { None }).collect();
+    let mut wanted: BTreeMap<i32, BTreeSet<(u32, u32)>> = BTreeMap::new();
+    for link in links.iter().filter(|link| link.veth) {
+        let (Some(nsid), Some(peer)) = (link.peer_nsid, link.peer_index) else { continue };
+        if entered.contains(&nsid) || named.contains(link.name.as_str()) || patterns.iter().any(|pattern| pattern.matches(&link.name)) {
+            wanted.entry(nsid).or_default().insert((link.index, peer));
+        }
+    }
+    wanted
+}
+
+fn exempt_reason(link: &Link, kernel: &Kernel) -> Option<ExemptReason> {
+    if kernel.default_routes.contains(&link.index) {
+        Some(ExemptReason::DefaultRoute)
+    } else if !link.veth {
+        Some(ExemptReason::NotVeth)
+    } else {
+        None
+    }
+}
+
+fn find<'a>(place: &Place, kernel: &'a Kernel) -> Result<Vec<&'a Link>, Problem> {
+    match place {
+        Place::Interface(name) => {
+            let link = kernel.links.iter().find(|link| link.name == name.as_str());
+            let link = link.ok_or_else(|| Problem::NoInterface(format!("there is no interface {name}")))?;
+            match exempt_reason(link, kernel) {
+                Some(reason) => Err(Problem::Exempt(name.clone(), reason)),
+                None => Ok(vec![link]),
+            }
+        }
+        Place::Namespace(nsid) => {
+            let leads_in = |link: &&Link| link.veth && link.peer_nsid == Some(*nsid) && exempt_reason(link, kernel).is_none();
+            let links: Vec<&Link> = kernel.links.iter().filter(leads_in).collect();
+            if links.is_empty() {
+                Err(Problem::NoInterface("no veth of the node leads to its network namespace".to_owned()))
+            } else {
+                Ok(links)
+            }
+        }
+        Place::Host => Err(Problem::HostNetwork),
+        Place::SharedWith(other) => Err(Problem::SharedNetwork(other.clone())),
+        Place::NoNetwork => Ok(Vec::new()),
+        Place::Unresolved(why) => Err(Problem::NoInterface(why.clone())),
+    }
+}
+
+/// By ifindex, the positions of the identities that claim it.
+fn claims(identities: &[Identity], places: &[Result<Vec<&Link>, Problem>]) -> HashMap<u32, Vec<usize>> {
+    let mut claims: HashMap<u32, Vec<usize>> = HashMap::new();
+    for (position, _) in identities.iter().enumerate() {
+        for link in places[position].iter().flatten() {
+            claims.entry(link.index).or_default().push(position);
+        }
+    }
+    claims
+}
+
+/// Whether the interface is this identity's.
+fn settle(link: &Link, position: usize, identities: &[Identity], claims: &HashMap<u32, Vec<usize>>) -> Result<(), Problem> {
+    let rank = |position: usize| identities[position].source == WorkloadSource::Manifest;
+    let rivals = claims.get(&link.index).into_iter().flatten().copied().filter(|other| *other != position);
+    if rivals.into_iter().any(|other| rank(other) >= rank(position)) {
+        return Err(Problem::ClaimedTwice(InterfaceName::new(&link.name)));
+    }
+    Ok(())
+}
+
+fn interface(
+    node: &NodeName,
+    link: &Link,
+    by_index: &HashMap<u32, &Link>,
+    kernel: &Kernel,
+    networks: &Networks,
+) -> Result<LocalInterface, Problem> {
+    let (Some(nsid), Some(peer)) = (link.peer_nsid, link.peer_index) else {
+        let message = format!("the other end of {} is in the node's own network namespace", link.name);
+        return Err(Problem::NoInterface(message));
+    };
+    let bridge = link.controller.and_then(|controller| by_index.get(&controller)).map(|bridge| bridge.name.as_str());
+    let on_link = NetworkName::hidden(node, bridge.unwrap_or(&link.name));
+    let network = match networks {
+        Networks::Fixed(network) => network.clone(),
+        Networks::HiddenBehind(bridges) => match bridge {
+            Some(bridge) if bridges.contains(bridge) => NetworkName::hidden(node, bridge),
+            Some(_) | None => NetworkName::default_network(),
+        },
+    };
+    let held: BTreeSet<(IpAddr, Scope)> = kernel
+        .peers
+        .get(&nsid)
+        .into_iter()
+        .flat_map(|addresses| addresses.iter())
+        .filter(|held| held.interface == peer && held.scope != Scope::Host)
+        .map(|held| (held.address, held.scope))
+        .collect();
+    if held.len() > MAX_ADDRESSES {
+        return Err(Problem::TooManyAddresses(MAX_ADDRESSES));
+    }
+    let addresses = held
+        .into_iter()
+        .map(|(address, scope)| NetworkAddress { network: if scope == Scope::Link { on_link.clone() } else { network.clone() }, address })
+        .collect();
+    Ok(LocalInterface { name: InterfaceName::new(&link.name), addresses })
+}
+
+#[cfg(test)]
+#[path = "assemble_tests.rs"]
+mod tests;

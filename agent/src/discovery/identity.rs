@@ -1,0 +1,135 @@
+//! Who is behind the interfaces: what manifests declare and what the Docker engine runs, in one form.
+
+use super::assemble::{Identity, Networks, Place};
+use super::docker::{Container, Network};
+use firebreak_policy::model::{ContainerId, Labels, NamespaceName, NetworkName, Protocol, PublishedPort, WorkloadSource};
+use firebreak_proto::workload::DeclaredWorkload;
+use std::collections::BTreeMap;
+
+/// The Compose project of a container becomes its namespace.
+const COMPOSE_PROJECT: &str = "com.docker.compose.project";
+/// The Compose service becomes the label `app` where there is no such label.
+const COMPOSE_SERVICE: &str = "com.docker.compose.service";
+/// The namespace of containers that belong to no Compose project.
+const DOCKER_NAMESPACE: &str = "docker";
+
+/// A workload that a manifest declares.
+pub fn declared(workload: &DeclaredWorkload, place: Place) -> Identity {
+    let DeclaredWorkload { container, name, namespace, labels, named_ports, published_ports, network, location: _ } = workload;
+    Identity {
+        container: container.clone(),
+        name: name.clone(),
+        namespace: namespace.clone(),
+        labels: labels.clone(),
+        image_labels: BTreeMap::new(),
+        named_ports: named_ports.clone(),
+        published_ports: published_ports.clone(),
+        source: WorkloadSource::Manifest,
+        place,
+        networks: Networks::Fixed(network.clone().unwrap_or_else(NetworkName::default_network)),
+    }
+}
+
+/// A container of the engine. Labels of its image select nothing, the Compose labels included.
+pub fn docker(container: &Container, place: Place) -> Identity {
+    let Container { id, name, pid: _, labels, image_labels, network: _, bridges, ports } = container;
+    let namespace = labels.get(COMPOSE_PROJECT).map_or(DOCKER_NAMESPACE, String::as_str);
+    let mut selecting = labels.clone();
+    if let (Some(service), false) = (labels.get(COMPOSE_SERVICE), labels.contains_key("app")) {
+        selecting.insert("app".to_owned(), service.clone());
+    }
+    let published_ports = ports
+        .iter()
+        .map(|port| PublishedPort {
+            protocol: Protocol(port.protocol),
+            host_address: port.host_address,
+            host_port: port.host_port,
+            workload_port: port.container_port,
+        })
+        .collect();
+    Identity {
+        container: ContainerId::new(id),
+        name: name.clone(),
+        namespace: NamespaceName::new(namespace),
+        labels: Labels(selecting),
+        image_labels: image_labels.clone(),
+        named_ports: Vec::new(),
+        published_ports,
+        source: WorkloadSource::Docker,
+        place,
+        networks: Networks::HiddenBehind(bridges.iter().filter(|bridge| bridge.hidden).map(|bridge| bridge.name.clone()).collect()),
+    }
+}
+
+/// Where a container is, as far as the engine tells; `None` when its process has to be looked at.
+pub fn told_place(container: &Container) -> Option<Place> {
+    match &container.network {
+        Network::Own => None,
+        Network::Host => Some(Place::Host),
+        Network::None => Some(Place::NoNetwork),
+        Network::Container { of } => Some(Place::SharedWith(of.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::docker::{Bridge, Port};
+
+    fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn container(labels: &[(&str, &str)], image_labels: &[(&str, &str)]) -> Container {
+        Container {
+            id: "c".repeat(64),
+            name: "shop-web-1".to_owned(),
+            pid: 4711,
+            labels: pairs(labels),
+            image_labels: pairs(image_labels),
+            network: Network::Own,
+            bridges: vec![Bridge { name: "br-1".to_owned(), hidden: true }, Bridge { name: "br-2".to_owned(), hidden: false }],
+            ports: vec![Port { protocol: 6, host_address: None, host_port: 8080, container_port: 80 }],
+        }
+    }
+
+    #[test]
+    fn compose_labels_become_namespace_and_app() {
+        type Pairs<'a> = &'a [(&'a str, &'a str)];
+        let project = (COMPOSE_PROJECT, "shop");
+        let service = (COMPOSE_SERVICE, "web");
+        let table: &[(Pairs<'_>, Pairs<'_>, &str, Option<&str>)] = &[
+            (&[], &[], "docker", None),
+            (&[project, service], &[], "shop", Some("web")),
+            (&[project, service, ("app", "front")], &[], "shop", Some("front")),
+            (&[service], &[], "docker", Some("web")),
+            (&[("app", "x")], &[], "docker", Some("x")),
+            (&[], &[project, service, ("app", "y")], "docker", None),
+        ];
+        for (labels, image_labels, namespace, app) in table {
+            let identity = docker(&container(labels, image_labels), Place::Namespace(1));
+            assert_eq!((identity.namespace.as_str(), identity.labels.get("app")), (*namespace, *app), "{labels:?}");
+            assert_eq!(identity.image_labels, pairs(image_labels));
+        }
+    }
+
+    #[test]
+    fn a_container_keeps_its_ports_and_the_bridges_that_hide_it() {
+        let identity = docker(&container(&[], &[]), Place::Namespace(1));
+        let published = PublishedPort { protocol: Protocol::TCP, host_address: None, host_port: 8080, workload_port: 80 };
+        assert_eq!(identity.published_ports, [published]);
+        assert_eq!(identity.networks, Networks::HiddenBehind(["br-1".to_owned()].into()));
+    }
+
+    #[test]
+    fn only_a_container_with_a_network_of_its_own_is_looked_for() {
+        for (network, place) in [
+            (Network::Own, None),
+            (Network::Host, Some(Place::Host)),
+            (Network::None, Some(Place::NoNetwork)),
+            (Network::Container { of: "other".to_owned() }, Some(Place::SharedWith("other".to_owned()))),
+        ] {
+            assert_eq!(told_place(&Container { network, ..container(&[], &[]) }), place);
+        }
+    }
+}
