@@ -1,10 +1,13 @@
 //! Wiring only: opens the store and the listeners, starts every task in one `JoinSet`, and stops them in order when the first one ends.
 
+use crate::agents::Agents;
 use crate::api::OperatorApi;
-use crate::api::live::{FlowTap, Live, LiveError, NodeQuery, Question, WorkloadQuery};
+use crate::api::live::{FlowTap, Live};
 use crate::auth::Identify;
 use crate::config::{RunOptions, check_listen};
+use crate::flows::{Flows, Ring};
 use crate::http::{self, Seen};
+use crate::hub;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -105,7 +108,7 @@ impl App {
         let stop = Stop::default();
         let metrics = Arc::new(Metrics::new());
         let mut tasks = Tasks::default();
-        let core = start_core(&mut tasks, &stop);
+        let core = start_core(&options, &store, &stop, &mut tasks);
         let api = OperatorApi::new(store.clone(), core.live, core.flows, Arc::clone(&metrics), stop.serving.clone(), Timestamp::now);
         let health = HealthReporter::new();
         let mut operator_routes = RoutesBuilder::default();
@@ -332,46 +335,25 @@ struct Core {
     agent_routes: RoutesBuilder,
 }
 
-fn start_core(tasks: &mut Tasks, stop: &Stop) -> Core {
-    let (sync, ready) = watch::channel(true);
-    let stopping = stop.core.clone();
-    tasks.spawn(Order::Core, "hub", async move {
-        stopping.cancelled().await;
-        drop(sync);
+/// Starts the hub and what follows it.
+fn start_core(options: &RunOptions, store: &Store, stop: &Stop, tasks: &mut Tasks) -> Core {
+    let (hub, hub_task) = hub::hub(store.clone(), options.cluster_networks.clone());
+    let (ready, is_ready) = watch::channel(false);
+    let until = stop.core.clone();
+    tasks.spawn(Order::Core, "hub", async move { Ok(hub_task.run(ready, until).await?) });
+    // Milliseconds since 1970 in the upper bits: cursors of two runs of the controller do not meet.
+    let first_cursor = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0) << 20;
+    let ring = Ring::new(options.kept_flows, first_cursor);
+    let flows = Flows::new(hub.clone(), store.clone(), ring.clone(), stop.serving.clone(), Timestamp::now);
+    let (following, until) = (flows.clone(), stop.core.clone());
+    tasks.spawn(Order::Core, "owners of addresses", async move {
+        following.follow(until).await;
         Ok(())
     });
-    Core { live: Arc::new(NoHub), flows: Arc::new(NoHub), ready, agent_routes: RoutesBuilder::default() }
-}
-
-struct NoHub;
-
-#[tonic::async_trait]
-impl Live for NoHub {
-    async fn conditions(
-        &self,
-        objects: Vec<crate::store::ObjectKey>,
-        _: firebreak_policy::model::Revision,
-    ) -> Result<Vec<Vec<firebreak_proto::v1::Condition>>, LiveError> {
-        Ok(vec![Vec::new(); objects.len()])
-    }
-    async fn workloads(&self, _: WorkloadQuery) -> Result<Vec<firebreak_proto::v1::WorkloadStatus>, LiveError> {
-        Ok(Vec::new())
-    }
-    async fn nodes(&self, _: NodeQuery) -> Result<Vec<firebreak_proto::v1::NodeStatus>, LiveError> {
-        Ok(Vec::new())
-    }
-    async fn explain(&self, _: Question) -> Result<firebreak_proto::v1::ExplainResponse, LiveError> {
-        Err(LiveError::Unavailable("the hub is not there"))
-    }
-}
-
-impl FlowTap for NoHub {
-    fn recent(&self, _: u64, _: usize) -> Vec<Arc<firebreak_proto::v1::AttributedFlow>> {
-        Vec::new()
-    }
-    fn subscribe(&self) -> tokio::sync::broadcast::Receiver<Arc<firebreak_proto::v1::AttributedFlow>> {
-        tokio::sync::broadcast::channel(1).1
-    }
+    let agents = Agents::new(hub.clone(), store.clone(), stop.serving.clone(), Timestamp::now);
+    let mut agent_routes = RoutesBuilder::default();
+    agent_routes.add_service(agents.into_server()).add_service(flows.into_server());
+    Core { live: Arc::new(hub), flows: Arc::new(ring), ready: is_ready, agent_routes }
 }
 
 #[cfg(test)]
