@@ -11,6 +11,7 @@ use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{self, Applied, Backoff, NodeStatus, SessionConfig, SessionLinks};
 use anyhow::{Context, anyhow, bail};
+use futures::FutureExt;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -54,7 +55,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
     let docker_view = start_docker(&mut tasks, docker, stop.clone())?;
     let config = DiscoveryConfig { node: node.clone(), patterns: dataplane.interface_patterns.clone(), netns_dir };
     let task = discovery::run(config, declared, docker_view, local_sender, stop.clone());
-    spawn(&mut tasks, "discovery", async move { Ok(task.await) });
+    spawn(&mut tasks, "discovery", task.map(Ok));
 
     let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone() };
     let task = enforce::run(kernel_thread, links, stop.clone());
@@ -72,11 +73,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
     let links =
         SessionLinks { local: local.clone(), status, applied: applied.clone(), declared: declared_sender, committed: committed_sender };
     let task = session::run(config, links, stop.clone());
-    spawn(&mut tasks, "session", async move { Ok(task.await) });
+    spawn(&mut tasks, "session", task.map(Ok));
 
     let ends = Arc::new(RecentLocals::new());
     let task = keep_ends(ends.clone(), local.clone(), applied, stop.clone());
-    spawn(&mut tasks, "flow ends", async move { Ok(task.await) });
+    spawn(&mut tasks, "flow ends", task.map(Ok));
     let config = FlowsConfig {
         node,
         instance_id,
@@ -85,6 +86,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
         state_dir: state.path().to_owned(),
         nflog_group: dataplane.nflog_group,
         read_interval: FlowsConfig::DEFAULT_READ_INTERVAL,
+        timing: flows::Timing::default(),
         limits: Limits::default(),
     };
     let task = flows::run(config, ends, Arc::new(FlowsStats::default()), stop.clone());

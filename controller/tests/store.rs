@@ -145,7 +145,8 @@ async fn run_step(store: &Store, model: &mut Model, step: &Step) {
         }
         Err(other) => panic!("{other}"),
         Ok(Applied { revision: reported, results: reported_results }) => {
-            assert!(!*stale && !(*strict && !absent.is_empty()));
+            assert!(!*stale);
+            assert!(!*strict || absent.is_empty());
             assert_eq!(reported_results, results);
             let changed = after != model.objects;
             if changed && !*dry {

@@ -7,6 +7,7 @@ use firebreak_controller::store::{
 use firebreak_policy::model::{Labels, NodeName, Revision};
 use jiff::Timestamp;
 use rusqlite::Connection;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -130,6 +131,24 @@ async fn one_process_at_a_time_has_the_database() {
     assert!(error.contains("a running firebreak-controller has it open"), "{error}");
     drop(store);
     Store::open(&path).unwrap();
+}
+
+#[tokio::test]
+async fn what_the_store_writes_only_its_owner_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("controller.db");
+    let store = Store::open(&path).unwrap();
+    store.apply(namespace("first")).await.unwrap();
+    store.backup(folder.path().join("copy.db")).await.unwrap();
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        seen.push((entry.file_name().into_string().unwrap(), mode));
+    }
+    seen.sort();
+    let expected = ["controller.db", "controller.db-shm", "controller.db-wal", "controller.db.lock", "copy.db"];
+    assert_eq!(seen, expected.map(|name| (name.to_owned(), 0o600)));
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@
 //! (`IFLA_LINK_NETNSID`, the kernel assigns one when it is asked), `RTM_GETADDR` with `IFA_TARGET_NETNSID` lists what is in there
 //! (`NETLINK_GET_STRICT_CHK` makes the kernel look at that attribute), and `NETLINK_LISTEN_ALL_NSID` brings its changes.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "the netlink crates' enums are open: the kernel adds to them")]
+
 use futures::StreamExt;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};

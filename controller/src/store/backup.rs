@@ -1,6 +1,6 @@
 //! Copies of a running database, and putting one in the place of another.
 
-use super::lock::{DatabaseLock, sibling};
+use super::lock::{DatabaseLock, create_private, sibling};
 use super::read::database;
 use super::schema::{self, Access};
 use super::types::{StoreError, Verb};
@@ -26,9 +26,9 @@ pub struct Restored {
 
 /// Copies the database, as of one moment, into a file that must not exist.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
-    refuse_existing(to)?;
     let act = "cannot copy the database";
     let source = schema::connect(from, Access::ReadOnly)?;
+    create_private(to)?;
     let mut target = Connection::open(to).map_err(database(act))?;
     let result = all_pages(&source, &mut target);
     drop(target);
@@ -77,13 +77,13 @@ pub fn restore(from: &Path, path: &Path, principal: String, now: Timestamp) -> R
 
 /// Copies the backup beside the database, verifies it and gives it its new epoch. Leaves one synced file.
 fn stage(from: &Path, staged: &Path, principal: String, now: Timestamp) -> Result<(Revision, String), StoreError> {
-    refuse_existing(staged)?;
     {
         let source = schema::connect(from, Access::ReadOnly)?;
         if schema::check_origin(&source, from)? == 0 {
             return Err(file("cannot restore from", from, "it is empty"));
         }
         verify(&source, from)?;
+        create_private(staged)?;
         let mut target = Connection::open(staged).map_err(database("cannot copy the backup"))?;
         all_pages(&source, &mut target)?;
     }
@@ -130,7 +130,6 @@ fn swap(staged: &Path, path: &Path, stamp: &str) -> Result<Option<PathBuf>, Stor
     let mut replaced = None;
     if path.exists() {
         let kept = sibling(path, &format!(".replaced-{stamp}"));
-        refuse_existing(&kept)?;
         // A WAL that stays behind would be taken for the new database's. If the old database cannot take it in, both are kept as they are.
         let folded = schema::connect(path, Access::ReadWrite).and_then(|old| {
             old.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(())).map_err(database("cannot close the old database"))
@@ -154,10 +153,6 @@ fn swap(staged: &Path, path: &Path, stamp: &str) -> Result<Option<PathBuf>, Stor
 
 fn sync(path: &Path) -> Result<(), StoreError> {
     File::open(path).and_then(|opened| opened.sync_all()).map_err(|error| file("cannot sync", path, &error.to_string()))
-}
-
-fn refuse_existing(path: &Path) -> Result<(), StoreError> {
-    if path.exists() { Err(file("cannot write", path, "the file is already there")) } else { Ok(()) }
 }
 
 /// Tidying up after an error that is already told: what cannot be removed stays, and is refused by name next time.

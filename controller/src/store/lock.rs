@@ -2,7 +2,22 @@
 
 use super::types::StoreError;
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// The mode of every file that the store makes: it holds the ids by which agents are known.
+const PRIVATE: u32 = 0o600;
+
+/// Makes an empty file that only its owner reads and writes. One that is there is an error.
+pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
+    let made = File::options().write(true).create_new(true).mode(PRIVATE).open(path);
+    made.map(drop).map_err(|error| StoreError::File {
+        act: "cannot write",
+        path: path.display().to_string(),
+        reason: if error.kind() == ErrorKind::AlreadyExists { "the file is already there".to_owned() } else { error.to_string() },
+    })
+}
 
 /// Holds the lock until it is dropped; the kernel drops it when the process dies.
 #[derive(Debug)]
@@ -20,6 +35,7 @@ impl DatabaseLock {
             .truncate(false)
             .read(true)
             .write(true)
+            .mode(PRIVATE)
             .open(&lock_path)
             .map_err(|error| refused(format!("{}: {error}", lock_path.display())))?;
         match file.try_lock() {

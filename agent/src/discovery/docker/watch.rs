@@ -166,16 +166,13 @@ impl Engine {
 fn subject(event: &EventMessage) -> Option<String> {
     let actor = event.actor.as_ref()?;
     let action = event.action.as_deref()?;
-    match event.typ? {
-        EventMessageTypeEnum::CONTAINER => {
-            let matters = matches!(action, "start" | "die" | "destroy" | "rename" | "restart" | "update");
-            if matters { actor.id.clone() } else { None }
-        }
-        EventMessageTypeEnum::NETWORK => {
-            let matters = matches!(action, "connect" | "disconnect");
-            if matters { actor.attributes.as_ref()?.get("container").cloned() } else { None }
-        }
-        _ => None,
+    // The stream is asked for events of these two kinds only.
+    if event.typ? == EventMessageTypeEnum::NETWORK {
+        let matters = matches!(action, "connect" | "disconnect");
+        if matters { actor.attributes.as_ref()?.get("container").cloned() } else { None }
+    } else {
+        let matters = matches!(action, "start" | "die" | "destroy" | "rename" | "restart" | "update");
+        if matters { actor.id.clone() } else { None }
     }
 }
 
