@@ -22,7 +22,7 @@ const OUTGOING: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// There is nobody at the other end.
-    #[error("connecting to the controller at {uri}: {source}")]
+    #[error("connecting to the controller at {uri}: {}", causes(source))]
     Connect {
         /// Where.
         uri: String,
@@ -44,6 +44,20 @@ pub enum SessionError {
     /// The state received does not add up; all of it is asked for again.
     #[error("received state does not add up: {0}")]
     Held(#[from] HeldError),
+}
+
+/// An error with its causes: the transport's own words are only "transport error".
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let told = cause.to_string();
+        if !text.ends_with(&told) {
+            text = format!("{text}: {told}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 impl SessionError {
