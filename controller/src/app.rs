@@ -1,10 +1,13 @@
 //! Wiring only: opens the store and the listeners, starts every task in one `JoinSet`, and stops them in order when the first one ends.
 
+use crate::agents::Agents;
 use crate::api::OperatorApi;
-use crate::api::live::{FlowTap, Live, LiveError, NodeQuery, Question, WorkloadQuery};
+use crate::api::live::{FlowTap, Live};
 use crate::auth::Identify;
 use crate::config::{RunOptions, check_listen};
+use crate::flows::{Flows, Ring};
 use crate::http::{self, Seen};
+use crate::hub;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -105,7 +108,7 @@ impl App {
         let stop = Stop::default();
         let metrics = Arc::new(Metrics::new());
         let mut tasks = Tasks::default();
-        let core = start_core(&mut tasks, &stop);
+        let core = start_core(&options, &store, &stop, &mut tasks);
         let api = OperatorApi::new(store.clone(), core.live, core.flows, Arc::clone(&metrics), stop.serving.clone(), Timestamp::now);
         let health = HealthReporter::new();
         let mut operator_routes = RoutesBuilder::default();
@@ -119,6 +122,13 @@ impl App {
         tasks.spawn(Order::Serving, "health reporter", report_health(health, core.ready.clone(), until));
         let seen = Seen { metrics, store: store.clone(), ready: core.ready };
         tasks.spawn(Order::Core, "metrics and health", serve_http(scrapers, seen, stop.core.clone()));
+        let (store_ended, stopping) = (store.ended(), stop.core.clone());
+        tasks.spawn(Order::Core, "store", async move {
+            tokio::select! {
+                () = store_ended.cancelled() => anyhow::bail!("one of its threads has ended"),
+                () = stopping.cancelled() => Ok(()),
+            }
+        });
         Ok(Self { options, store, stop, tasks, agent_address, metrics_address })
     }
 
@@ -325,44 +335,77 @@ struct Core {
     agent_routes: RoutesBuilder,
 }
 
-fn start_core(tasks: &mut Tasks, stop: &Stop) -> Core {
-    let (sync, ready) = watch::channel(true);
-    let stopping = stop.core.clone();
-    tasks.spawn(Order::Core, "hub", async move {
-        stopping.cancelled().await;
-        drop(sync);
+/// Starts the hub and what follows it.
+fn start_core(options: &RunOptions, store: &Store, stop: &Stop, tasks: &mut Tasks) -> Core {
+    let (hub, hub_task) = hub::hub(store.clone(), options.cluster_networks.clone());
+    let (ready, is_ready) = watch::channel(false);
+    let until = stop.core.clone();
+    tasks.spawn(Order::Core, "hub", async move { Ok(hub_task.run(ready, until).await?) });
+    // Milliseconds since 1970 in the upper bits: cursors of two runs of the controller do not meet.
+    let first_cursor = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0) << 20;
+    let ring = Ring::new(options.kept_flows, first_cursor);
+    let flows = Flows::new(hub.clone(), store.clone(), ring.clone(), stop.serving.clone(), Timestamp::now);
+    let (following, until) = (flows.clone(), stop.core.clone());
+    tasks.spawn(Order::Core, "owners of addresses", async move {
+        following.follow(until).await;
         Ok(())
     });
-    Core { live: Arc::new(NoHub), flows: Arc::new(NoHub), ready, agent_routes: RoutesBuilder::default() }
+    let agents = Agents::new(hub.clone(), store.clone(), stop.serving.clone(), Timestamp::now);
+    let mut agent_routes = RoutesBuilder::default();
+    agent_routes.add_service(agents.into_server()).add_service(flows.into_server());
+    Core { live: Arc::new(hub), flows: Arc::new(ring), ready: is_ready, agent_routes }
 }
 
-struct NoHub;
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::Mutex;
 
-#[tonic::async_trait]
-impl Live for NoHub {
-    async fn conditions(
-        &self,
-        objects: Vec<crate::store::ObjectKey>,
-        _: firebreak_policy::model::Revision,
-    ) -> Result<Vec<Vec<firebreak_proto::v1::Condition>>, LiveError> {
-        Ok(vec![Vec::new(); objects.len()])
+    #[tokio::test]
+    async fn the_first_task_that_ends_stops_the_others_in_order_and_late_ones_are_dropped() {
+        let stop = Stop::default();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Tasks::default();
+        let note = |name: &'static str| {
+            let order = Arc::clone(&order);
+            move || order.lock().unwrap().push(name)
+        };
+        let (core, serving) = (stop.core.clone(), stop.serving.clone());
+        let (core_ended, serving_ended) = (note("core"), note("serving"));
+        tasks.spawn(Order::Core, "core", async move {
+            core.cancelled().await;
+            core_ended();
+            Ok(())
+        });
+        tasks.spawn(Order::Serving, "serving", async move {
+            serving.cancelled().await;
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            serving_ended();
+            Ok(())
+        });
+        tasks.spawn(Order::Core, "stubborn", std::future::pending());
+        tasks.spawn(Order::Core, "fails", async { anyhow::bail!("the disk is full") });
+        let begun = Instant::now();
+        let error = supervise(tasks, &stop, Duration::from_millis(300)).await.unwrap_err();
+        assert_eq!(format!("{error:#}"), "fails failed: the disk is full");
+        assert_eq!(*order.lock().unwrap(), ["serving", "core"]);
+        assert!(begun.elapsed() >= Duration::from_millis(300), "the stubborn one has its time");
     }
-    async fn workloads(&self, _: WorkloadQuery) -> Result<Vec<firebreak_proto::v1::WorkloadStatus>, LiveError> {
-        Ok(Vec::new())
-    }
-    async fn nodes(&self, _: NodeQuery) -> Result<Vec<firebreak_proto::v1::NodeStatus>, LiveError> {
-        Ok(Vec::new())
-    }
-    async fn explain(&self, _: Question) -> Result<firebreak_proto::v1::ExplainResponse, LiveError> {
-        Err(LiveError::Unavailable("the hub is not there"))
-    }
-}
 
-impl FlowTap for NoHub {
-    fn recent(&self, _: u64, _: usize) -> Vec<Arc<firebreak_proto::v1::AttributedFlow>> {
-        Vec::new()
-    }
-    fn subscribe(&self) -> tokio::sync::broadcast::Receiver<Arc<firebreak_proto::v1::AttributedFlow>> {
-        tokio::sync::broadcast::channel(1).1
+    #[tokio::test]
+    async fn a_task_that_ends_by_itself_is_an_error_and_a_signal_is_not() {
+        for (name, expected) in [(SIGNALS, None), ("hub", Some("hub ended by itself"))] {
+            let mut tasks = Tasks::default();
+            tasks.spawn(Order::Core, name, async { Ok(()) });
+            let outcome = supervise(tasks, &Stop::default(), Duration::from_secs(1)).await;
+            assert_eq!(outcome.err().map(|error| error.to_string()).as_deref(), expected);
+        }
+        let mut tasks = Tasks::default();
+        tasks.spawn(Order::Serving, "panics", async { std::panic::panic_any("no") });
+        let error = supervise(tasks, &Stop::default(), Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!(error.to_string(), "a task panicked");
     }
 }

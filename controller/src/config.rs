@@ -54,6 +54,9 @@ pub struct RunOptions {
     /// The networks of the cluster; the entity `world` is everything outside. Until they are set it is public addresses only.
     #[arg(long, env = "FIREBREAK_CLUSTER_NETWORKS", value_delimiter = ',', value_name = "CIDR,...")]
     pub cluster_networks: Vec<IpNet>,
+    /// How many of the newest flow records are kept for `firebreak flows`.
+    #[arg(long, env = "FIREBREAK_KEPT_FLOWS", default_value_t = 10_000, value_name = "RECORDS")]
+    pub kept_flows: usize,
     /// How long requests under way may take to end after a signal, in seconds.
     #[arg(long, env = "FIREBREAK_STOP_DEADLINE", default_value = "10", value_name = "SECONDS", value_parser = seconds)]
     pub stop_deadline: Duration,

@@ -8,6 +8,7 @@ use super::refusal::invalid;
 use crate::auth::{Act, Principal, Target, authorize};
 use firebreak_policy::model::{NamespaceName, NodeName, Transport, WorkloadId};
 use firebreak_proto::{convert, v1};
+use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use tonic::Status;
@@ -36,11 +37,21 @@ fn of_live(error: LiveError) -> Status {
     }
 }
 
-/// The page's items without the one too many, and whether there was one.
-fn cut<T>(mut items: Vec<T>, size: usize) -> (Vec<T>, bool) {
-    let more = items.len() > size;
-    items.truncate(size);
-    (items, more)
+/// Bytes of a page's items: a message has 4 MiB, and one item more is always far less than the rest of that.
+const ITEM_BYTES: usize = 3 << 20;
+
+/// As many of the items as make a page, and whether there were more.
+fn cut<T: Message>(mut items: Vec<T>, size: usize) -> (Vec<T>, bool) {
+    let all = items.len();
+    let mut bytes = 0;
+    let fit = items.iter().take_while(|item| {
+        let room = bytes < ITEM_BYTES;
+        bytes += item.encoded_len();
+        room
+    });
+    let page = fit.count().min(size);
+    items.truncate(page);
+    (items, all > page)
 }
 
 impl OperatorApi {
@@ -165,6 +176,17 @@ fn end(field: &'static str, text: &str, namespace: &NamespaceName) -> Result<End
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_page_ends_at_its_size_or_when_a_message_is_full() {
+        let node = |bytes: usize| v1::NodeStatus { failure: "x".repeat(bytes), ..v1::NodeStatus::default() };
+        for (count, bytes, size, expected) in
+            [(0, 0, 5, (0, false)), (5, 10, 5, (5, false)), (6, 10, 5, (5, true)), (10, 1 << 20, 10, (3, true))]
+        {
+            let (page, more) = cut(vec![node(bytes); count], size);
+            assert_eq!((page.len(), more), expected);
+        }
+    }
 
     #[test]
     fn an_end_is_a_workload_or_an_address_and_nothing_in_between() {

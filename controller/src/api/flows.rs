@@ -62,6 +62,15 @@ impl OperatorApi {
             (tail, _, _) => usize::try_from(tail).unwrap_or(usize::MAX),
         };
         let kept = self.flows.recent(after, ALL_KEPT);
+        if after > 0 {
+            let newest = self.flows.recent(0, 1).last().map_or(0, |flow| flow.cursor);
+            if after > newest {
+                return Err(Status::out_of_range(format!(
+                    "cursor {after} is not known, the newest is {newest}; begin again without a cursor"
+                )));
+            }
+            refuse_gap(after, &kept)?;
+        }
         let cursor = kept.last().map_or(after, |flow| flow.cursor);
         let mut ready: VecDeque<_> = kept.into_iter().filter(|flow| filter.takes(flow)).collect();
         ready.drain(..ready.len().saturating_sub(wanted));
@@ -96,17 +105,23 @@ impl FlowWatch {
     /// Reads on from the kept flows. A watcher that is behind even those is told from where it can go on.
     fn catch_up(&mut self) -> Result<(), Status> {
         let kept = self.tap.recent(self.cursor, ALL_KEPT);
-        let Some(first) = kept.first() else { return Ok(()) };
-        if first.cursor > self.cursor + 1 {
-            let (missed, resume) = (first.cursor - self.cursor - 1, first.cursor - 1);
-            return Err(Status::data_loss(format!(
-                "the watch was too slow: {missed} flow records after cursor {} are no longer kept; go on with after_cursor {resume}",
-                self.cursor
-            )));
-        }
+        refuse_gap(self.cursor, &kept)?;
         self.cursor = kept.last().map_or(self.cursor, |flow| flow.cursor);
         self.ready.extend(kept.into_iter().filter(|flow| self.filter.takes(flow)));
         Ok(())
+    }
+}
+
+/// DATA_LOSS when flows between the cursor and the kept ones are gone; the message says from where to go on.
+#[allow(clippy::result_large_err, reason = "handlers hand the status on")]
+fn refuse_gap(cursor: u64, kept: &[Arc<v1::AttributedFlow>]) -> Result<(), Status> {
+    match kept.first().map(|first| first.cursor) {
+        Some(first) if first > cursor + 1 => Err(Status::data_loss(format!(
+            "the watch is too late: {} flow records after cursor {cursor} are no longer kept; go on with after_cursor {}",
+            first - cursor - 1,
+            first - 1
+        ))),
+        Some(_) | None => Ok(()),
     }
 }
 

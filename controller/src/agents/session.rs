@@ -1,0 +1,297 @@
+//! One agent's session. One generation is in flight; while it waits for its ack newer targets replace each other, so that an agent
+//! that is slow, or does not read, costs one target and no more.
+
+use super::difference::{Holding, difference};
+use super::hello::Caller;
+use super::report::{self, Parts, Whole};
+use crate::hub::published::{Published, Target};
+use crate::hub::{Hub, Report};
+use crate::store::{ReportedChange, Store};
+use firebreak_policy::model::{Generation, NodeName, Revision};
+use firebreak_proto::hash::{ContentHash, ObjectKey, ObjectKind};
+use firebreak_proto::v1::agent_message::Message as Up;
+use firebreak_proto::v1::controller_message::Message as Down;
+use firebreak_proto::workload::DeclaredWorkload;
+use firebreak_proto::{PROTOCOL_VERSION, Refusal, v1};
+use jiff::Timestamp;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+/// More objects than a node's state has.
+const MOST_HELD: usize = 1_000_000;
+
+/// Declared workloads in one message; each is bounded by its manifest.
+const DECLARED_PER_PART: usize = 200;
+
+type Outgoing = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
+
+/// One agent's session.
+pub(super) struct Session {
+    hub: Hub,
+    store: Store,
+    clock: fn() -> Timestamp,
+    caller: Caller,
+    outgoing: Outgoing,
+    pending: VecDeque<Down>,
+    holding: Holding,
+    /// Whether the agent has said everything that it holds.
+    introduced: bool,
+    reports: Parts,
+    generation: Generation,
+    sent: Option<Sent>,
+    in_flight: bool,
+    declared: Option<Arc<Vec<DeclaredWorkload>>>,
+}
+
+/// The generation that was sent last.
+#[derive(Debug)]
+struct Sent {
+    generation: Generation,
+    revision: Revision,
+    target: Arc<Target>,
+}
+
+impl Session {
+    pub(super) fn new(hub: Hub, store: Store, clock: fn() -> Timestamp, caller: Caller, outgoing: Outgoing) -> Self {
+        Self {
+            hub,
+            store,
+            clock,
+            caller,
+            outgoing,
+            pending: VecDeque::new(),
+            holding: Holding::default(),
+            introduced: false,
+            reports: Parts::default(),
+            generation: Generation(0),
+            sent: None,
+            in_flight: false,
+            declared: None,
+        }
+    }
+
+    /// Runs until the agent goes, sends something that cannot be taken, or the token is cancelled.
+    pub(super) async fn run(mut self, mut inbound: Streaming<v1::AgentMessage>, token: &CancellationToken) -> Result<(), Status> {
+        let mut publications = self.hub.publications();
+        publications.mark_changed();
+        let outgoing = self.outgoing.clone();
+        loop {
+            tokio::select! {
+                () = token.cancelled() => return Err(Status::aborted("the session ends: the controller is stopping, or the node has a newer session")),
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => self.take(message).await?,
+                    Ok(None) => return Ok(()),
+                    // The connection broke; there is nobody to tell.
+                    Err(status) => {
+                        tracing::debug!(node = %self.caller.node, reason = %status, "connection lost");
+                        return Ok(());
+                    }
+                },
+                changed = publications.changed(), if self.introduced => {
+                    changed.map_err(|_| Status::unavailable("the controller is stopping"))?;
+                    self.publish(&mut publications);
+                }
+                permit = outgoing.reserve(), if !self.pending.is_empty() => {
+                    let permit = permit.map_err(|_| Status::cancelled("the agent does not listen any more"))?;
+                    if let Some(message) = self.pending.pop_front() {
+                        permit.send(Ok(v1::ControllerMessage { message: Some(message) }));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, message: v1::AgentMessage) -> Result<(), Status> {
+        let message =
+            message.message.ok_or_else(|| Status::invalid_argument("message: is not set, or of a kind that this version does not know"))?;
+        let name = name_of(&message);
+        let invalid = |refusal: Refusal| Status::invalid_argument(refusal.within(name).to_string());
+        let now = (self.clock)();
+        self.hub.board().update(&self.caller.node, |progress| progress.last_seen = Some(now));
+        match message {
+            Up::Hello(_) => Err(Status::invalid_argument("hello: came twice")),
+            Up::Held(held) => self.held(held).map_err(invalid),
+            Up::Workloads(_) | Up::Node(_) | Up::Ack(_) if !self.introduced => {
+                Err(Status::invalid_argument(format!("{name}: came before the last part of held")))
+            }
+            Up::Workloads(part) => match self.reports.take(&self.caller.node, part).map_err(invalid)? {
+                Some(whole) => self.reported(whole).await,
+                None => Ok(()),
+            },
+            Up::Node(report) => {
+                report::check_node(&report).map_err(invalid)?;
+                self.node_reported(report).await
+            }
+            Up::Ack(ack) => self.acked(ack).map_err(invalid),
+        }
+    }
+
+    fn held(&mut self, held: v1::Held) -> Result<(), Refusal> {
+        if self.introduced {
+            return Err(Refusal::new("last", "came already"));
+        }
+        for (at, object) in held.objects.into_iter().enumerate() {
+            let within = |refusal: Refusal| refusal.within(format_args!("objects[{at}]"));
+            let kind = ObjectKind::from_wire(object.kind).map_err(within)?;
+            if object.id.is_empty() {
+                return Err(within(Refusal::new("id", "is empty")));
+            }
+            let hash = ContentHash::from_wire(&object.hash, "hash").map_err(within)?;
+            self.holding.objects.insert(ObjectKey::new(kind, object.id), hash);
+        }
+        if self.holding.objects.len() > MOST_HELD {
+            return Err(Refusal::new("objects", format!("names over {MOST_HELD} objects")));
+        }
+        self.introduced = held.last;
+        Ok(())
+    }
+
+    async fn reported(&mut self, whole: Whole) -> Result<(), Status> {
+        let Whole { upserts, removed, full, stored } = whole;
+        self.keep(stored).await?;
+        self.tell(Report::Workloads { node: self.caller.node.clone(), upserts, removed, full }).await
+    }
+
+    async fn node_reported(&mut self, report: v1::NodeReport) -> Result<(), Status> {
+        let node = self.caller.node.clone();
+        self.keep(ReportedChange {
+            node: node.clone(),
+            upserts: Vec::new(),
+            removed: Vec::new(),
+            full: false,
+            report: Some(report.clone()),
+        })
+        .await?;
+        self.tell(Report::Node(node, report)).await
+    }
+
+    async fn keep(&self, change: ReportedChange) -> Result<(), Status> {
+        self.store.put_reported(change).await.map_err(|error| {
+            tracing::error!(node = %self.caller.node, error = %error, "could not keep a report");
+            Status::unavailable("the report could not be kept; the agent is to report again")
+        })
+    }
+
+    async fn tell(&self, report: Report) -> Result<(), Status> {
+        if self.hub.report(report).await { Ok(()) } else { Err(Status::unavailable("the controller is stopping")) }
+    }
+
+    fn acked(&mut self, ack: v1::Ack) -> Result<(), Refusal> {
+        let v1::Ack { generation, revision, epoch, applied_at: _, kernel_time: _, refused, failure } = ack;
+        let Some(sent) = &self.sent else { return Err(Refusal::new("generation", format!("{generation} was never sent on this stream"))) };
+        if generation > sent.generation.0 {
+            return Err(Refusal::new("generation", format!("{generation} was never sent; the newest is {}", sent.generation)));
+        }
+        if generation < sent.generation.0 {
+            // Of a generation that was replaced; the newest one's ack will come.
+            return Ok(());
+        }
+        if revision != sent.revision.0 {
+            return Err(Refusal::new("revision", format!("{revision} is not generation {generation}'s, which is {}", sent.revision)));
+        }
+        if self.hub.newest().is_some_and(|published| *published.epoch != *epoch) {
+            return Err(Refusal::new("epoch", "is not this controller's"));
+        }
+        self.in_flight = false;
+        let target = Arc::clone(&sent.target);
+        let (acked_generation, acked_revision) = (sent.generation, sent.revision);
+        if !failure.is_empty() {
+            tracing::error!(node = %self.caller.node, generation, reason = %failure, "a generation did not take effect");
+        }
+        for object in &refused {
+            tracing::error!(node = %self.caller.node, object = %object.id, reason = %object.reason, "an agent refused an object");
+        }
+        self.hub.board().update(&self.caller.node, |progress| {
+            if failure.is_empty() {
+                (progress.acked_generation, progress.acked_revision) = (acked_generation, acked_revision);
+                progress.acked = Some(target);
+            }
+            progress.refused = refused;
+            progress.failure = failure;
+        });
+        self.send_newest();
+        Ok(())
+    }
+
+    fn publish(&mut self, publications: &mut watch::Receiver<Option<Arc<Published>>>) {
+        let Some(published) = publications.borrow_and_update().clone() else { return };
+        if self.sent.is_none() && self.declared.is_none() {
+            let welcome = v1::Welcome {
+                protocol: PROTOCOL_VERSION,
+                epoch: published.epoch.to_string(),
+                controller_version: env!("CARGO_PKG_VERSION").to_owned(),
+            };
+            self.pending.push_back(Down::Welcome(welcome));
+            if self.caller.epoch == *published.epoch {
+                self.generation = self.caller.generation;
+            }
+        }
+        self.declare(&published);
+        self.send_newest();
+    }
+
+    fn declare(&mut self, published: &Published) {
+        let declared = published.declared.get(&self.caller.node).cloned().unwrap_or_default();
+        if self.declared.as_ref() == Some(&declared) {
+            return;
+        }
+        let mut parts: Vec<v1::Declared> = declared
+            .chunks(DECLARED_PER_PART)
+            .map(|some| v1::Declared { workloads: some.iter().map(Into::into).collect(), reset: false, last: false })
+            .collect();
+        if parts.is_empty() {
+            parts.push(v1::Declared::default());
+        }
+        if let Some(first) = parts.first_mut() {
+            first.reset = true;
+        }
+        if let Some(last) = parts.last_mut() {
+            last.last = true;
+        }
+        self.pending.extend(parts.into_iter().map(Down::Declared));
+        self.declared = Some(declared);
+    }
+
+    /// Sends the newest target unless it was sent already or another one is in flight.
+    fn send_newest(&mut self) {
+        if self.in_flight {
+            return;
+        }
+        let Some(published) = self.hub.newest() else { return };
+        // A node that was met a moment ago is in the next publication.
+        let Some(target) = published.targets.get(&self.caller.node) else { return };
+        if self.sent.as_ref().is_some_and(|sent| sent.target.hash == target.hash && sent.revision == published.revision) {
+            return;
+        }
+        let node: NodeName = self.caller.node.clone();
+        let updates = difference(&node, &self.holding, target);
+        self.generation = Generation(self.generation.0 + 1);
+        self.pending.extend(updates.into_iter().map(Down::Update));
+        self.pending.push_back(Down::Commit(v1::Commit {
+            epoch: published.epoch.to_string(),
+            generation: self.generation.0,
+            revision: published.revision.0,
+            hash: target.hash.to_wire(),
+        }));
+        self.holding.objects = target.objects.iter().cloned().collect();
+        self.holding.state = Some(Arc::clone(target));
+        self.sent = Some(Sent { generation: self.generation, revision: published.revision, target: Arc::clone(target) });
+        self.in_flight = true;
+        let generation = self.generation;
+        self.hub.board().update(&node, |progress| progress.sent_generation = generation);
+    }
+}
+
+/// The message's field in `AgentMessage`.
+pub(super) fn name_of(message: &Up) -> &'static str {
+    match message {
+        Up::Hello(_) => "hello",
+        Up::Held(_) => "held",
+        Up::Workloads(_) => "workloads",
+        Up::Node(_) => "node",
+        Up::Ack(_) => "ack",
+    }
+}

@@ -1,0 +1,243 @@
+//! Denied flows: taken from agents, each once; both ends named, the reason told; kept, and handed to followers.
+
+mod attribute;
+mod owners;
+mod ring;
+
+pub use ring::Ring;
+
+use crate::agents::hello::{id, node_name};
+use crate::agents::pin;
+use crate::auth::{Act, Principal, Target, authorize};
+use crate::hub::Hub;
+use crate::hub::published::Published;
+use crate::store::Store;
+use attribute::attribute;
+use firebreak_policy::model::NodeName;
+use firebreak_proto::v1::flow_record::Record;
+use firebreak_proto::{MAX_MESSAGE_BYTES, Refusal, v1};
+use jiff::Timestamp;
+use owners::Owners;
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Records in one batch (flow.proto).
+const LARGEST_BATCH: usize = 1_000;
+
+/// How long a caller may take to say who it is.
+const HELLO_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The flow service.
+#[derive(Clone, Debug)]
+pub struct Flows {
+    hub: Hub,
+    store: Store,
+    ring: Ring,
+    known: Arc<Mutex<Known>>,
+    stop: CancellationToken,
+    clock: fn() -> Timestamp,
+}
+
+/// What was received, and who held which address.
+#[derive(Debug, Default)]
+struct Known {
+    owners: Owners,
+    /// The highest sequence of each boot of each node.
+    received: HashMap<(NodeName, String), u64>,
+}
+
+/// A reporter of records.
+#[derive(Clone, Debug)]
+struct Reporter {
+    node: NodeName,
+    boot_id: String,
+}
+
+impl Flows {
+    /// A service over the hub; records go into the ring. Streams end when `stop` is cancelled.
+    pub fn new(hub: Hub, store: Store, ring: Ring, stop: CancellationToken, clock: fn() -> Timestamp) -> Self {
+        Self { hub, store, ring, known: Arc::default(), stop, clock }
+    }
+
+    /// The tonic service, with its bounds on messages.
+    pub fn into_server(self) -> v1::flow_service_server::FlowServiceServer<Self> {
+        v1::flow_service_server::FlowServiceServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Follows publications, so that owners are known by their time. Runs until `stop`.
+    pub async fn follow(self, stop: CancellationToken) {
+        let mut publications = self.hub.publications();
+        loop {
+            let newest = publications.borrow_and_update().clone();
+            if let Some(published) = newest {
+                self.lock().owners.observe(&published.inventory, (self.clock)());
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = publications.changed() => if changed.is_err() {
+                    return;
+                },
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        // Counters and tenures are each written in one step; a panic elsewhere leaves them readable.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn join(&self, principal: &Principal, inbound: &mut Streaming<v1::FlowMessage>) -> Result<Reporter, Status> {
+        let first = tokio::time::timeout(HELLO_PATIENCE, inbound.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??
+            .ok_or_else(|| Status::invalid_argument("message: the stream ended before a hello"))?;
+        let hello = match first.message {
+            Some(v1::flow_message::Message::Hello(hello)) => hello,
+            Some(v1::flow_message::Message::Batch(_)) => return Err(Status::invalid_argument("message: batch came before hello")),
+            None => return Err(Status::invalid_argument("message: is not set, or of a kind that this version does not know")),
+        };
+        let invalid = |refusal: Refusal| Status::invalid_argument(refusal.within("hello").to_string());
+        let node = node_name(hello.node).map_err(invalid)?;
+        let instance = id(hello.instance_id, "instance_id").map_err(invalid)?;
+        let boot_id = id(hello.boot_id, "boot_id").map_err(invalid)?;
+        authorize(principal, Act::Join, Target::Node(&node))?;
+        pin(&self.store, &node, &instance, (self.clock)()).await?;
+        authorize(&Principal::Node(node.clone()), Act::ReportFlows, Target::Node(&node))?;
+        Ok(Reporter { node, boot_id })
+    }
+
+    /// Takes a batch; gives the sequence up to which everything is here.
+    fn take(&self, reporter: &Reporter, batch: v1::FlowBatch) -> Result<u64, Refusal> {
+        if batch.records.len() > LARGEST_BATCH {
+            return Err(Refusal::new("records", format!("has {}, over {LARGEST_BATCH}", batch.records.len())));
+        }
+        let published = self.hub.newest().ok_or_else(|| Refusal::new("records", "came before the controller was in sync"))?;
+        let now = (self.clock)();
+        let mut known = self.lock();
+        let key = (reporter.node.clone(), reporter.boot_id.clone());
+        let mut last = known.received.get(&key).copied();
+        let mut records = Vec::with_capacity(batch.records.len());
+        for (at, record) in batch.records.into_iter().enumerate() {
+            let within = |refusal: Refusal| refusal.within(format_args!("records[{at}]"));
+            let sequence = record.sequence;
+            if sequence == 0 {
+                return Err(within(Refusal::new("sequence", "is 0; sequences begin at 1")));
+            }
+            if last.is_some_and(|last| sequence <= last) {
+                continue;
+            }
+            if let Some(missing) = last.map(|last| sequence - last - 1).filter(|missing| *missing > 0) {
+                let reason = format!("{missing} records between {} and {sequence} never came", sequence - missing - 1);
+                records.push(lost(reporter, sequence, now, v1::LostEvent { reason, ..v1::LostEvent::default() }));
+            }
+            records.push(attributed(&published, &known.owners, reporter, record, now).map_err(within)?);
+            last = Some(sequence);
+        }
+        for record in records {
+            self.ring.push(record);
+        }
+        let last = last.unwrap_or(0);
+        known.received.insert(key, last);
+        Ok(last)
+    }
+}
+
+fn lost(reporter: &Reporter, sequence: u64, now: Timestamp, event: v1::LostEvent) -> v1::AttributedFlow {
+    v1::AttributedFlow {
+        node: reporter.node.to_string(),
+        boot_id: reporter.boot_id.clone(),
+        sequence,
+        time: Some(v1::Stamp { node_time: Some(wire_time(now)), controller_time: Some(wire_time(now)) }),
+        lost: Some(event),
+        ..v1::AttributedFlow::default()
+    }
+}
+
+fn attributed(
+    published: &Published,
+    owners: &Owners,
+    reporter: &Reporter,
+    record: v1::FlowRecord,
+    now: Timestamp,
+) -> Result<v1::AttributedFlow, Refusal> {
+    let v1::FlowRecord { sequence, time, record } = record;
+    let mut flow = lost(reporter, sequence, now, v1::LostEvent::default());
+    flow.time = Some(v1::Stamp { node_time: time, controller_time: Some(wire_time(now)) });
+    flow.revision = published.revision.0;
+    match record.ok_or_else(|| Refusal::new("record", "is not set, or of a kind that this version does not know"))? {
+        Record::Lost(event) => flow.lost = Some(event),
+        Record::Flow(event) => {
+            let named = attribute(published, owners, &reporter.node, &event, now).map_err(|refusal| refusal.within("flow"))?;
+            flow.lost = None;
+            flow.source = Some(named.source);
+            flow.destination = Some(named.destination);
+            flow.reason = named.reason;
+            flow.event = Some(event);
+        }
+    }
+    Ok(flow)
+}
+
+fn wire_time(at: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }
+}
+
+#[tonic::async_trait]
+impl v1::flow_service_server::FlowService for Flows {
+    type ReportStream = Pin<Box<dyn Stream<Item = Result<v1::FlowAck, Status>> + Send>>;
+
+    async fn report(&self, request: Request<Streaming<v1::FlowMessage>>) -> Result<Response<Self::ReportStream>, Status> {
+        let principal = Principal::of(&request)?;
+        let mut inbound = request.into_inner();
+        let reporter = self.join(&principal, &mut inbound).await.inspect_err(|status| {
+            tracing::warn!(principal = %principal, reason = status.message(), "refused a reporter of flows");
+        })?;
+        let (outgoing, receiver) = mpsc::channel(4);
+        let service = self.clone();
+        tokio::spawn(async move {
+            if let Err(status) = service.converse(&reporter, inbound, &outgoing).await {
+                tracing::warn!(node = %reporter.node, reason = status.message(), "ended a stream of flows");
+                // A reporter that has gone does not hear why.
+                let _ = outgoing.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+impl Flows {
+    async fn converse(
+        &self,
+        reporter: &Reporter,
+        mut inbound: Streaming<v1::FlowMessage>,
+        outgoing: &mpsc::Sender<Result<v1::FlowAck, Status>>,
+    ) -> Result<(), Status> {
+        loop {
+            let message = tokio::select! {
+                () = self.stop.cancelled() => return Err(Status::unavailable("the controller is stopping")),
+                message = inbound.message() => message,
+            };
+            // A broken connection has nobody to tell.
+            let Ok(Some(message)) = message else { return Ok(()) };
+            let batch = match message.message {
+                Some(v1::flow_message::Message::Batch(batch)) => batch,
+                Some(v1::flow_message::Message::Hello(_)) => return Err(Status::invalid_argument("hello: came twice")),
+                None => return Err(Status::invalid_argument("message: is not set, or of a kind that this version does not know")),
+            };
+            if self.hub.newest().is_none() {
+                return Err(Status::unavailable("the controller is not in sync yet; report again"));
+            }
+            let sequence = self.take(reporter, batch).map_err(|refusal| Status::invalid_argument(refusal.within("batch").to_string()))?;
+            if outgoing.send(Ok(v1::FlowAck { sequence })).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The hub: one task that owns what everybody said, works out what every node needs, and publishes it.
+//!
+//! The first change after quiet is compiled at once; changes that come while a compile runs are taken in together by the next. A publication is
+//! complete or absent: before the store is read there is none (the in-sync gate), so that no node ever sees half of the sources.
+
+pub(crate) mod board;
+mod live;
+pub(crate) mod published;
+pub(crate) mod sources;
+pub(crate) mod wire;
+
+use crate::store::{Committed, Store, StoreError};
+use board::Board;
+use firebreak_policy::model::{ContainerId, NodeName, Revision};
+use firebreak_proto::v1;
+use firebreak_proto::workload::ReportedWorkload;
+use ipnet::IpNet;
+use published::{Frame, Published};
+use sources::Sources;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Reports that wait for the hub; senders wait when it is full.
+const QUEUE: usize = 1024;
+
+/// A report that the store has.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// A node had its first session.
+    Met(NodeName),
+    /// What a node runs.
+    Workloads {
+        /// The stream's node.
+        node: NodeName,
+        /// Came or changed.
+        upserts: Vec<Arc<ReportedWorkload>>,
+        /// Went.
+        removed: Vec<ContainerId>,
+        /// Whether what is not named is gone.
+        full: bool,
+    },
+    /// A node's word about itself.
+    Node(NodeName, v1::NodeReport),
+}
+
+/// A handle on the hub. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    reports: mpsc::Sender<Report>,
+    published: watch::Receiver<Option<Arc<Published>>>,
+    board: Board,
+}
+
+/// Why the hub cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The store cannot be read or followed.
+    #[error("the hub cannot follow the store")]
+    Store(#[from] StoreError),
+    /// Compiling panicked.
+    #[error("compiling failed")]
+    Compile(#[from] tokio::task::JoinError),
+}
+
+impl Hub {
+    /// Hands over a report; waits for room. `false` when the hub has ended.
+    pub(crate) async fn report(&self, report: Report) -> bool {
+        self.reports.send(report).await.is_ok()
+    }
+
+    /// The newest publication, and those to come. `None` before everything is in sync.
+    pub(crate) fn publications(&self) -> watch::Receiver<Option<Arc<Published>>> {
+        self.published.clone()
+    }
+
+    /// The newest publication.
+    pub(crate) fn newest(&self) -> Option<Arc<Published>> {
+        self.published.borrow().clone()
+    }
+
+    /// How far each node is.
+    pub(crate) fn board(&self) -> &Board {
+        &self.board
+    }
+}
+
+/// The hub's task.
+pub struct HubTask {
+    store: Store,
+    cluster_networks: Vec<IpNet>,
+    reports: mpsc::Receiver<Report>,
+    published: watch::Sender<Option<Arc<Published>>>,
+    board: Board,
+}
+
+/// A hub and its task; nothing is read before the task runs.
+pub fn hub(store: Store, cluster_networks: Vec<IpNet>) -> (Hub, HubTask) {
+    let (sender, reports) = mpsc::channel(QUEUE);
+    let (publish, published) = watch::channel(None);
+    let board = Board::default();
+    let hub = Hub { reports: sender, published, board: board.clone() };
+    (hub, HubTask { store, cluster_networks, reports, published: publish, board })
+}
+
+impl HubTask {
+    /// Runs until `stop`. `ready` becomes true with the first publication.
+    ///
+    /// # Errors
+    /// The store ended or cannot be read, or compiling panicked.
+    pub async fn run(mut self, ready: watch::Sender<bool>, stop: CancellationToken) -> Result<(), HubError> {
+        let loaded = self.store.load().await?;
+        let mut feed = self.store.watch(loaded.revision);
+        let epoch: Arc<str> = Arc::from(loaded.epoch.as_str());
+        let mut sources = Sources::of(&loaded, std::mem::take(&mut self.cluster_networks));
+        let mut revision = loaded.revision;
+        drop(loaded);
+        loop {
+            self.publish(&sources, &epoch, revision).await?;
+            ready.send_replace(true);
+            // Waits for the first change, then takes in all that are there.
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                committed = feed.next() => revision = self.take_commit(&mut sources, &*committed?),
+                report = self.reports.recv() => match report {
+                    Some(report) => take_report(&mut sources, report),
+                    None => return Ok(()),
+                },
+            }
+            while self.store.revision() > revision {
+                revision = self.take_commit(&mut sources, &*feed.next().await?);
+            }
+            while let Ok(report) = self.reports.try_recv() {
+                take_report(&mut sources, report);
+            }
+        }
+    }
+
+    fn take_commit(&self, sources: &mut Sources, committed: &Committed) -> Revision {
+        sources.commit(committed);
+        for node in &committed.forgotten_nodes {
+            self.board.forget(node);
+        }
+        committed.revision
+    }
+
+    async fn publish(&self, sources: &Sources, epoch: &Arc<str>, revision: Revision) -> Result<(), HubError> {
+        let begun = Instant::now();
+        let assembled = sources.assemble();
+        let previous = self.published.borrow().clone();
+        let frame = Frame {
+            epoch: Arc::clone(epoch),
+            revision,
+            reported: sources.reported().clone(),
+            unreadable: sources.unreadable().clone(),
+            now: begun,
+        };
+        let published = tokio::task::spawn_blocking(move || Published::of(assembled, frame, previous.as_deref())).await?;
+        tracing::debug!(revision = revision.0, nodes = published.targets.len(), took = ?begun.elapsed(), "published");
+        self.published.send_replace(Some(Arc::new(published)));
+        Ok(())
+    }
+}
+
+fn take_report(sources: &mut Sources, report: Report) {
+    match report {
+        Report::Met(node) => sources.meet(&node),
+        Report::Workloads { node, upserts, removed, full } => sources.report(&node, upserts, &removed, full),
+        Report::Node(node, report) => sources.report_node(&node, report),
+    }
+}

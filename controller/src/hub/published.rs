@@ -1,0 +1,83 @@
+//! One published moment: policies, inventory and every node's target, all of the same revision. Never changed after it was made.
+
+use super::sources::{Assembled, Reported};
+use crate::store::ObjectKey as StoredKey;
+use firebreak_policy::model::{Inventory, NodeName, PolicySet, Revision};
+use firebreak_policy::node_state::NodeState;
+use firebreak_policy::{Compiled, compile};
+use firebreak_proto::hash::{ContentHash, ObjectKey, commit_hash, objects_of};
+use firebreak_proto::workload::DeclaredWorkload;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What everybody reads. A reader that holds one sees one moment.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) epoch: Arc<str>,
+    pub(crate) revision: Revision,
+    pub(crate) policies: Arc<PolicySet>,
+    pub(crate) inventory: Arc<Inventory>,
+    pub(crate) compiled: Arc<Compiled>,
+    pub(crate) targets: BTreeMap<NodeName, Arc<Target>>,
+    pub(crate) declared: BTreeMap<NodeName, Arc<Vec<DeclaredWorkload>>>,
+    pub(crate) reported: BTreeMap<NodeName, Reported>,
+    pub(crate) unreadable: BTreeMap<StoredKey, String>,
+}
+
+/// What one node is to hold.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) state: NodeState,
+    /// Key and hash of every object, in key order.
+    pub(crate) objects: Vec<(ObjectKey, ContentHash)>,
+    /// Over all of them.
+    pub(crate) hash: ContentHash,
+    /// When this content became the target.
+    pub(crate) since: Instant,
+}
+
+/// What goes into a publication beside the assembled sources.
+pub(crate) struct Frame {
+    pub(crate) epoch: Arc<str>,
+    pub(crate) revision: Revision,
+    pub(crate) reported: BTreeMap<NodeName, Reported>,
+    pub(crate) unreadable: BTreeMap<StoredKey, String>,
+    pub(crate) now: Instant,
+}
+
+impl Published {
+    /// Compiles. A node whose content did not change keeps the target it had.
+    pub(crate) fn of(assembled: Assembled, frame: Frame, previous: Option<&Published>) -> Self {
+        let Assembled { policies, inventory, declared } = assembled;
+        let Frame { epoch, revision, reported, unreadable, now } = frame;
+        let compiled = compile(&policies, &inventory);
+        let targets = compiled
+            .nodes()
+            .iter()
+            .map(|(name, state)| {
+                let kept = previous.and_then(|it| it.targets.get(name)).filter(|target| target.state == *state);
+                (name.clone(), kept.cloned().unwrap_or_else(|| Arc::new(Target::of(name, state, now))))
+            })
+            .collect();
+        Self {
+            epoch,
+            revision,
+            policies: Arc::new(policies),
+            inventory: Arc::new(inventory),
+            compiled: Arc::new(compiled),
+            targets,
+            declared: declared.into_iter().map(|(node, list)| (node, Arc::new(list))).collect(),
+            reported,
+            unreadable,
+        }
+    }
+}
+
+impl Target {
+    fn of(node: &NodeName, state: &NodeState, since: Instant) -> Self {
+        let objects = objects_of(node, state);
+        let hash = commit_hash(objects.iter().map(|(key, hash)| (key, *hash)));
+        Self { state: state.clone(), objects, hash, since }
+    }
+}

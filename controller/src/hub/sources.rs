@@ -1,0 +1,256 @@
+//! What everybody said: the stored objects and what agents reported, each by its own word. Policies and inventory are worked out of it.
+
+use crate::store::{ChangeResult, Committed, Loaded, ObjectKey, StoredObject};
+use firebreak_manifest::Object;
+use firebreak_policy::model::{
+    ContainerId, Inventory, Labels, NetworkAddress, NetworkName, Node, NodeName, PolicySet, Workload, WorkloadId,
+};
+use firebreak_proto::v1;
+use firebreak_proto::workload::{DeclaredWorkload, Location, ReportedWorkload};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Everything that was said.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    objects: BTreeMap<ObjectKey, Object>,
+    reported: BTreeMap<NodeName, Reported>,
+    cluster_networks: Vec<IpNet>,
+    /// Stored objects that this version cannot read, with the reason. They are as if absent, and shown.
+    unreadable: BTreeMap<ObjectKey, String>,
+}
+
+/// What one node's agent reported.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reported {
+    pub(crate) workloads: BTreeMap<ContainerId, Arc<ReportedWorkload>>,
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    pub(crate) labels: Labels,
+    pub(crate) report: Option<v1::NodeReport>,
+}
+
+/// Policies and inventory of one moment, and what every node's agent is to look for.
+#[derive(Debug, Default)]
+pub(crate) struct Assembled {
+    pub(crate) policies: PolicySet,
+    pub(crate) inventory: Inventory,
+    pub(crate) declared: BTreeMap<NodeName, Vec<DeclaredWorkload>>,
+}
+
+impl Sources {
+    /// What the store holds at start.
+    pub(crate) fn of(loaded: &Loaded, cluster_networks: Vec<IpNet>) -> Self {
+        let mut sources = Self { cluster_networks, ..Self::default() };
+        for object in &loaded.objects {
+            sources.put(object);
+        }
+        for (name, record) in &loaded.nodes {
+            let reported = sources.reported.entry(name.clone()).or_default();
+            if let Some(report) = &record.report {
+                reported.take_report(report.clone());
+                // What was true of a table before this process began is not known to be true now.
+                if let Some(report) = &mut reported.report {
+                    report.enforcing = false;
+                }
+            }
+            for (container, workload) in &record.workloads {
+                match ReportedWorkload::try_from(workload.clone()) {
+                    Ok(workload) => drop(reported.workloads.insert(container.clone(), Arc::new(workload))),
+                    Err(refusal) => {
+                        tracing::error!(node = %name, container = %container, reason = %refusal, "stored workload cannot be read")
+                    }
+                }
+            }
+        }
+        sources
+    }
+
+    fn put(&mut self, stored: &StoredObject) {
+        match Object::from_json(stored.json.as_bytes()) {
+            Ok(object) => {
+                self.unreadable.remove(&stored.key);
+                self.objects.insert(stored.key.clone(), object);
+            }
+            Err(errors) => {
+                tracing::error!(object = %stored.key, reason = %errors, "stored object cannot be read by this version; the last good version stays in force");
+                self.unreadable.insert(stored.key.clone(), errors.to_string());
+            }
+        }
+    }
+
+    /// Takes in one revision of the store.
+    pub(crate) fn commit(&mut self, committed: &Committed) {
+        for change in &committed.changes {
+            match change.result {
+                ChangeResult::Created | ChangeResult::Configured => self.put(&change.object),
+                ChangeResult::Deleted => {
+                    self.objects.remove(&change.object.key);
+                    self.unreadable.remove(&change.object.key);
+                }
+                ChangeResult::Unchanged | ChangeResult::NotFound => {}
+            }
+        }
+        for node in &committed.forgotten_nodes {
+            self.reported.remove(node);
+        }
+    }
+
+    /// Takes in a report of workloads.
+    pub(crate) fn report(&mut self, node: &NodeName, upserts: Vec<Arc<ReportedWorkload>>, removed: &[ContainerId], full: bool) {
+        let reported = self.reported.entry(node.clone()).or_default();
+        if full {
+            reported.workloads.clear();
+        }
+        for container in removed {
+            reported.workloads.remove(container);
+        }
+        reported.workloads.extend(upserts.into_iter().map(|it| (it.workload.id.container.clone(), it)));
+    }
+
+    /// Takes in a node's word about itself.
+    pub(crate) fn report_node(&mut self, node: &NodeName, report: v1::NodeReport) {
+        self.reported.entry(node.clone()).or_default().take_report(report);
+    }
+
+    /// A node of which nothing was heard yet.
+    pub(crate) fn meet(&mut self, node: &NodeName) {
+        self.reported.entry(node.clone()).or_default();
+    }
+
+    pub(crate) fn reported(&self) -> &BTreeMap<NodeName, Reported> {
+        &self.reported
+    }
+
+    pub(crate) fn unreadable(&self) -> &BTreeMap<ObjectKey, String> {
+        &self.unreadable
+    }
+
+    /// Works out policies and inventory. What an agent sees goes before what a manifest says of the same workload.
+    pub(crate) fn assemble(&self) -> Assembled {
+        let mut assembled = Assembled::default();
+        assembled.policies.cluster_networks.clone_from(&self.cluster_networks);
+        for (key, object) in &self.objects {
+            if let Err(errors) = assembled.add(object) {
+                // Objects were validated when they came in; one that fails now is as if absent.
+                tracing::error!(object = %key, reason = %errors, "object does not convert");
+            }
+        }
+        for (name, reported) in &self.reported {
+            assembled.add_node(name, reported);
+        }
+        assembled
+    }
+}
+
+impl Reported {
+    fn take_report(&mut self, report: v1::NodeReport) {
+        let addresses = report.addresses.iter().filter_map(|bytes| firebreak_proto::convert::address_from_wire(bytes, "addresses").ok());
+        self.addresses = addresses.collect();
+        self.labels = report.labels.clone().into_iter().collect();
+        self.report = Some(report);
+    }
+}
+
+impl Assembled {
+    fn add(&mut self, object: &Object) -> Result<(), firebreak_manifest::Errors> {
+        match object {
+            Object::Namespace(namespace) => {
+                let namespace = namespace.to_model()?;
+                self.inventory.namespaces.insert(namespace.name.clone(), namespace);
+            }
+            Object::Node(node) => {
+                let node = node.to_model()?;
+                self.node(&node.name).labels = node.labels;
+                self.node(&node.name).addresses.extend(node.addresses);
+            }
+            Object::AddressGroup(group) => {
+                let group = group.to_model()?;
+                self.policies.address_groups.insert(group.name.clone(), group);
+            }
+            Object::NetworkPolicy(policy) => {
+                let policy = policy.to_policy()?;
+                self.policies.policies.insert(policy.key.clone(), policy);
+            }
+            Object::SegmentPolicy(policy) => {
+                let policy = policy.to_policy()?;
+                self.policies.policies.insert(policy.key.clone(), policy);
+            }
+            Object::Pod(pod) => {
+                let workload = pod.to_model()?;
+                self.inventory.workloads.insert(workload.id.clone(), workload);
+            }
+            Object::Workload(manifest) => {
+                let workload = manifest.to_model()?;
+                self.declare(manifest, &workload);
+                // Without addresses of its own it lives when its agent has found it.
+                if !workload.addresses.is_empty() {
+                    self.inventory.workloads.insert(workload.id.clone(), workload);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn declare(&mut self, manifest: &firebreak_manifest::Workload, workload: &Workload) {
+        let location = match (&manifest.spec.interface, &manifest.spec.network_namespace) {
+            (Some(interface), _) => Location::Interface(interface.as_str().into()),
+            (None, Some(namespace)) => Location::NetworkNamespace(namespace.clone()),
+            // The manifest's validation asks for exactly one.
+            (None, None) => return,
+        };
+        self.declared.entry(workload.id.node.clone()).or_default().push(DeclaredWorkload {
+            container: workload.id.container.clone(),
+            name: workload.name.clone(),
+            namespace: workload.namespace.clone(),
+            labels: workload.labels.clone(),
+            named_ports: workload.named_ports.clone(),
+            published_ports: workload.published_ports.clone(),
+            network: manifest.spec.network.as_deref().map(NetworkName::new),
+            location,
+        });
+    }
+
+    fn node(&mut self, name: &NodeName) -> &mut Node {
+        self.inventory.nodes.entry(name.clone()).or_insert_with(|| Node {
+            name: name.clone(),
+            labels: Labels::default(),
+            addresses: Vec::new(),
+        })
+    }
+
+    fn add_node(&mut self, name: &NodeName, reported: &Reported) {
+        let node = self.node(name);
+        // What a Node object says of a label goes before what the agent's configuration says.
+        for (key, value) in &reported.labels.0 {
+            node.labels.0.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        node.addresses.extend(&reported.addresses);
+        node.addresses.sort_unstable();
+        node.addresses.dedup();
+        for workload in reported.workloads.values() {
+            self.inventory.workloads.insert(workload.workload.id.clone(), workload.workload.clone());
+        }
+    }
+}
+
+/// Where an address can be looked up: the networks that reach a node.
+pub(crate) fn reaching(node: &NodeName, network: &str, address: IpAddr) -> Vec<NetworkAddress> {
+    let mut places = vec![NetworkAddress { network: NetworkName::default_network(), address }];
+    let hidden = NetworkName::new(network);
+    if !network.is_empty() && !hidden.is_default() && hidden.reaches(node) {
+        places.insert(0, NetworkAddress { network: hidden, address });
+    }
+    places
+}
+
+/// The key under which the store keeps a policy.
+pub(crate) fn policy_object(key: &firebreak_policy::model::PolicyKey) -> ObjectKey {
+    ObjectKey::new(key.kind.as_str(), key.namespace.as_str(), key.name.clone())
+}
+
+/// A workload's id of its wire parts.
+pub(crate) fn workload_id(node: &NodeName, container: &str) -> WorkloadId {
+    WorkloadId::new(node.clone(), container)
+}
