@@ -344,7 +344,7 @@ fn a_hundred_containers_that_come_at_once_are_all_found_and_all_gone_again() {
         sh(&format!("ip -n {namespace} -batch {}", file.path().display()));
     };
     node.declare(&[("many", Location::NetworkNamespace(container.clone()))]);
-    run(&node.node().to_owned(), &batch);
+    run(node.node(), &batch);
     run(&container, &inside);
     let begun = Instant::now();
     node.see("all of them", |local| addresses(local, "shop.many").len() == 100);

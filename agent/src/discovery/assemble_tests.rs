@@ -78,7 +78,8 @@ fn told(local: &LocalWorkloads) -> Vec<String> {
 
 #[test]
 fn a_workload_is_where_its_source_says_or_the_reason_is_told() {
-    let table: Vec<(&str, Vec<Link>, Vec<Identity>, Vec<&str>, Vec<u32>)> = vec![
+    type Case = (&'static str, Vec<Link>, Vec<Identity>, Vec<&'static str>, Vec<u32>);
+    let table: Vec<Case> = vec![
         ("nobody", vec![veth(7, "veth7", Some(0), None)], vec![], vec![], vec![7]),
         (
             "routed, by interface",

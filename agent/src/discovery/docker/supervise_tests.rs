@@ -32,7 +32,8 @@ fn trouble() -> Event {
 fn what_was_known_stays_until_a_whole_list_says_otherwise() {
     use Event::{FullSyncBegin as Begin, FullSyncEnd as End};
     let known = || vec![Begin, running("a"), running("b"), End];
-    let table: [(&str, Vec<Event>, &[&str], Sync, bool); 7] = [
+    type Case = (&'static str, Vec<Event>, &'static [&'static str], Sync, bool);
+    let table: [Case; 7] = [
         ("a list", vec![], &["a", "b"], Sync::Synced, false),
         ("changes", vec![running("c"), stopped("a")], &["b", "c"], Sync::Synced, false),
         ("trouble", vec![trouble()], &["a", "b"], Sync::Synced, true),
