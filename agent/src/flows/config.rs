@@ -55,9 +55,9 @@ impl Default for Timing {
 /// How much is held at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Flows, and kernel elements of flows that closed, some 250 bytes each. Packets of flows beyond it become a `lost` record.
+    /// Flows, and kernel elements of flows that closed, 240 to 550 bytes each (a hash table doubles). Packets of flows beyond it become a `lost` record.
     pub flows: usize,
-    /// Records that the controller has not acknowledged, some 250 bytes each. When it is reached the oldest unsent `updated` goes first, then
+    /// Records that the controller has not acknowledged, some 200 bytes each. When it is reached the oldest unsent `updated` goes first, then
     /// `opened`, then `closed`, and a `lost` record says so.
     pub records: usize,
 }

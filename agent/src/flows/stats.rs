@@ -22,7 +22,7 @@ macro_rules! stats {
 }
 
 stats! {
-    /// First packets that NFLOG told of.
+    /// Packets that NFLOG told of.
     nflog_packets,
     /// Events that the kernel made and that never arrived (gaps of NFLOG's own sequence).
     nflog_missed,
