@@ -358,7 +358,7 @@ fn start_core(options: &RunOptions, store: &Store, stop: &Stop, tasks: &mut Task
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
     use std::sync::Mutex;
 

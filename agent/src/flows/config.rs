@@ -32,7 +32,7 @@ pub struct FlowsConfig {
 impl FlowsConfig {
     /// The group that the table logs to unless configured otherwise.
     pub const DEFAULT_NFLOG_GROUP: u16 = 5;
-    /// Half a second, so that a flow whose log event was lost, or that wakes up after an hour's silence of its still known entry,
+    /// Half a second, so that a flow whose log event was lost, or that wakes up while the kernel still has its entry (so that nothing is logged),
     /// is reported well within one second.
     pub const DEFAULT_READ_INTERVAL: Duration = Duration::from_millis(500);
 }

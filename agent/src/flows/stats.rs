@@ -44,7 +44,7 @@ stats! {
     flows_opened,
     /// Flows that were opened by a read of the sets because no log event had come.
     flows_opened_by_read,
-    /// Elements that could not be followed because the flow limit was reached.
+    /// Times that an event or an element could not be followed because the flow limit was reached; an element counts at each read.
     flows_refused,
     /// Packets in `lost` records.
     packets_lost,
