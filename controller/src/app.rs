@@ -122,6 +122,13 @@ impl App {
         tasks.spawn(Order::Serving, "health reporter", report_health(health, core.ready.clone(), until));
         let seen = Seen { metrics, store: store.clone(), ready: core.ready };
         tasks.spawn(Order::Core, "metrics and health", serve_http(scrapers, seen, stop.core.clone()));
+        let (store_ended, stopping) = (store.ended(), stop.core.clone());
+        tasks.spawn(Order::Core, "store", async move {
+            tokio::select! {
+                () = store_ended.cancelled() => anyhow::bail!("one of its threads has ended"),
+                () = stopping.cancelled() => Ok(()),
+            }
+        });
         Ok(Self { options, store, stop, tasks, agent_address, metrics_address })
     }
 
@@ -347,4 +354,58 @@ fn start_core(options: &RunOptions, store: &Store, stop: &Stop, tasks: &mut Task
     let mut agent_routes = RoutesBuilder::default();
     agent_routes.add_service(agents.into_server()).add_service(flows.into_server());
     Core { live: Arc::new(hub), flows: Arc::new(ring), ready: is_ready, agent_routes }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+    use std::sync::Mutex;
+
+    #[tokio::test]
+    async fn the_first_task_that_ends_stops_the_others_in_order_and_late_ones_are_dropped() {
+        let stop = Stop::default();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Tasks::default();
+        let note = |name: &'static str| {
+            let order = Arc::clone(&order);
+            move || order.lock().unwrap().push(name)
+        };
+        let (core, serving) = (stop.core.clone(), stop.serving.clone());
+        let (core_ended, serving_ended) = (note("core"), note("serving"));
+        tasks.spawn(Order::Core, "core", async move {
+            core.cancelled().await;
+            core_ended();
+            Ok(())
+        });
+        tasks.spawn(Order::Serving, "serving", async move {
+            serving.cancelled().await;
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            serving_ended();
+            Ok(())
+        });
+        tasks.spawn(Order::Core, "stubborn", std::future::pending());
+        tasks.spawn(Order::Core, "fails", async { anyhow::bail!("the disk is full") });
+        let begun = Instant::now();
+        let error = supervise(tasks, &stop, Duration::from_millis(300)).await.unwrap_err();
+        assert_eq!(format!("{error:#}"), "fails failed: the disk is full");
+        assert_eq!(*order.lock().unwrap(), ["serving", "core"]);
+        assert!(begun.elapsed() >= Duration::from_millis(300), "the stubborn one has its time");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_by_itself_is_an_error_and_a_signal_is_not() {
+        for (name, expected) in [(SIGNALS, None), ("hub", Some("hub ended by itself"))] {
+            let mut tasks = Tasks::default();
+            tasks.spawn(Order::Core, name, async { Ok(()) });
+            let outcome = supervise(tasks, &Stop::default(), Duration::from_secs(1)).await;
+            assert_eq!(outcome.err().map(|error| error.to_string()).as_deref(), expected);
+        }
+        let mut tasks = Tasks::default();
+        tasks.spawn(Order::Serving, "panics", async { std::panic::panic_any("no") });
+        let error = supervise(tasks, &Stop::default(), Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!(error.to_string(), "a task panicked");
+    }
 }

@@ -325,8 +325,8 @@ async fn metrics_health_and_reflection_answer_on_their_listeners() {
     let agents = tonic::transport::Endpoint::try_from(format!("http://{}", server.agents)).unwrap().connect().await.unwrap();
     for channel in [server.channel.clone(), agents] {
         let request = HealthCheckRequest { service: "firebreak.v1.OperatorService".to_owned() };
-        let health = HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner();
-        assert_eq!(health.status(), ServingStatus::Serving);
+        let mut health = HealthClient::new(channel.clone()).watch(request).await.unwrap().into_inner();
+        while health.next().await.unwrap().unwrap().status() != ServingStatus::Serving {}
         use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
         use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
         use tonic_reflection::pb::v1::{ServerReflectionRequest, server_reflection_response::MessageResponse};
@@ -338,6 +338,27 @@ async fn metrics_health_and_reflection_answer_on_their_listeners() {
         };
         assert!(services.service.iter().any(|service| service.name == "firebreak.v1.OperatorService"));
     }
+    server.stop().await;
+}
+
+/// `type=status(reason)` of each condition.
+fn known(conditions: &[v1::Condition]) -> Vec<String> {
+    conditions.iter().map(|condition| format!("{}={}({})", condition.r#type, condition.status, condition.reason)).collect()
+}
+
+#[tokio::test]
+async fn a_policy_that_names_a_missing_group_is_degraded_until_the_group_appears() {
+    let server = Server::start().await;
+    let applied = server.apply(vec![policy("shop", "db", "db"), namespace("shop")]).await;
+    let conditions = known(&applied.changes[0].conditions);
+    assert!(conditions.contains(&"Accepted=true(Valid)".to_owned()), "{conditions:?}");
+    assert!(conditions.contains(&"Degraded=true(MissingAddressGroup)".to_owned()), "{conditions:?}");
+    let degraded = applied.changes[0].conditions.iter().find(|condition| condition.r#type == "Degraded").unwrap();
+    assert!(degraded.message.contains("office"), "{degraded:?}");
+    server.apply(vec![group("office", "192.0.2.0/24")]).await;
+    let get = v1::GetRequest { object: Some(reference("SegmentPolicy", "shop", "db")) };
+    let healed = known(&server.client.clone().get(get).await.unwrap().into_inner().conditions);
+    assert!(!healed.iter().any(|condition| condition.starts_with("Degraded=true")), "{healed:?}");
     server.stop().await;
 }
 

@@ -278,7 +278,7 @@ async fn a_follower_of_flows_misses_none_and_hears_when_it_was_too_slow() {
     }
     let status: Status = watch.next().await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::DataLoss);
-    assert!(status.message().contains("16 flow records after cursor 14") && status.message().contains("after_cursor 30"), "{status}");
+    assert!(status.message().contains("after cursor 14 are no longer kept") && status.message().contains("after_cursor 30"), "{status}");
     assert!(watch.next().await.is_none());
 
     for (after, code) in [(29, Code::DataLoss), (41, Code::OutOfRange)] {

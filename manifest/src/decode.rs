@@ -26,7 +26,7 @@ pub(crate) enum Strictness {
 }
 
 /// How often one object is read again to find more faults.
-const PASSES: usize = 32;
+const PASSES: usize = 16;
 
 /// Reads the tree as a `T`. `None` if anything was wrong; what, is then in `problems`.
 pub(crate) fn decode<T: DeserializeOwned>(tree: &Tree, strictness: Strictness, problems: &mut Problems<'_>) -> Option<T> {

@@ -119,7 +119,11 @@ impl fmt::Display for At<'_> {
 pub(crate) struct Problems<'t> {
     root: Option<&'t Tree>,
     list: Vec<Problem>,
+    more: bool,
 }
+
+/// The most that is told of one object; a person mends these first, and a hostile object costs no more than this.
+const MOST: usize = 100;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug)]
@@ -135,7 +139,7 @@ pub(crate) struct Problem {
 impl<'t> Problems<'t> {
     /// Nothing is wrong yet. With the object's tree, problems get a line and column.
     pub(crate) fn new(root: Option<&'t Tree>) -> Self {
-        Self { root, list: Vec::new() }
+        Self { root, list: Vec::new(), more: false }
     }
 
     /// Something is wrong with the value at this place.
@@ -152,6 +156,10 @@ impl<'t> Problems<'t> {
     }
 
     fn add_part(&mut self, at: &At<'_>, part: Part, reason: String) {
+        if self.list.len() >= MOST {
+            self.more = true;
+            return;
+        }
         let position = self.root.map_or(Position::UNKNOWN, |root| at.locate(root, part));
         self.list.push(Problem { field: at.to_string(), position, reason });
     }
@@ -165,6 +173,10 @@ impl<'t> Problems<'t> {
     pub(crate) fn into_list(self) -> Vec<Problem> {
         let mut list = self.list;
         list.sort_by_key(|problem| problem.position);
+        if self.more {
+            let reason = format!("has more faults than these {MOST}; the others are told when these are mended");
+            list.push(Problem { field: String::new(), position: Position::UNKNOWN, reason });
+        }
         list
     }
 }

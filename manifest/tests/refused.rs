@@ -452,6 +452,10 @@ fn pods_and_nodes_with_broken_modelled_fields_are_refused() {
         pod("status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.2}]}", &[&["status.podIP: 10.0.0.1 is not the first of podIPs, 10.0.0.2"]]),
         pod("status: {podIPs: [{ip: 10.0.0.2}, {ip: 10.0.0.3}]}", &[&["status.podIPs: has two IPv4 addresses"]]),
         pod("status: {podIPs: [{}]}", &[&["status.podIPs[0].ip: is required"]]),
+        pod(
+            "spec: {containers: [{ports: [{containerPort: 1, hostPort: 80}]}, {ports: [{containerPort: 2, hostPort: 80}]}]}",
+            &[&["spec.containers[1].ports[0].hostPort: TCP port 80 of the node is asked for twice"]],
+        ),
         pod("status: {phase: Done}", &[&["status.phase: \"Done\" is not known; use one of Pending, Running"]]),
         pod("status: {hostIP: here}", &[&["status.hostIP: \"here\" is not an IP address"]]),
         pod("spec: {nodeName: [a]}", &[&["spec.nodeName: has to be text, not a list"]]),
@@ -479,6 +483,21 @@ fn pods_and_nodes_with_broken_modelled_fields_are_refused() {
             &[&["status.addresses[0].address: \"x\" is not an IP address"], &["status.addresses[1].type: \"Mystery\" is not known"]],
         ),
     ]);
+}
+
+#[test]
+fn of_one_object_at_most_a_hundred_faults_are_told() {
+    let fields: String = (0..100_000).map(|number| format!("\"x{number}\":0,")).collect();
+    let text = format!(
+        r#"{{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{{"name":"p"}},"spec":{{{fields}"podSelector":{{}}}}}}"#
+    );
+    let started = std::time::Instant::now();
+    let errors = Object::from_json(text.as_bytes()).unwrap_err();
+    assert_eq!(errors.iter().count(), 101);
+    assert!(
+        errors.to_string().ends_with("NetworkPolicy default/p: has more faults than these 100; the others are told when these are mended")
+    );
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "took {:?}", started.elapsed());
 }
 
 #[test]

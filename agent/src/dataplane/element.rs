@@ -334,8 +334,17 @@ pub(super) fn read_comment(userdata: &[u8]) -> &str {
     ""
 }
 
-/// One element of a dump: key, end of range, comment. `Err` says what is missing.
-pub(super) fn read_element<'a>(attributes: Attributes<'a>) -> Result<(&'a [u8], Option<&'a [u8]>, &'a str), &'static str> {
+/// One element of a dump, as it came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawElement<'a> {
+    pub(super) first: &'a [u8],
+    /// The end of a range; `None` for a single value.
+    pub(super) last: Option<&'a [u8]>,
+    pub(super) comment: &'a str,
+}
+
+/// Reads one element of a dump; `None` when it has no key.
+pub(super) fn read_element(attributes: Attributes<'_>) -> Option<RawElement<'_>> {
     let mut first = None;
     let mut last = None;
     let mut comment = "";
@@ -348,7 +357,7 @@ pub(super) fn read_element<'a>(attributes: Attributes<'a>) -> Result<(&'a [u8], 
             _ => {}
         }
     }
-    Ok((first.ok_or("an element without a key")?, last, comment))
+    Some(RawElement { first: first?, last, comment })
 }
 
 /// Shares equal texts, so that a thousand elements with one comment hold it once.

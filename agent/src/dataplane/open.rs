@@ -4,7 +4,7 @@ use super::config::DataplaneConfig;
 use super::desired::Desired;
 use super::error::{CommitError, OpenError, ReadBackError};
 use super::names::Layer;
-use super::plan::{KernelState, Plan, plan, plan_delta};
+use super::plan::{KernelState, Plan, plan, plan_delta, plan_restore};
 use super::read_back::read_back;
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
@@ -22,6 +22,7 @@ pub struct Dataplane {
     /// What was committed. `None` when an answer was lost, until it is read back.
     actual: Option<KernelState>,
     owned: bool,
+    config: DataplaneConfig,
 }
 
 impl Dataplane {
@@ -32,7 +33,7 @@ impl Dataplane {
     /// held before, or our tables without an owner, in force; the call may be repeated.
     pub fn open(config: &DataplaneConfig) -> Result<(Self, Opened), OpenError> {
         let mut socket = NetfilterSocket::open().map_err(OpenError::Socket)?;
-        let (layers, skeleton, persists) = install(&mut socket, config)?;
+        let (layers, skeleton, persists) = install(&mut socket, config, Rules::Compare)?;
         for layer in &layers {
             if persists {
                 tables::adopt(&mut socket, *layer)?;
@@ -40,7 +41,8 @@ impl Dataplane {
         }
         let actual = read_back(&mut socket, &layers)?;
         let opened = Opened { skeleton, owned: persists, elements: actual.len() };
-        Ok((Self { socket, layers, actual: Some(actual), owned: persists }, opened))
+        let config = config.clone();
+        Ok((Self { socket, layers, actual: Some(actual), owned: persists, config }, opened))
     }
 
     /// Makes the kernel hold what is desired, in one transaction; nothing is written when it does already.
@@ -72,6 +74,28 @@ impl Dataplane {
         let elements = actual.len();
         self.actual = Some(actual);
         Ok(elements)
+    }
+
+    /// Puts back what somebody else changed in our tables: the rules in one transaction, then the elements in another. For
+    /// kernels that let others in ([`Self::owned`] is false), when a [`super::ChangeWatch`] has seen a change. Runs `nft`.
+    /// The report is about the elements.
+    pub fn repair(&mut self) -> Result<CommitReport, CommitError> {
+        if self.owned {
+            return Ok(CommitReport { elements: self.actual()?.len(), ..CommitReport::default() });
+        }
+        let repair = |error: OpenError| CommitError::Repair(error.to_string());
+        let (layers, _, _) = install(&mut self.socket, &self.config, Rules::Replace).map_err(repair)?;
+        let committed = self.actual.take();
+        let actual = read_back(&mut self.socket, &layers).map_err(|error| CommitError::Repair(error.to_string()))?;
+        self.layers = layers;
+        let plan = committed.map(|committed| plan_restore(&actual, &committed)).unwrap_or_default();
+        self.actual = Some(actual);
+        self.commit_plan(plan)
+    }
+
+    /// The socket's own address, by which the kernel tells our changes from others'.
+    pub fn port(&self) -> u32 {
+        self.socket.port()
     }
 
     /// Whether the kernel keeps other processes from changing our tables.
@@ -127,8 +151,17 @@ fn explain(plan: &Plan, batch: &Batch, complaints: &[Complaint]) -> CommitError 
     CommitError::Transaction { bytes: batch.bytes.len(), source }
 }
 
+/// When the rules of a table that is there are replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rules {
+    /// When its stamp is another.
+    Compare,
+    /// Always: somebody may have changed them under their stamp.
+    Replace,
+}
+
 /// Sees to it that each table is there with our rules. All that is missing is filled by one run of `nft`, in one transaction.
-fn install(socket: &mut NetfilterSocket, config: &DataplaneConfig) -> Result<(Vec<Layer>, SkeletonState, bool), OpenError> {
+fn install(socket: &mut NetfilterSocket, config: &DataplaneConfig, rules: Rules) -> Result<(Vec<Layer>, SkeletonState, bool), OpenError> {
     let mut layers = Vec::new();
     let mut commands = Vec::new();
     let mut state = SkeletonState::Adopted;
@@ -141,7 +174,7 @@ fn install(socket: &mut NetfilterSocket, config: &DataplaneConfig) -> Result<(Ve
             None => super::skeleton::Present::default(),
         };
         match (tables::stamp(&present), found) {
-            (Some(stamp), Some(found)) if stamp == *skeleton.stamp() => all_persist &= found.persists(),
+            (Some(stamp), Some(found)) if rules == Rules::Compare && stamp == *skeleton.stamp() => all_persist &= found.persists(),
             (Some(stamp), Some(found)) if stamp.form == skeleton.stamp().form => {
                 all_persist &= found.persists();
                 release_check(socket, layer, found)?;

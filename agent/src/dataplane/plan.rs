@@ -125,15 +125,28 @@ impl Plan {
 
 /// What has to change for the kernel to hold what is desired.
 pub(super) fn plan(actual: &KernelState, desired: &Desired) -> Plan {
-    let mut plan = Plan::default();
+    plan_to(actual, &desired_interfaces(desired), &desired_workloads(desired), &desired.sets.sets)
+}
 
-    let known = desired_interfaces(desired);
+/// What has to change for the kernel to hold again what was committed. The interfaces are the same in each table.
+pub(super) fn plan_restore(actual: &KernelState, committed: &KernelState) -> Plan {
+    let nothing = BTreeMap::new();
+    plan_to(actual, committed.known.values().next().unwrap_or(&nothing), &committed.workloads, &committed.policy)
+}
+
+fn plan_to(
+    actual: &KernelState,
+    interfaces: &BTreeMap<u32, Comment>,
+    workloads: &BTreeMap<IpAddr, Comment>,
+    policy: &BTreeMap<SetId, BTreeMap<Element, Comment>>,
+) -> Plan {
+    let mut plan = Plan::default();
     for (layer, actual) in &actual.known {
-        let (remove, put) = difference(actual, &known, Entry::Interface);
+        let (remove, put) = difference(actual, interfaces, Entry::Interface);
         plan.push(SetRef::KnownInterfaces(*layer), remove, put);
     }
 
-    let (remove, put) = difference(&actual.workloads, &desired_workloads(desired), |address| Entry::Policy(Element::Local(address)));
+    let (remove, put) = difference(&actual.workloads, workloads, |address| Entry::Policy(Element::Local(address)));
     for family in super::names::FAMILIES {
         let of_family = |entry: &Entry| matches!(entry, Entry::Policy(Element::Local(address)) if Family::of(*address) == family);
         let remove = remove.iter().filter(|entry| of_family(entry)).cloned().collect();
@@ -142,13 +155,12 @@ pub(super) fn plan(actual: &KernelState, desired: &Desired) -> Plan {
     }
 
     let nothing = BTreeMap::new();
-    let mut ids: Vec<SetId> = actual.policy.keys().chain(desired.sets.sets.keys()).copied().collect();
+    let mut ids: Vec<SetId> = actual.policy.keys().chain(policy.keys()).copied().collect();
     ids.sort_unstable();
     ids.dedup();
     for id in ids {
         let actual = actual.policy.get(&id).unwrap_or(&nothing);
-        let desired = desired.sets.sets.get(&id).unwrap_or(&nothing);
-        let (remove, put) = difference(actual, desired, Entry::Policy);
+        let (remove, put) = difference(actual, policy.get(&id).unwrap_or(&nothing), Entry::Policy);
         plan.push(SetRef::Policy(id), remove, put);
     }
     plan
@@ -305,7 +317,7 @@ mod tests {
         let isolated = second.changes.iter().find(|change| change.set == SetRef::Policy(id(Shape::Isolated))).unwrap();
         assert_eq!(isolated.remove, [Entry::Policy(Element::Local(local(2)))]);
         assert_eq!(isolated.put.len(), 2);
-        assert_eq!(second.changes.iter().map(|change| change.set).collect::<Vec<_>>().is_sorted(), true);
+        assert!(second.changes.iter().map(|change| change.set).is_sorted());
         assert_eq!(second.counts(), (2, 1 + 2), "the exempt interface goes from both tables");
     }
 

@@ -1,6 +1,6 @@
 //! What the kernel holds, read from the kernel: at start, and when an answer was lost. Never on the way of a commit.
 
-use super::element::{Comments, decode, read_element};
+use super::element::{Comments, RawElement, decode, read_element};
 use super::error::ReadBackError;
 use super::names::{Layer, SetRef, TABLE};
 use super::plan::KernelState;
@@ -25,7 +25,7 @@ fn read_set(socket: &mut NetfilterSocket, set: SetRef, comments: &mut Comments, 
         let take = |received: &Received<'_>| -> Result<(), String> {
             let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
             for item in list.nested() {
-                let (first, last, comment) = read_element(item.nested())?;
+                let RawElement { first, last, comment } = read_element(item.nested()).ok_or("an element without a key")?;
                 let entry = decode(set, first, last).map_err(|misfit| format!("element {first:02x?}-{last:02x?}: {misfit}"))?;
                 elements.push((entry, comments.share(comment)));
             }

@@ -215,8 +215,8 @@ mod tests {
         for message in &messages[1..messages.len() - 1] {
             let puts = message.kind == Message::NewSetElement.number();
             for item in message.attributes().find(element::LIST_ELEMENTS).unwrap().nested() {
-                let (first, last, comment) = read_element(item.nested()).unwrap();
-                seen.push((puts, decode(SET, first, last).unwrap(), comment.to_owned()));
+                let raw = read_element(item.nested()).unwrap();
+                seen.push((puts, decode(SET, raw.first, raw.last).unwrap(), raw.comment.to_owned()));
             }
         }
         let mut expected: Vec<_> = (0..2_000).map(|number| (false, entry(number), String::new())).collect();

@@ -10,7 +10,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// What the send buffer is raised to at start; larger batches raise it further.
 const SEND_BUFFER: usize = 32 << 20;
@@ -25,6 +25,7 @@ const DATAGRAM: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) struct NetfilterSocket {
     socket: Socket,
+    port: u32,
     send_buffer: usize,
     sequence: u32,
     buffer: Vec<u8>,
@@ -63,6 +64,16 @@ pub(super) enum RequestError {
     Interrupted,
 }
 
+impl std::fmt::Display for RequestError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(error) => write!(f, "{error}"),
+            Self::Refused(refusal) => write!(f, "{refusal}"),
+            Self::Interrupted => f.write_str("the ruleset changed meanwhile"),
+        }
+    }
+}
+
 impl From<io::Error> for RequestError {
     fn from(error: io::Error) -> Self {
         Self::Socket(error)
@@ -73,12 +84,12 @@ impl NetfilterSocket {
     /// Opens one in the caller's network namespace, where it stays.
     pub(super) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
         // Both are refinements: without them complaints are longer, or have no text.
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_ext_ack(true);
-        let mut this = Self { socket, send_buffer: 0, sequence: 1, buffer: Vec::with_capacity(DATAGRAM) };
+        let mut this = Self { socket, port, send_buffer: 0, sequence: 1, buffer: Vec::with_capacity(DATAGRAM) };
         // Needs CAP_NET_ADMIN, as everything here does; preflight says so in words.
         let _ = setsockopt(&this.borrow(), sockopt::RcvBufForce, &RECEIVE_BUFFER);
         this.raise_send_buffer(SEND_BUFFER);
@@ -86,8 +97,12 @@ impl NetfilterSocket {
     }
 
     fn borrow(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
         self.socket.as_fd()
+    }
+
+    /// Its address.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// The first sequence number of the next batch or request.
@@ -177,14 +192,26 @@ impl NetfilterSocket {
         }
     }
 
-    /// A transaction of a few messages, which `fill` writes with the sequence numbers that it counts up; for tables and probes.
+    /// A transaction of a few messages, which `fill` writes with the sequence numbers that it counts up; for tables.
     pub(super) fn transact_messages(&mut self, fill: impl FnOnce(&mut Writer, &mut u32)) -> io::Result<Result<(), Refusal>> {
+        self.few_messages(fill, true)
+    }
+
+    /// As [`Self::transact_messages`], but the kernel only says what it would do: a batch without its end is validated and
+    /// undone (`NFNL_ABORT_VALIDATE`; what `nft -c` does too).
+    pub(super) fn try_messages(&mut self, fill: impl FnOnce(&mut Writer, &mut u32)) -> io::Result<Result<(), Refusal>> {
+        self.few_messages(fill, false)
+    }
+
+    fn few_messages(&mut self, fill: impl FnOnce(&mut Writer, &mut u32), commit: bool) -> io::Result<Result<(), Refusal>> {
         let mut writer = Writer::default();
         let mut sequence = self.sequence;
         writer.batch_begin(sequence);
         fill(&mut writer, &mut sequence);
         writer.request_ack_of_last();
-        writer.batch_end(sequence.wrapping_add(1));
+        if commit {
+            writer.batch_end(sequence.wrapping_add(1));
+        }
         let bytes = writer.into_bytes();
         Ok(match self.transact(&bytes, sequence, sequence.wrapping_add(2))? {
             Outcome::Committed => Ok(()),
@@ -257,12 +284,6 @@ impl NetfilterSocket {
                 None => Ok(take(&answer)),
             };
         }
-    }
-}
-
-impl AsRawFd for NetfilterSocket {
-    fn as_raw_fd(&self) -> i32 {
-        self.socket.as_raw_fd()
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) enum Message {
     NewSetElement = (SUBSYSTEM << 8) | 12,
     GetSetElement = (SUBSYSTEM << 8) | 13,
     DelSetElement = (SUBSYSTEM << 8) | 14,
+    GetGeneration = (SUBSYSTEM << 8) | 16,
     GetObject = (SUBSYSTEM << 8) | 19,
 }
 
@@ -252,6 +253,8 @@ pub(super) struct Received<'a> {
     pub(super) flags: u16,
     /// `nlmsg_seq`.
     pub(super) sequence: u32,
+    /// `nlmsg_pid`: in a notification, the socket that made the change.
+    pub(super) port: u32,
     /// What follows `struct nlmsghdr`.
     pub(super) body: &'a [u8],
 }
@@ -292,6 +295,7 @@ impl<'a> Iterator for Messages<'a> {
             kind: u16::from_ne_bytes([header[4], header[5]]),
             flags: u16::from_ne_bytes([header[6], header[7]]),
             sequence: read_u32(&header[8..])?,
+            port: read_u32(&header[12..])?,
             body,
         };
         self.rest = self.rest.get(length.next_multiple_of(4)..).unwrap_or_default();

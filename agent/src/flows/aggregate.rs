@@ -22,6 +22,9 @@ const YOUNG: Duration = Duration::from_millis(100);
 /// How far two readings of when an element ends may differ.
 const EXPIRY_SLACK: Duration = Duration::from_secs(1);
 
+/// Room that is kept when it is not needed.
+const KEPT_CAPACITY: usize = 4_096;
+
 /// Now, by both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
@@ -38,7 +41,7 @@ impl Moment {
     }
 }
 
-/// The first packet of an element, as NFLOG told it.
+/// The first packet of an element, or a packet that no element counts, as NFLOG told it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketSeen {
     /// Its flow.
@@ -51,6 +54,8 @@ pub struct PacketSeen {
     pub input: Option<u32>,
     /// The interface index that it was to leave by; a bridge's port where there is one.
     pub output: Option<u32>,
+    /// Whether an element has it. What none has is in the overflow counter.
+    pub is_counted: bool,
 }
 
 /// Holds all flows and what is known of their elements.
@@ -69,6 +74,8 @@ pub struct Aggregator<I> {
     reads: [u64; 2],
     refused: bool,
     complete_reads: u64,
+    /// Rises when a cursor would be another.
+    changes: u64,
     records: Vec<Record>,
 }
 
@@ -184,6 +191,7 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
             reads: [0, 0],
             refused: false,
             complete_reads: 0,
+            changes: 0,
             records: Vec::new(),
         }
     }
@@ -193,13 +201,36 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
         std::mem::take(&mut self.records)
     }
 
+    /// A number that rises whenever [`Self::cursor`] would give something else.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// How many flow keys are followed.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// A log event: opens the flow, unless it is open.
     pub fn packet(&mut self, now: Moment, packet: &PacketSeen) {
+        self.changes += 1;
+        if !packet.is_counted && self.has_room_for(&packet.key) {
+            self.control[slot(packet.key.direction)].tell_overflow();
+        }
         if let Some(flow) = self.entries.get_mut(&packet.key).and_then(|entry| entry.flow.as_mut()) {
             // A new element of a flow that goes on, or an event that came after the read. The element counts it.
             flow.last_seen = now.wall;
             flow.active_at = now.at;
             flow.source_port = flow.source_port.or(packet.source_port);
+            if !packet.is_counted {
+                flow.packets += 1;
+                flow.bytes += u64::from(packet.length);
+            }
             return;
         }
         if !self.has_room_for(&packet.key) {
@@ -207,7 +238,11 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
         }
         let mut flow = self.begin(now, &packet.key, now.wall);
         flow.source_port = packet.source_port;
-        flow.logged = Some(packet.length);
+        if packet.is_counted {
+            flow.logged = Some(packet.length);
+        } else {
+            (flow.packets, flow.bytes) = (1, u64::from(packet.length));
+        }
         if flow.local.is_none() {
             flow.note = unknown_end_note(packet);
         }
@@ -259,6 +294,7 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
         if packets == 0 {
             return;
         }
+        self.changes += 1;
         self.control[slot(key.direction)].tell(packets);
         if let Some(flow) = entry.flow.as_mut() {
             // The element has the packet that was logged.
@@ -301,6 +337,7 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
 
     /// Updates and closes flows by the time; also while the table cannot be read.
     pub fn sweep(&mut self, now: Moment) {
+        let (followed, told) = (self.entries.len(), self.records.len());
         let Self { entries, control, records, reads, timing: Timing { idle, update_every }, .. } = self;
         entries.retain(|key, entry| {
             if let Some(flow) = entry.flow.as_mut() {
@@ -322,6 +359,11 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
             };
             entry.flow.is_some() || !element_is_over
         });
+        self.changes += u64::from((followed, told) != (self.entries.len(), self.records.len()));
+        // What a flood took is given back.
+        if self.entries.capacity() > KEPT_CAPACITY && self.entries.len() < self.entries.capacity() / 8 {
+            self.entries.shrink_to(self.entries.len() * 2);
+        }
         FlowsStats::set(&self.stats.flows, self.entries.len());
     }
 
@@ -359,6 +401,7 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
     }
 
     fn lost(&mut self, now: Moment, direction: Direction, packets: u64, reason: LostReason) {
+        self.changes += 1;
         FlowsStats::add(&self.stats.packets_lost, packets);
         self.records.push(Record { time: now.wall, told: Told::Lost { direction, packets, reason: Cow::Borrowed(reason.as_str()) } });
     }

@@ -32,7 +32,7 @@ pub struct FlowsConfig {
 impl FlowsConfig {
     /// The group that the table logs to unless configured otherwise.
     pub const DEFAULT_NFLOG_GROUP: u16 = 5;
-    /// Half a second, so that a flow whose log event was lost, or that wakes up after an hour's silence of its still known entry,
+    /// Half a second, so that a flow whose log event was lost, or that wakes up while the kernel still has its entry (so that nothing is logged),
     /// is reported well within one second.
     pub const DEFAULT_READ_INTERVAL: Duration = Duration::from_millis(500);
 }
@@ -55,9 +55,9 @@ impl Default for Timing {
 /// How much is held at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Flows, and kernel elements of flows that closed, some 250 bytes each. Packets of flows beyond it become a `lost` record.
+    /// Flows, and kernel elements of flows that closed, 240 to 550 bytes each (a hash table doubles). Packets of flows beyond it become a `lost` record.
     pub flows: usize,
-    /// Records that the controller has not acknowledged, some 250 bytes each. When it is reached the oldest unsent `updated` goes first, then
+    /// Records that the controller has not acknowledged, some 200 bytes each. When it is reached the oldest unsent `updated` goes first, then
     /// `opened`, then `closed`, and a `lost` record says so.
     pub records: usize,
 }

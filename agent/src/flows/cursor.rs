@@ -3,8 +3,8 @@
 //! - `flows-sequence`: the next sequence, written before records are sent. Records beyond it never left the process, so that a restarted agent of the
 //!   same boot goes on there: no number is used twice, and a gap at the controller is a record that was really lost (the agent was killed before
 //!   the controller had it), not a reserved block.
-//! - `flows-cursor`: open flows, the elements' last readings and the control sums, every ten seconds and at a stop. A restarted agent goes on with the
-//!   same flow ids and exact totals. After a kill the file may be ten seconds old: a flow that was opened since is opened again under another id,
+//! - `flows-cursor`: open flows, the elements' last readings and the control sums, every second while they change (less often when they are many) and at a stop. A restarted agent goes on with the
+//!   same flow ids and exact totals. After a kill the file may be that old: a flow that was opened since is opened again under another id,
 //!   with a note, and a flow that was closed since is closed again.
 //! - `flows-unacked`: records that the controller had not acknowledged when the agent was stopped in order. A killed agent loses them; its open flows
 //!   are told again from the cursor.

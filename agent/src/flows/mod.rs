@@ -37,7 +37,7 @@ mod stats;
 pub use aggregate::{Aggregator, Moment, PacketSeen};
 pub use config::{FlowsConfig, Limits, Timing};
 pub use error::FlowsError;
-pub use key::{DecodeKey, FlowKey, FlowVerdict};
+pub use key::{DecodeKey, FlowKey, FlowVerdict, LOG_UNCOUNTED};
 pub use locals::{LocalEnd, LocalView, REMEMBERED, RecentLocals};
 pub use nflog::NflogSocket;
 pub use outbox::{BATCH_RECORDS, Outbox};

@@ -156,7 +156,7 @@ fn decode_event(attributes: Attributes<'_>) -> Event<'_> {
 
 impl Event<'_> {
     fn packet(&self, stats: &FlowsStats) -> Option<PacketSeen> {
-        let Some((direction, verdict)) = self.prefix.and_then(decode_prefix) else {
+        let Some((direction, verdict, is_counted)) = self.prefix.and_then(decode_prefix) else {
             FlowsStats::add(&stats.nflog_foreign, 1);
             return None;
         };
@@ -171,6 +171,7 @@ impl Event<'_> {
             length: summary.length,
             input: self.input,
             output: self.output,
+            is_counted,
         })
     }
 }

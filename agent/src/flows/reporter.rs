@@ -21,6 +21,8 @@ use tonic::Streaming;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A controller that acknowledges nothing for this long is given up and dialled again.
 const ACK_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often an idle connection is asked for a sign of life, and how long it may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long records may still be delivered after the stop.
 const DRAIN: Duration = Duration::from_secs(2);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -89,10 +91,14 @@ impl Reporter {
     /// One session after the other, until nothing is left to do.
     async fn sessions(&mut self) {
         let mut wait = BACKOFF_FIRST;
+        let mut was_told = false;
         loop {
             match self.session().await {
                 Ended::Stopped => return,
+                // A controller that is away for a day is worth one line.
+                Ended::Lost { reason, had_progress: false } if was_told => tracing::debug!(%reason, "flow reports: still no connection"),
                 Ended::Lost { reason, had_progress } => {
+                    was_told = true;
                     wait = if had_progress { BACKOFF_FIRST } else { wait };
                     tracing::warn!(%reason, waiting = self.outbox.len(), retry_in = ?wait, "flow reports: no connection to the controller");
                 }
@@ -221,7 +227,9 @@ impl Reporter {
 type Connection = (mpsc::Sender<v1::FlowMessage>, Streaming<v1::FlowAck>);
 
 async fn connect(config: Arc<FlowsConfig>) -> Result<Connection, String> {
-    let channel = config.endpoint.connect().await.map_err(|error| describe(&error))?;
+    // A connection that died in silence is found out before a flow is delayed by it.
+    let endpoint = config.endpoint.clone().http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE).keep_alive_while_idle(true);
+    let channel = endpoint.connect().await.map_err(|error| describe(&error))?;
     let (sender, receiver) = mpsc::channel(4);
     let hello =
         v1::FlowHello { node: config.node.as_str().to_owned(), instance_id: config.instance_id.clone(), boot_id: config.boot_id.clone() };

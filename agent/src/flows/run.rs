@@ -27,7 +27,9 @@ use uuid::Uuid;
 const NFLOG_BATCH: usize = 256;
 /// How long to wait before the group is bound anew: another agent may be on its way out.
 const NFLOG_RETRY: Duration = Duration::from_secs(1);
-const CURSOR_EVERY: Duration = Duration::from_secs(10);
+/// A changed cursor is kept this often, and less often when it is large: a megabyte each second at most.
+const CURSOR_EVERY: Duration = Duration::from_secs(1);
+const CURSOR_EVERY_ENTRY: Duration = Duration::from_micros(200);
 /// A read may take this part of the time at most.
 const READ_SHARE: u32 = 5;
 
@@ -262,7 +264,7 @@ struct Collector {
 impl Collector {
     async fn run<I: FnMut() -> FlowId + Send>(mut self, mut aggregator: Aggregator<I>) -> Result<(), FlowsError> {
         let mut reading = Reading::NotYet;
-        let mut cursor_at = Instant::now();
+        let (mut cursor_at, mut kept) = (Instant::now(), 0);
         let mut read_at = Instant::now();
         // A request is on its way until its last part came.
         let mut is_reading = false;
@@ -293,8 +295,9 @@ impl Collector {
                 }
             }
             self.hand_on(&mut aggregator).await;
-            if reading == Reading::Works && cursor_at.elapsed() >= CURSOR_EVERY {
-                cursor_at = Instant::now();
+            let pause = CURSOR_EVERY.max(CURSOR_EVERY_ENTRY * u32::try_from(aggregator.len()).unwrap_or(u32::MAX));
+            if reading == Reading::Works && kept != aggregator.changes() && cursor_at.elapsed() >= pause {
+                (cursor_at, kept) = (Instant::now(), aggregator.changes());
                 self.keep_cursor(&aggregator).await;
             }
         }

@@ -22,7 +22,7 @@ macro_rules! stats {
 }
 
 stats! {
-    /// First packets that NFLOG told of.
+    /// Packets that NFLOG told of.
     nflog_packets,
     /// Events that the kernel made and that never arrived (gaps of NFLOG's own sequence).
     nflog_missed,
@@ -44,7 +44,7 @@ stats! {
     flows_opened,
     /// Flows that were opened by a read of the sets because no log event had come.
     flows_opened_by_read,
-    /// Elements that could not be followed because the flow limit was reached.
+    /// Times that an event or an element could not be followed because the flow limit was reached; an element counts at each read.
     flows_refused,
     /// Packets in `lost` records.
     packets_lost,

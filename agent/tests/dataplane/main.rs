@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
 
 mod contents;
+mod figures;
 mod install;
+mod lab;
 mod namespace;
 mod ownership;
+mod packets;
+mod preflight;

@@ -3,7 +3,7 @@
 use crate::contents::{everything, generation};
 use crate::install::{config, open};
 use crate::namespace::Namespace;
-use firebreak_agent::dataplane::{Dataplane, DataplaneConfig, OpenError, SkeletonState, UninstallError, uninstall};
+use firebreak_agent::dataplane::{ChangeWatch, Dataplane, DataplaneConfig, OpenError, SkeletonState, UninstallError, uninstall};
 
 #[test]
 fn other_processes_cannot_change_our_tables_and_flush_ruleset_leaves_them() {
@@ -147,4 +147,47 @@ fn an_nft_that_fails_or_is_not_there_leaves_nothing_in_force_and_the_next_try_he
     }
     let (_dataplane, opened) = open(&node);
     assert_eq!((opened.skeleton, opened.owned), (SkeletonState::Installed, true));
+}
+
+#[test]
+fn where_the_kernel_lets_others_in_their_changes_are_noticed_and_put_right() {
+    let node = Namespace::new();
+    // Plain tables, as a kernel before 6.9 makes them.
+    for family in ["inet", "bridge", "arp"] {
+        node.command("nft", &format!("add table {family} firebreak"));
+    }
+    let (mut dataplane, opened) = open(&node);
+    assert_eq!((opened.skeleton, opened.owned), (SkeletonState::Installed, false));
+    let desired = everything(3, "ours");
+    dataplane.commit(&desired).unwrap();
+    let port = dataplane.port();
+    let mut watch = node.run(move || ChangeWatch::open(port).unwrap());
+    dataplane.commit(&everything(4, "ours")).unwrap();
+    dataplane.commit(&desired).unwrap();
+    assert!(!watch.changed().unwrap(), "our own changes");
+    let sorted = |node: &Namespace| {
+        let mut lines: Vec<String> =
+            node.stable_ruleset().lines().map(str::to_owned).filter(|line| !line.contains("tcp timeout")).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let before = sorted(&node);
+    for attack in [
+        "flush chain inet firebreak forward",
+        "delete element inet firebreak in4_isolated { 10.1.2.1 }",
+        "flush set arp firebreak known_if",
+        "delete table bridge firebreak",
+        "delete table inet firebreak",
+        "flush ruleset",
+    ] {
+        let done = node.nft_load(attack);
+        assert!(done.status.success(), "{attack}: {}", String::from_utf8_lossy(&done.stderr));
+        assert!(watch.changed().unwrap(), "{attack}");
+        dataplane = node.run(move || {
+            dataplane.repair().unwrap();
+            dataplane
+        });
+        assert_eq!(sorted(&node), before, "{attack}");
+        watch.changed().unwrap();
+    }
 }

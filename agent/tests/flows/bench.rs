@@ -134,4 +134,18 @@ impl Node {
         let seen = self.service.0.lock().unwrap().clone();
         (self.state, seen)
     }
+
+    /// Ends it in the middle of whatever it does: no drain, no last cursor.
+    pub async fn kill(self) -> (TempDir, Seen) {
+        self.collection.abort();
+        let _ = self.collection.await;
+        self.server.abort();
+        let seen = self.service.0.lock().unwrap().clone();
+        (self.state, seen)
+    }
+
+    /// The size of the cursor's file.
+    pub fn cursor_len(&self) -> u64 {
+        std::fs::metadata(self.state.path().join("flows-cursor")).map_or(0, |file| file.len())
+    }
 }

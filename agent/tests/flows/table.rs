@@ -8,7 +8,8 @@ pub const OUT4: &str = "10.77.0.3";
 pub const OUT6: &str = "fd77::3";
 
 /// One transaction for `nft -f`.
-pub fn text(size: u32, timeout: &str) -> String {
+/// At most `uncounted` packets a second that found no room are logged.
+pub fn text(size: u32, timeout: &str, uncounted: u32) -> String {
     let flags = format!("size {size}; flags dynamic,timeout; timeout {timeout}; counter;");
     let mut body = String::new();
     for direction in ["in", "out"] {
@@ -18,7 +19,7 @@ pub fn text(size: u32, timeout: &str) -> String {
             body += &format!("set {name} {{ type {address} . {address} . inet_proto . inet_service; {flags} }}\n");
             body += &format!("set {name}_icmp {{ type {address} . {address} . {icmp}_type . {icmp}_code; {flags} }}\n");
             body += &format!("set {name}_proto {{ type {address} . {address} . inet_proto; {flags} }}\n");
-            body += &chains(direction, digit, icmp, &name);
+            body += &chains(direction, digit, icmp, &name, uncounted);
         }
     }
     body += &format!(
@@ -32,7 +33,7 @@ pub fn text(size: u32, timeout: &str) -> String {
     format!("table inet firebreak {{\n{body}}}\n")
 }
 
-fn chains(direction: &str, digit: &str, icmp: &str, set: &str) -> String {
+fn chains(direction: &str, digit: &str, icmp: &str, set: &str, uncounted: u32) -> String {
     let (ip, icmp_protocol) = if digit == "4" { ("ip", "icmp") } else { ("ip6", "ipv6-icmp") };
     let chain = format!("deny_{direction}{digit}");
     let ends = format!("{ip} saddr . {ip} daddr");
@@ -40,7 +41,9 @@ fn chains(direction: &str, digit: &str, icmp: &str, set: &str) -> String {
         format!(
             "{key} @{set} drop
             update @{set} {{ {key} }} log prefix \"firebreak deny {direction}\" group 5 snaplen 128 drop
-            counter name denied_overflow_{direction} drop\n"
+            counter name denied_overflow_{direction}
+            limit rate {uncounted}/second burst {uncounted} packets log prefix \"firebreak deny {direction} uncounted\" group 5 snaplen 128
+            drop\n"
         )
     };
     format!(

@@ -117,8 +117,8 @@ impl FlowWatch {
 fn refuse_gap(cursor: u64, kept: &[Arc<v1::AttributedFlow>]) -> Result<(), Status> {
     match kept.first().map(|first| first.cursor) {
         Some(first) if first > cursor + 1 => Err(Status::data_loss(format!(
-            "the watch is too late: {} flow records after cursor {cursor} are no longer kept; go on with after_cursor {}",
-            first - cursor - 1,
+            "flow records after cursor {cursor} are no longer kept: the watch was too slow, or the controller was restarted; \
+             go on with after_cursor {}",
             first - 1
         ))),
         Some(_) | None => Ok(()),

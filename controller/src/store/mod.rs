@@ -26,6 +26,7 @@ use schema::Access;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 use worker::{Reader, Writer};
 
 /// How much is kept.
@@ -53,6 +54,7 @@ pub struct Store {
 struct Shared {
     writer: Writer,
     reader: Reader,
+    ended: CancellationToken,
     path: PathBuf,
     // Held last: another process may take the file when both threads have ended.
     _lock: DatabaseLock,
@@ -79,10 +81,11 @@ impl Store {
             write::set_meta(&connection, "epoch", &new_epoch())?;
         }
         let newest = read::newest_revision(&connection)?;
-        let writer = Writer::start(connection, newest)?;
-        let reader = Reader::start(schema::connect(path, Access::ReadOnly)?)?;
+        let ended = CancellationToken::new();
+        let writer = Writer::start(connection, newest, ended.clone())?;
+        let reader = Reader::start(schema::connect(path, Access::ReadOnly)?, ended.clone())?;
         writer.set_limits(limits);
-        Ok(Self { shared: Arc::new(Shared { writer, reader, path: path.to_owned(), _lock: lock }) })
+        Ok(Self { shared: Arc::new(Shared { writer, reader, ended, path: path.to_owned(), _lock: lock }) })
     }
 
     /// Everything at the newest revision.
@@ -93,6 +96,12 @@ impl Store {
     /// The newest revision; no I/O. Every follower was told of it before it is seen here.
     pub fn revision(&self) -> Revision {
         self.shared.writer.newest()
+    }
+
+    /// Is cancelled when one of the store's threads has ended: nothing can be done with the store any more. Holding it does not keep the
+    /// store open.
+    pub fn ended(&self) -> CancellationToken {
+        self.shared.ended.clone()
     }
 
     /// Makes a change, all of it as one revision, or none of it. Objects that stay the same make no revision.

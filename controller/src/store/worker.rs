@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// Requests that may wait for a thread before callers wait for a place.
 const QUEUE: usize = 256;
@@ -42,13 +43,14 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection, newest: Revision) -> Result<Self, StoreError> {
+    /// `ended` is cancelled when the thread ends, however that comes.
+    pub(super) fn start(connection: Connection, newest: Revision, ended: CancellationToken) -> Result<Self, StoreError> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (live, _) = broadcast::channel(FOLLOWERS_BEHIND);
         let newest = Arc::new(AtomicU64::new(newest.0));
         let limits = Arc::new(Mutex::new(Limits::default()));
         let (told, seen, kept) = (live.clone(), Arc::clone(&newest), Arc::clone(&limits));
-        let thread = spawn("store-writer", move || write_loop(&connection, queue, &told, &seen, &kept))?;
+        let thread = spawn("store-writer", ended, move || write_loop(&connection, queue, &told, &seen, &kept))?;
         Ok(Self { jobs: Some(jobs), live, newest, limits, thread: Some(thread) })
     }
 
@@ -166,9 +168,10 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn start(connection: Connection) -> Result<Self, StoreError> {
+    /// `ended` is cancelled when the thread ends, however that comes.
+    pub(super) fn start(connection: Connection, ended: CancellationToken) -> Result<Self, StoreError> {
         let (jobs, mut queue) = mpsc::channel::<ReadJob>(QUEUE);
-        let thread = spawn("store-reader", move || {
+        let thread = spawn("store-reader", ended, move || {
             while let Some(job) = queue.blocking_recv() {
                 job(&connection);
             }
@@ -203,8 +206,13 @@ fn read_once<T>(connection: &Connection, act: impl FnOnce(&Connection) -> Result
     value
 }
 
-fn spawn(name: &str, act: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(act).map_err(|error| StoreError::File {
+fn spawn(name: &str, ended: CancellationToken, act: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    let run = move || {
+        // Dropped by a panic too.
+        let _guard = ended.drop_guard();
+        act();
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|error| StoreError::File {
         act: "cannot start thread",
         path: name.to_owned(),
         reason: error.to_string(),

@@ -19,7 +19,7 @@ pub(super) fn pod(object: &Pod, problems: &mut Problems<'_>) -> model::Workload 
     if let Some(name) = node_name.as_deref().filter(|name| !name.is_empty()) {
         note(validate::dns_subdomain(name), &at.field("nodeName"), problems);
     }
-    let mut ports = Ports { host_network, named: Vec::new(), published: Vec::new() };
+    let mut ports = Ports { host_network, named: Vec::new(), published: Vec::new(), taken: BTreeSet::new() };
     let list = at.field("initContainers");
     for (position, container) in init_containers.iter().flatten().enumerate() {
         // Only sidecars go on running beside the containers.
@@ -32,7 +32,7 @@ pub(super) fn pod(object: &Pod, problems: &mut Problems<'_>) -> model::Workload 
     for (position, container) in containers.iter().flatten().enumerate() {
         ports.read(container, true, &list.index(position), problems);
     }
-    let Ports { host_network: _, mut named, published } = ports;
+    let Ports { host_network: _, mut named, published, taken: _ } = ports;
     named.extend(sidecars);
     let mut seen = BTreeSet::new();
     named.retain(|port| seen.insert((port.name.clone(), port.protocol)));
@@ -142,6 +142,8 @@ struct Ports {
     host_network: bool,
     named: Vec<NamedPort>,
     published: Vec<PublishedPort>,
+    /// The node's ports that containers ask for (`checkHostPortConflicts`).
+    taken: BTreeSet<(Protocol, Option<IpAddr>, u16)>,
 }
 
 impl Ports {
@@ -181,6 +183,9 @@ impl Ports {
                 self.named.push(NamedPort { name: name.to_owned(), protocol, port: number });
             }
             if let Some(host_port) = host_port {
+                if !self.taken.insert((protocol, host_address, host_port)) {
+                    problems.add(&at.field("hostPort"), format!("{protocol} port {host_port} of the node is asked for twice; keep one"));
+                }
                 self.published.push(PublishedPort { protocol, host_address, host_port, workload_port: number });
             }
         }

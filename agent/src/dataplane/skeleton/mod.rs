@@ -103,13 +103,16 @@ impl Skeleton {
     }
 
     /// The commands that put these rules in the place of others, in one transaction; the sets of the agent's elements stay as
-    /// they are and must be of the same form. What only counts is made anew.
+    /// they are and must be of the same form, or are made if they are missing. What only counts is made anew.
     pub(super) fn replace(&self, present: &Present) -> Result<Vec<Value>, serde_json::Error> {
         let family = self.layer.as_str();
         let named = |kind: &str, name: &str| json!({ "delete": { kind: { "family": family, "table": TABLE, "name": name } } });
         let mut commands = vec![json!({ "flush": { "table": { "family": family, "name": TABLE } } })];
         let wanted: Vec<&str> = self.rules.chain_names().collect();
         commands.extend(present.chains.iter().filter(|chain| !wanted.contains(&chain.as_str())).map(|chain| named("chain", chain)));
+        for set in self.written.iter().filter(|set| !present.sets.contains(&set.name)) {
+            commands.push(add_set(set)?);
+        }
         for set in &self.counted {
             if present.sets.contains(&set.name) {
                 commands.push(named("set", &set.name));

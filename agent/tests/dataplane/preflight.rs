@@ -1,0 +1,43 @@
+//! Preflight on a real kernel.
+
+use crate::install::config;
+use crate::namespace::Namespace;
+use firebreak_agent::dataplane::{DataplaneConfig, Severity, preflight};
+
+#[test]
+fn this_kernel_has_everything_and_probing_leaves_nothing_behind() {
+    let node = Namespace::new();
+    let findings = node.run(|| preflight(&config(), false));
+    assert!(findings.is_empty(), "{findings:?}");
+    assert_eq!(node.ruleset(), "");
+}
+
+#[test]
+fn what_is_missing_is_one_line_with_its_remedy() {
+    let node = Namespace::new();
+    let findings = node.run(|| preflight(&DataplaneConfig { nft: "/nonexistent/nft".into(), ..config() }, false));
+    assert_eq!(findings.iter().map(|finding| (finding.code, finding.severity)).collect::<Vec<_>>(), [("NoNft", Severity::Fatal)]);
+    let findings = node.run(|| {
+        caps::drop(None, caps::CapSet::Effective, caps::Capability::CAP_NET_ADMIN).unwrap();
+        preflight(&config(), false)
+    });
+    assert!(findings.iter().any(|finding| finding.code == "NoNetAdmin" && finding.remedy.contains("CAP_NET_ADMIN")), "{findings:?}");
+    for finding in findings {
+        assert!(!finding.to_string().contains('\n') && !finding.remedy.is_empty());
+    }
+}
+
+#[test]
+fn bridge_sysctls_are_of_the_namespace_and_are_put_right() {
+    let node = Namespace::new();
+    let off = node.run(|| {
+        for name in ["iptables", "ip6tables"] {
+            std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{name}"), "0").unwrap();
+        }
+        preflight(&DataplaneConfig { set_bridge_sysctls: false, ..config() }, true)
+    });
+    assert_eq!(off.iter().map(|finding| finding.code).collect::<Vec<_>>(), ["BridgeNetfilterOff"; 2]);
+    let set = node.run(|| preflight(&config(), true));
+    assert_eq!(set.iter().map(|finding| finding.code).collect::<Vec<_>>(), ["BridgeNetfilterPutRight"; 2]);
+    assert!(node.run(|| preflight(&config(), true)).is_empty());
+}
