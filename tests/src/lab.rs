@@ -65,10 +65,10 @@ impl Lab {
     /// What `ip` said.
     pub fn new(prefix: &str) -> anyhow::Result<Self> {
         let core = Namespace::new(&format!("{prefix}-core"))?;
-        core.ip("link add up type bridge forward_delay 0")?;
-        core.ip("link set up up")?;
-        core.ip("addr add 192.168.77.254/24 dev up")?;
-        core.ip("addr add fd77::fe/64 dev up nodad")?;
+        core.ip("link add sw0 type bridge forward_delay 0")?;
+        core.ip("link set sw0 up")?;
+        core.ip("addr add 192.168.77.254/24 dev sw0")?;
+        core.ip("addr add fd77::fe/64 dev sw0 nodad")?;
         Ok(Self { prefix: prefix.to_owned(), core, nodes: 0, keep: false })
     }
 
@@ -102,7 +102,7 @@ impl Lab {
         let namespace = Namespace::new(&format!("{}-{name}", self.prefix))?;
         let port = format!("n{number}");
         ip(&["link", "add", "up0", "netns", namespace.name(), "type", "veth", "peer", "name", &port, "netns", self.core.name()])?;
-        self.core.ip(&format!("link set {port} master up"))?;
+        self.core.ip(&format!("link set {port} master sw0"))?;
         self.core.ip(&format!("link set {port} up"))?;
         namespace.ip("link set up0 up")?;
         namespace.ip(&format!("addr add 192.168.77.{number}/24 dev up0"))?;
