@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use firebreak_agent::config::{Cli, Command, Config, LogFormat, Options};
-use firebreak_agent::dataplane::{Finding, Severity};
+use firebreak_agent::dataplane::{DataplaneConfig, Finding, Severity};
 use firebreak_agent::discovery::docker::watch;
 use firebreak_agent::{app, dataplane};
 use std::path::Path;
@@ -62,7 +62,8 @@ fn uninstall() -> anyhow::Result<ExitCode> {
 
 fn preflight(options: Options) -> anyhow::Result<ExitCode> {
     let config = Config::resolve(options)?;
-    let findings = dataplane::preflight(&config.dataplane, true);
+    // Only looks: what the agent would put right is told as it is.
+    let findings = dataplane::preflight(&DataplaneConfig { set_bridge_sysctls: false, ..config.dataplane }, true);
     if findings.is_empty() {
         println!("this node can enforce; nothing is missing");
     }

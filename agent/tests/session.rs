@@ -336,9 +336,14 @@ async fn a_lost_connection_is_taken_up_again_with_what_is_held() {
         .collect();
     assert_eq!(held, wanted_hashes, "an update without its commit was never held");
     again.welcome().await;
-    assert_eq!(again.next_ack().await.generation, 7, "the last outcome is told again");
-    again.commit(7, &wanted).await;
-    assert_eq!(stage.next_committed().await.state, wanted);
+    stage.apply(&committed, Some("of a generation that this stream never brought"));
+    again.workload_report().await;
+    again.commit(8, &wanted).await;
+    let committed = stage.next_committed().await;
+    assert_eq!(committed.state, wanted);
+    stage.apply(&committed, None);
+    let ack = again.next_ack().await;
+    assert_eq!((ack.generation, ack.failure.as_str()), (8, ""), "only what came on this stream is answered");
     stage.end().await;
 }
 

@@ -199,6 +199,32 @@ spec: {appliesTo: {}, ingress: [{from: [{addressGroup: gone}]}]}
     }
 }
 
+#[test]
+fn the_world_is_what_is_outside_the_cluster_networks() {
+    let manifests = "
+apiVersion: firebreak.dev/v1alpha1
+kind: SegmentPolicy
+metadata: {name: p, namespace: a}
+spec: {appliesTo: {matchLabels: {app: db}}, egress: [{to: [{entity: world}]}]}
+";
+    let probes = tempfile::NamedTempFile::new().unwrap();
+    let to = ["8.8.8.8", "10.1.0.1", "10.9.9.9", "192.168.0.1"];
+    let lines: Vec<String> = to.iter().map(|to| format!(r#"{{"from":"a/db","to":"{to}","port":1}}"#)).collect();
+    std::fs::write(probes.path(), lines.join("\n")).unwrap();
+    let base = ["-f", CLUSTER, "-", "--probes", probes.path().to_str().unwrap()];
+    for (more, expected) in [
+        (&[][..], ["allow", "deny", "deny", "deny"]),
+        (&["--cluster-network", "10.1.0.0/16"], ["allow", "deny", "allow", "allow"]),
+        (&["--cluster-network", "10.0.0.0/8", "--cluster-network", "192.168.0.1/16"], ["allow", "deny", "deny", "deny"]),
+    ] {
+        let output = run(&[&base[..], more].concat(), manifests);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let verdicts: Vec<String> =
+            text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["verdict"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(verdicts, expected, "{more:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 /// What examples/shop promises: web -> api -> db and nobody else.
 #[test]
 fn the_shop_example_holds_what_it_promises() {

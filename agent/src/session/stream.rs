@@ -22,7 +22,7 @@ const OUTGOING: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// There is nobody at the other end.
-    #[error("connecting to the controller at {uri}: {source}")]
+    #[error("connecting to the controller at {uri}: {}", causes(source))]
     Connect {
         /// Where.
         uri: String,
@@ -44,6 +44,20 @@ pub enum SessionError {
     /// The state received does not add up; all of it is asked for again.
     #[error("received state does not add up: {0}")]
     Held(#[from] HeldError),
+}
+
+/// An error with its causes: the transport's own words are only "transport error".
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let told = cause.to_string();
+        if !text.ends_with(&told) {
+            text = format!("{text}: {told}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 impl SessionError {
@@ -84,6 +98,7 @@ pub(super) async fn converse(
         queue: VecDeque::new(),
         told: Told::default(),
         welcome: None,
+        newest: None,
         declared: None,
         declared_warnings: BTreeSet::new(),
     };
@@ -118,6 +133,8 @@ struct Conversation<'a> {
     queue: VecDeque<Up>,
     told: Told,
     welcome: Option<v1::Welcome>,
+    /// The newest generation that came on this stream; only that one is answered.
+    newest: Option<Generation>,
     /// Parts of a `Declared` list whose last one is not there yet.
     declared: Option<Vec<v1::DeclaredWorkload>>,
     declared_warnings: BTreeSet<Warning>,
@@ -125,10 +142,9 @@ struct Conversation<'a> {
 
 impl Conversation<'_> {
     async fn run(mut self, mut incoming: Streaming<v1::ControllerMessage>) -> Result<std::convert::Infallible, SessionError> {
-        // What changed before this connection is told in full anyway; the last outcome is told again.
+        // Everything is told in full; outcomes only of generations of this stream.
         self.links.local.mark_changed();
         self.links.status.mark_changed();
-        self.links.applied.mark_changed();
         loop {
             let may_send = self.welcome.is_some();
             let idle = may_send && self.queue.is_empty();
@@ -175,7 +191,7 @@ impl Conversation<'_> {
     fn acknowledge(&mut self) {
         let applied: Option<Arc<Applied>> = self.links.applied.borrow_and_update().clone();
         let epoch = self.welcome.as_ref().map(|welcome| welcome.epoch.as_str());
-        if let Some(applied) = applied.filter(|applied| Some(applied.epoch.as_str()) == epoch) {
+        if let Some(applied) = applied.filter(|applied| Some(applied.epoch.as_str()) == epoch && Some(applied.generation) == self.newest) {
             self.queue.push_back(report::ack(&applied));
         }
     }
@@ -252,8 +268,8 @@ impl Conversation<'_> {
         for (key, refusal) in &committed.refused {
             tracing::warn!(object = %key, reason = %refusal, "an object was refused");
         }
-        let Generation(generation) = committed.generation;
-        tracing::debug!(generation, revision = committed.revision.0, "received a generation");
+        self.newest = Some(committed.generation);
+        tracing::debug!(generation = committed.generation.0, revision = committed.revision.0, "received a generation");
         *self.progress = true;
         // A controller that declares nothing need not say so before its first generation.
         self.links.declared.send_if_modified(|declared| declared.is_none() && declared.replace(Arc::default()).is_none());
