@@ -6,8 +6,12 @@ pub mod lab;
 pub mod namespace;
 pub mod probe;
 pub mod process;
+pub mod relay;
+pub mod sctp;
 pub mod server;
+pub mod site;
 pub mod system;
+pub mod volley;
 pub mod wait;
 
 /// How much the tests do: `ci` (default) or `full`, by `FIREBREAK_SCALE`.
