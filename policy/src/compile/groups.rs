@@ -1,6 +1,6 @@
 //! Resolves peers to groups: once per meaning, shared by every rule and node that uses them.
 
-use super::addresses::{AddressBook, takes_part};
+use super::addresses::{AddressBook, is_link_local, takes_part};
 use super::blocks;
 use super::canonical::{Part, Subject, canonical_selector, group_id};
 use super::index::Index;
@@ -136,7 +136,7 @@ impl<'a> Groups<'a> {
 
     fn sure_addresses(&self, workload: &'a Workload) -> impl Iterator<Item = &'a NetworkAddress> + use<'a> {
         let book = self.book;
-        workload.addresses.iter().filter(move |at| !book.is_contested(at))
+        workload.addresses.iter().filter(move |at| !book.is_contested(at) && !is_link_local(at.address))
     }
 
     fn blocks(&self, peer: &Peer) -> BTreeSet<ipnet::IpNet> {
