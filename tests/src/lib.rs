@@ -5,11 +5,14 @@
 pub mod docker;
 pub mod docker_demo;
 pub mod docker_site;
+pub mod follower;
 pub mod lab;
+pub mod leak;
 pub mod namespace;
 pub mod probe;
 pub mod process;
 pub mod server;
+pub mod shop;
 pub mod system;
 pub mod wait;
 
