@@ -3,6 +3,7 @@
 
 use firebreak_agent::dataplane::InterfacePattern;
 use firebreak_agent::discovery::docker::{Container, DockerView, Network};
+use firebreak_agent::discovery::rtnl::{Change, Monitor};
 use firebreak_agent::discovery::{self, DiscoveryConfig};
 use firebreak_agent::local::{ExemptReason, LocalWorkloads, Problem};
 use firebreak_policy::model::{ContainerId, InterfaceName, Labels, NamespaceName, NetworkAddress, NetworkName, NodeName};
@@ -353,4 +354,38 @@ fn a_hundred_containers_that_come_at_once_are_all_found_and_all_gone_again() {
     let gone: String = (0..100).map(|number| format!("link del veth{number}\n")).collect();
     run(&node_name, &gone);
     node.see("none of them", |local| local.workloads[container_id("shop.many")].interfaces.is_empty());
+}
+
+#[test]
+fn notifications_that_the_kernel_had_to_drop_are_heard_of_as_an_overrun() {
+    let namespace = format!("fbdisc{}-overrun", std::process::id());
+    struct Cleanup(String);
+    impl Drop for Cleanup {
+        fn drop(&mut self) {
+            let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+        }
+    }
+    sh(&format!("ip netns add {namespace}"));
+    let cleanup = Cleanup(namespace.clone());
+    let heard = std::thread::spawn(move || {
+        let file = File::open(format!("/run/netns/{namespace}")).unwrap();
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut monitor = Monitor::open().unwrap();
+            // Nobody reads while the socket's buffer (at most net.core.rmem_max) fills up.
+            let lines = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(lines.path(), "link set lo up\nlink set lo down\n".repeat(4000)).unwrap();
+            sh(&format!("ip -n {namespace} -batch {}", lines.path().display()));
+            let mut heard = BTreeSet::new();
+            while !heard.contains(&Change::Overrun) {
+                heard.extend(tokio::time::timeout(PATIENCE, monitor.next()).await.expect("an overrun").unwrap());
+            }
+            // And the socket goes on.
+            sh(&format!("ip -n {namespace} link add br0 type bridge"));
+            while !tokio::time::timeout(PATIENCE, monitor.next()).await.expect("the next change").unwrap().contains(&Change::Links) {}
+        });
+    });
+    heard.join().unwrap();
+    drop(cleanup);
 }

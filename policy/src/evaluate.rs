@@ -117,7 +117,9 @@ impl Compiled {
     ) -> Option<DirectionVerdict> {
         let state = self.node(&subject.node)?;
         let (endpoint, segment) = self.workload(subject)?;
-        let reason = if peer.address == local || endpoint.addresses.contains(&peer.address) {
+        // An address of its own that another workload here claims too may be that one.
+        let claimed = || state.endpoints.values().any(|it| it.id != endpoint.id && it.addresses.contains(&peer.address));
+        let reason = if peer.address == local || (endpoint.addresses.contains(&peer.address) && !claimed()) {
             Reason::ToItself
         } else {
             judge(state, segment, direction, peer, transport)
@@ -224,10 +226,19 @@ fn protocol_of(service: CompiledService) -> Protocol {
     }
 }
 
-/// The rule with the fewest fields missed. Of equal ones a rule for this peer tells more than one for this port, then the first.
+/// The rule that misses least: another port of the right protocol is nearer than another peer, and that is nearer than another protocol. Of
+/// equal ones the first.
 fn nearest(state: &NodeState, isolation: &Isolation, peer: PeerView<'_>, transport: Transport) -> Option<NearMiss> {
+    let distance = |fields: &[Field]| -> u32 {
+        let of = |field: &Field| match field {
+            Field::Port | Field::IcmpType => 2,
+            Field::Peer => 3,
+            Field::Protocol => 4,
+        };
+        fields.iter().map(of).sum()
+    };
     let scored = isolation.rules.iter().map(|rule| (missed(state, rule, peer.address, transport), rule));
-    let (fields, rule) = scored.min_by_key(|(fields, _)| (fields.len(), fields.contains(&Field::Peer)))?;
+    let (fields, rule) = scored.min_by_key(|(fields, _)| distance(fields))?;
     let mut wanted = Vec::new();
     let mut got = Vec::new();
     for field in &fields {

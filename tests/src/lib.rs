@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The harness of the end-to-end tests and the demos: nodes and workloads as network namespaces of the real kernel, the real binaries, and
+//! probes that send real packets. Everything is made under names of its own and taken away when it is dropped.
+#![forbid(unsafe_code)]
+
+pub mod docker;
+pub mod docker_demo;
+pub mod docker_site;
+pub mod follower;
+pub mod lab;
+pub mod leak;
+pub mod namespace;
+pub mod probe;
+pub mod process;
+pub mod server;
+pub mod shop;
+pub mod system;
+pub mod wait;
+
+/// How much the tests do: `ci` (default) or `full`, by `FIREBREAK_SCALE`.
+pub fn scaled(ci: usize, full: usize) -> usize {
+    match std::env::var("FIREBREAK_SCALE").as_deref() {
+        Ok("full") => full,
+        Ok(_) | Err(_) => ci,
+    }
+}

@@ -2,10 +2,20 @@
 
 use crate::model::{Inventory, NetworkAddress, NetworkName, NodeName, Workload, WorkloadId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 /// Whether a workload can be subject and peer: it lives and has a network of its own (SEMANTICS 12).
 pub(crate) fn takes_part(workload: &Workload) -> bool {
     !workload.terminated && !workload.host_network
+}
+
+/// A link-local address means something on one link only (RFC 4291 2.5.6, RFC 3927), so it is nobody's peer and no conflict. As a local
+/// address it is isolated like the others.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
 }
 
 /// The holders of every address.
@@ -26,7 +36,7 @@ impl AddressBook {
     pub(crate) fn of(inventory: &Inventory) -> Self {
         let mut claims: HashMap<NetworkAddress, BTreeSet<&WorkloadId>> = HashMap::new();
         for workload in inventory.workloads.values().filter(|it| takes_part(it)) {
-            for address in &workload.addresses {
+            for address in workload.addresses.iter().filter(|at| !is_link_local(at.address)) {
                 claims.entry(address.clone()).or_default().insert(&workload.id);
             }
         }
