@@ -185,14 +185,26 @@ impl Site {
         workload.or_else(|| self.nodes.get(end).map(Node::addresses)).with_context(|| format!("no workload or node {end}"))
     }
 
-    /// Deletes the objects that the manifests name, as far as they are there.
+    /// Deletes the objects that the manifests name, as far as they are there, and waits until every node has enforced that.
     ///
     /// # Errors
-    /// What `firebreak delete` said.
+    /// What `firebreak delete` said, or a node that stays behind.
     pub fn delete(&self, manifests: &str) -> anyhow::Result<String> {
         let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
         std::fs::write(file.path(), manifests)?;
-        self.controller.ask(&["delete", "--ignore-not-found", "-f", file.path().to_str().context("the temporary path is not UTF-8")?])
+        let path = file.path().to_str().context("the temporary path is not UTF-8")?;
+        let said = self.controller.ask(&["delete", "--ignore-not-found", "-f", path])?;
+        let newest = self.controller.ask_json(&["history", "--limit", "1", "-o", "json"])?;
+        let revision = newest["items"][0]["revision"].as_u64().or_else(|| newest["revision"].as_u64());
+        let revision = revision.with_context(|| format!("no revision in {newest}"))?;
+        wait::until(&format!("revision {revision} to be enforced"), START_PATIENCE, || {
+            let nodes = self.controller.ask_json(&["nodes", "-o", "json"])?;
+            let nodes = nodes["items"].as_array().context("no list of nodes")?;
+            let behind = nodes.iter().find(|node| node["ackedRevision"].as_u64().is_none_or(|acked| acked < revision));
+            ensure!(behind.is_none(), "behind: {behind:?}");
+            Ok(())
+        })?;
+        Ok(said)
     }
 
     /// Probes every line and gives those that did not go as they should.

@@ -2,6 +2,9 @@
 //! Every line that is to be denied is first seen to pass without the policy.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod changes;
+mod ends;
+mod hidden;
 mod verdicts;
 
 /// What probes are to see.
