@@ -171,8 +171,8 @@ impl Node<'_> {
             let (allowed, denied) = self.judged.get();
             self.judged.set((allowed + u64::from(expected), denied + u64::from(!expected)));
             let view = PeerView { address: peer, name: "peer" };
-            let each = self.holders(local).map(|it| self.compiled.judge_end(&it.id, direction, local, view, transport).unwrap());
-            let engine = each.fold(true, |all, verdict| all && verdict.allowed());
+            let mut each = self.holders(local).map(|it| self.compiled.judge_end(&it.id, direction, local, view, transport).unwrap());
+            let engine = each.all(|verdict| verdict.allowed());
             prop_assert_eq!(engine, expected, "engine on {}: {:?} {} {} {}", self.name, direction, local, peer, transport);
             let from_node = direction == Direction::Ingress && self.own.contains(&peer);
             if !within && !from_node {
