@@ -218,7 +218,9 @@ impl Agent {
         let mut command = node.namespace.command(self.bin.join("firebreak-agent"));
         command.args(["run", "--node", &self.name, "--controller", &format!("http://{CONTROLLER}")]);
         command.arg("--state-dir").arg(self.folder.join(format!("agent-{}", self.name)));
-        command.args(["--workload-interfaces", INTERFACES]);
+        if !self.extra.iter().any(|word| word == "--workload-interfaces") {
+            command.args(["--workload-interfaces", INTERFACES]);
+        }
         if !self.extra.iter().any(|word| word == "--docker-socket") {
             command.args(["--docker-socket", "none"]);
         }
