@@ -8,8 +8,8 @@ use firebreak_tests::site::Site;
 const SUBNET: u8 = 9;
 
 /// On both nodes: 10.50.9.1, .2, .3 and fd50:9::1, ::2, ::3. On `one` the first is web, on `two` it is a stranger.
-fn site() -> anyhow::Result<Site> {
-    let mut site = Site::new("h")?;
+fn site(area: &str) -> anyhow::Result<Site> {
+    let mut site = Site::new(area)?;
     let mut manifests = String::new();
     for node in ["one", "two"] {
         let made = site.lab().node_with_subnet(node, Topology::Bridged, SUBNET)?;
@@ -34,7 +34,7 @@ fn site() -> anyhow::Result<Site> {
 
 #[test]
 fn a_remote_workload_does_not_admit_the_local_stranger_of_its_address() -> anyhow::Result<()> {
-    let site = site()?;
+    let site = site("h")?;
     assert_eq!(site.addresses("shop/web")?, site.addresses("other/stranger")?, "the lab is as this test needs it");
     let lines = [
         ("shop/web", "shop/db", Tcp(80), ALLOW),
@@ -63,7 +63,7 @@ fn a_remote_workload_does_not_admit_the_local_stranger_of_its_address() -> anyho
 
 #[test]
 fn a_masqueraded_stranger_of_another_node_stays_out() -> anyhow::Result<()> {
-    let site = site()?;
+    let site = site("m")?;
     // Seen from `two`, what web sends comes from the node `one`; the route back to the hidden bridge does not matter.
     let lines = [("one", "two", Tcp(80), ALLOW), ("shop/web", "two", Tcp(80), DENY), ("shop/web", "shop/db", Tcp(80), ALLOW)];
     site.check_open("to the other node", &lines)?;
