@@ -161,11 +161,15 @@ fn published(userland_proxy: bool) {
     site.lab.core.ip("link set v0 master sw0 up").unwrap();
     visitor.ip("link set eth0 up").unwrap();
     visitor.ip("addr add 192.168.77.200/24 dev eth0").unwrap();
+    visitor.ip("addr add fd77::200/64 dev eth0 nodad").unwrap();
 
     let node: [IpAddr; 2] = ["192.168.77.1".parse().unwrap(), "172.17.0.1".parse().unwrap()];
     let port = Kind::Tcp(15432);
     let office = |to| probe(&site.lab.core, to, port).unwrap();
     let stranger = |to| probe(&visitor, to, port).unwrap();
+    // There is no destination NAT for IPv6 to an IPv4 container: only the proxy listens.
+    let over_ipv6: IpAddr = "fd77::1".parse().unwrap();
+    assert_eq!(stranger(over_ipv6), userland_proxy, "without Firebreak");
     assert!(office(node[0]) && stranger(node[0]), "without Firebreak the port is open to the network");
     for (from, address) in [&api, &web].into_iter().flat_map(|from| node.map(|address| (from, address))) {
         assert!(sees(from, address, port), "{} -> {address} without Firebreak", from.name);
@@ -185,6 +189,10 @@ fn published(userland_proxy: bool) {
     assert!(!sees(&web, db.ip(), DB_PORT) && sees(&api, db.ip(), DB_PORT));
     assert!(probe(&site.lab.core, node[0], port).unwrap(), "the office is allowed");
     assert!(!probe(&visitor, node[0], port).unwrap(), "a stranger of the same network is not");
+    // What the proxy relays from outside comes from the node: a policy that judges the node stops it.
+    site.controller.apply(&outside.replace("spec:\n", "spec:\n  hostAccess: Judge\n")).unwrap();
+    assert!(!probe(&visitor, over_ipv6, port).unwrap(), "a stranger over IPv6");
+    assert!(probe(&site.lab.core, node[0], port).unwrap(), "the office over IPv4 does not come from the node");
     site.controller.ask(&["delete", "segmentpolicy", "db", "-n", "store"]).unwrap();
     soon("web to reach the published port again", true, || sees(&web, node[0], port));
     assert!(probe(&visitor, node[0], port).unwrap());
