@@ -16,6 +16,9 @@ demo: build
 demo-clean: build
 	target/debug/firebreak-demo --clean
 
+demo-docker: build
+	target/debug/firebreak-demo-docker
+
 test: build
 	scripts/test
 

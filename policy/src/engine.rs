@@ -5,6 +5,7 @@ use crate::evaluate::{DirectionVerdict, PeerView};
 use crate::model::{
     Direction, Endpoint, Family, Flow, Inventory, NetworkAddress, NetworkName, NodeName, PolicySet, Transport, Workload, WorkloadId,
 };
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -100,12 +101,21 @@ impl Engine {
         transport: Transport,
     ) -> Option<DirectionVerdict> {
         let local = local.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |at| at.address);
-        let verdicts = subject.subjects.iter().filter_map(|workload| {
-            let address = self.as_seen_on(&workload.id.node, remote, peer);
-            self.compiled.judge_end(&workload.id, direction, local, PeerView { address, name: &peer.name }, transport)
+        let verdicts = self.claimants(subject, local).into_iter().filter_map(|id| {
+            let address = self.as_seen_on(&id.node, remote, peer);
+            self.compiled.judge_end(id, direction, local, PeerView { address, name: &peer.name }, transport)
         });
         // A contested address is allowed only what all its claimants are.
         verdicts.min_by_key(DirectionVerdict::allowed)
+    }
+
+    /// The subjects, and whoever else has their address on their node: the kernel cannot tell them apart.
+    fn claimants<'a>(&'a self, subject: &End<'a>, local: IpAddr) -> BTreeSet<&'a WorkloadId> {
+        let mut claimants: BTreeSet<&WorkloadId> = subject.subjects.iter().map(|workload| &workload.id).collect();
+        for node in claimants.clone().into_iter().filter_map(|id| self.compiled.node(&id.node)) {
+            claimants.extend(node.endpoints.values().filter(|it| it.addresses.contains(&local)).map(|it| &it.id));
+        }
+        claimants
     }
 
     /// A peer behind masquerading appears as its node; when that node's address is not known, as an address that nobody has.

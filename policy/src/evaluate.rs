@@ -117,7 +117,9 @@ impl Compiled {
     ) -> Option<DirectionVerdict> {
         let state = self.node(&subject.node)?;
         let (endpoint, segment) = self.workload(subject)?;
-        let reason = if peer.address == local || endpoint.addresses.contains(&peer.address) {
+        // An address of its own that another workload here claims too may be that one.
+        let claimed = || state.endpoints.values().any(|it| it.id != endpoint.id && it.addresses.contains(&peer.address));
+        let reason = if peer.address == local || (endpoint.addresses.contains(&peer.address) && !claimed()) {
             Reason::ToItself
         } else {
             judge(state, segment, direction, peer, transport)

@@ -4,6 +4,8 @@
 //! controller, the agent, the command line and the tests judge with the same engine.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "arbitrary")]
+pub mod arbitrary;
 mod compile;
 mod engine;
 pub mod evaluate;
@@ -12,6 +14,8 @@ pub mod judge;
 pub mod kernel_sets;
 pub mod model;
 pub mod node_state;
+#[cfg(feature = "arbitrary")]
+pub mod reference;
 
 pub use compile::{Compiled, Problem, compile};
 pub use engine::{Engine, EvaluateError, FlowVerdict};

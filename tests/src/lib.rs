@@ -2,11 +2,17 @@
 //! probes that send real packets. Everything is made under names of its own and taken away when it is dropped.
 #![forbid(unsafe_code)]
 
+pub mod docker;
+pub mod docker_demo;
+pub mod docker_site;
+pub mod follower;
 pub mod lab;
+pub mod leak;
 pub mod namespace;
 pub mod probe;
 pub mod process;
 pub mod server;
+pub mod shop;
 pub mod system;
 pub mod wait;
 

@@ -143,6 +143,17 @@ impl Controller {
         serde_json::from_str(&text).with_context(|| format!("firebreak {}: no JSON: {text}", arguments.join(" ")))
     }
 
+    /// Applies a manifest text.
+    ///
+    /// # Errors
+    /// What `firebreak apply` said.
+    pub fn apply_quietly(&self, manifests: &str) -> anyhow::Result<String> {
+        let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
+        std::fs::write(file.path(), manifests)?;
+        let path = file.path().to_str().context("the temporary path is not UTF-8")?;
+        self.ask(&["apply", "-f", path])
+    }
+
     /// Applies a manifest text and waits until every connected node has enforced it.
     ///
     /// # Errors
@@ -207,7 +218,9 @@ impl Agent {
         let mut command = node.namespace.command(self.bin.join("firebreak-agent"));
         command.args(["run", "--node", &self.name, "--controller", &format!("http://{CONTROLLER}")]);
         command.arg("--state-dir").arg(self.folder.join(format!("agent-{}", self.name)));
-        command.args(["--workload-interfaces", INTERFACES]);
+        if !self.extra.iter().any(|word| word == "--workload-interfaces") {
+            command.args(["--workload-interfaces", INTERFACES]);
+        }
         if !self.extra.iter().any(|word| word == "--docker-socket") {
             command.args(["--docker-socket", "none"]);
         }

@@ -12,6 +12,10 @@ pub const TABLE: &str = "firebreak";
 pub const LOG_DENY_IN: &str = "firebreak deny in";
 /// What the log prefix of a denied egress flow is.
 pub const LOG_DENY_OUT: &str = "firebreak deny out";
+/// The prefix of a packet that was denied in the ingress stage and found no room in its set.
+pub const LOG_UNCOUNTED_IN: &str = "firebreak deny in uncounted";
+/// The prefix of a packet that was denied in the egress stage and found no room in its set.
+pub const LOG_UNCOUNTED_OUT: &str = "firebreak deny out uncounted";
 
 /// Counts every packet denied by the ingress stage: the control sum of the `denied_in*` sets.
 pub const COUNTER_DENIED_IN: &str = "denied_in";

@@ -1,7 +1,8 @@
 //! Ids by meaning: one text for one meaning, hashed. Members never enter, so that ids stay when members change.
 
-use crate::model::{CidrBlock, Entity, LabelSelector, NamespaceName, NamespaceScope, NodeName, Operator, Peer, Protocol};
+use crate::model::{CidrBlock, Entity, LabelSelector, NamespaceName, NamespaceScope, NodeName, Operator, Peer, Protocol, Requirement};
 use crate::node_state::{GroupId, SegmentId};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -73,25 +74,44 @@ fn block_text(text: &mut String, block: &CidrBlock) {
     push(text, format_args!("block {} {except:?}\n", block.cidr.trunc()));
 }
 
+/// The one spelling of a selector: pairs before expressions, everything sorted, nothing twice.
+pub(crate) fn canonical_selector(selector: &LabelSelector) -> LabelSelector {
+    let mut match_labels = selector.match_labels.clone();
+    let sorted = |values: &Vec<String>| values.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
+    let sorted_requirement = |Requirement { key, operator }: &Requirement| Requirement {
+        key: key.clone(),
+        operator: match operator {
+            Operator::In(values) => Operator::In(sorted(values)),
+            Operator::NotIn(values) => Operator::NotIn(sorted(values)),
+            Operator::Exists => Operator::Exists,
+            Operator::DoesNotExist => Operator::DoesNotExist,
+        },
+    };
+    let expressions: BTreeSet<Requirement> = selector.match_expressions.iter().map(sorted_requirement).collect();
+    let mut is_pair = |Requirement { key, operator }: &Requirement| match operator {
+        Operator::In(values) => match values.as_slice() {
+            // A key that must have two values at once matches nothing; such a selector keeps both terms.
+            [only] => match_labels.entry(key.clone()).or_insert_with(|| only.clone()) == only,
+            _ => false,
+        },
+        Operator::NotIn(_) | Operator::Exists | Operator::DoesNotExist => false,
+    };
+    let match_expressions = expressions.into_iter().filter(|it| !is_pair(it)).collect();
+    LabelSelector { match_labels, match_expressions }
+}
+
 fn selector_text(text: &mut String, selector: &LabelSelector) {
-    let mut terms: Vec<String> = selector.match_labels.iter().map(|(key, value)| format!("{key:?} in {:?}", [value])).collect();
-    for requirement in &selector.match_expressions {
-        let sorted = |values: &Vec<String>| {
-            let mut values = values.clone();
-            values.sort();
-            values.dedup();
-            values
-        };
-        let key = &requirement.key;
-        terms.push(match &requirement.operator {
-            Operator::In(values) => format!("{key:?} in {:?}", sorted(values)),
-            Operator::NotIn(values) => format!("{key:?} notin {:?}", sorted(values)),
+    let canonical = canonical_selector(selector);
+    let mut terms: Vec<String> = canonical.match_labels.iter().map(|(key, value)| format!("{key:?} in {:?}", [value])).collect();
+    for Requirement { key, operator } in &canonical.match_expressions {
+        terms.push(match operator {
+            Operator::In(values) => format!("{key:?} in {values:?}"),
+            Operator::NotIn(values) => format!("{key:?} notin {values:?}"),
             Operator::Exists => format!("{key:?} exists"),
             Operator::DoesNotExist => format!("{key:?} absent"),
         });
     }
     terms.sort();
-    terms.dedup();
     push(text, format_args!("selector {}\n", terms.join(" and ")));
 }
 

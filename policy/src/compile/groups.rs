@@ -2,7 +2,7 @@
 
 use super::addresses::{AddressBook, is_link_local, takes_part};
 use super::blocks;
-use super::canonical::{Part, Subject, group_id};
+use super::canonical::{Part, Subject, canonical_selector, group_id};
 use super::index::Index;
 use crate::model::{
     CidrBlock, Entity, Inventory, LabelSelector, NamespaceName, NamespaceScope, NetworkAddress, NetworkName, NodeName, Peer, PolicySet,
@@ -101,7 +101,21 @@ impl<'a> Groups<'a> {
                 }
             }
         }
-        let title = title(namespace, subject);
+        // Rules that spell one selector differently share a group: its title must not depend on which of them comes first.
+        let canonical = |peer: &Peer| match peer {
+            Peer::Workloads { namespaces, workloads } => Peer::Workloads {
+                namespaces: match namespaces {
+                    NamespaceScope::Own => NamespaceScope::Own,
+                    NamespaceScope::Matching(selector) => NamespaceScope::Matching(canonical_selector(selector)),
+                },
+                workloads: canonical_selector(workloads),
+            },
+            Peer::Cidr(_) | Peer::Group(_) | Peer::Entity(_) => peer.clone(),
+        };
+        let title = match subject {
+            Subject::Peer(peer) => title(namespace, Subject::Peer(&canonical(peer))),
+            Subject::NamedPort(peer, protocol, name) => title(namespace, Subject::NamedPort(peer.map(canonical).as_ref(), protocol, name)),
+        };
         Resolved { shared: Arc::new(Group { id, title, members: shared }), hidden }
     }
 
@@ -169,11 +183,12 @@ pub(crate) fn peer_title(namespace: &NamespaceName, peer: &Peer) -> String {
 }
 
 fn block_title(block: &CidrBlock) -> String {
-    if block.except.is_empty() {
-        return block.cidr.to_string();
+    let except: BTreeSet<ipnet::IpNet> = block.except.iter().map(ipnet::IpNet::trunc).collect();
+    if except.is_empty() {
+        return block.cidr.trunc().to_string();
     }
-    let except: Vec<String> = block.except.iter().map(ToString::to_string).collect();
-    format!("{} except {}", block.cidr, except.join(","))
+    let except: Vec<String> = except.iter().map(ToString::to_string).collect();
+    format!("{} except {}", block.cidr.trunc(), except.join(","))
 }
 
 fn ambiguous(inventory: &Inventory) -> BTreeMap<NodeName, BTreeSet<IpAddr>> {

@@ -88,7 +88,7 @@ pub fn compile(policies: &PolicySet, inventory: &Inventory) -> Compiled {
             namespace: workload.namespace.clone(),
             segment: segment_id,
             addresses: workload.addresses.iter().filter(|at| at.network.reaches(&workload.id.node)).map(|at| at.address).collect(),
-            published_ports: workload.published_ports.clone(),
+            published_ports: workload.published_ports.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect(),
         };
         state.endpoints.insert(workload.id.clone(), Arc::new(endpoint));
     }

@@ -1,5 +1,6 @@
 //! One node's state as the contents of the kernel's fixed sets.
 
+mod contested;
 mod published;
 mod rectangles;
 
@@ -33,9 +34,9 @@ pub fn flatten(state: &NodeState) -> KernelSets {
     let mut sets = KernelSets::default();
     for (address, claimants) in &claims {
         for direction in [Direction::Ingress, Direction::Egress] {
-            let isolated = claimants.iter().filter_map(|it| Local::of(state, it, *address, direction)).map(Local::elements);
-            if let Some(elements) = isolated.reduce(both) {
-                add(&mut sets, elements);
+            let isolated: Vec<Local<'_>> = claimants.iter().filter_map(|it| Local::of(state, it, *address, direction)).collect();
+            if let Some(local) = contested::agreed(isolated, &state.addresses) {
+                add(&mut sets, local.finish());
             }
         }
     }
@@ -45,26 +46,13 @@ pub fn flatten(state: &NodeState) -> KernelSets {
 
 type Elements = BTreeMap<(SetId, Element), Comment>;
 
-/// What both sides allow; isolated and judged as soon as one side is.
-fn both(one: Elements, mut other: Elements) -> Elements {
-    let mut kept = Elements::new();
-    for (key, comment) in one {
-        let restricts = matches!(key.0.shape, Shape::Isolated | Shape::HostJudged);
-        if other.remove(&key).is_some() || restricts {
-            kept.insert(key, comment);
-        }
-    }
-    kept.extend(other.into_iter().filter(|((id, _), _)| matches!(id.shape, Shape::Isolated | Shape::HostJudged)));
-    kept
-}
-
 fn add(sets: &mut KernelSets, elements: Elements) {
     for ((id, element), comment) in elements {
         sets.sets.entry(id).or_default().insert(element, comment);
     }
 }
 
-/// One address of one endpoint in one isolated direction.
+/// One address of one endpoint in one isolated direction, and what its rules come to.
 struct Local<'a> {
     groups: &'a BTreeMap<GroupId, Arc<Group>>,
     endpoint: &'a LocalEndpoint,
@@ -90,10 +78,12 @@ impl<'a> Local<'a> {
             return None;
         }
         let (elements, ranges, icmp_ranges) = (Elements::new(), Vec::new(), Vec::new());
-        Some(Self { groups: &state.groups, endpoint, address, direction, isolation, elements, ranges, icmp_ranges })
+        let mut local = Self { groups: &state.groups, endpoint, address, direction, isolation, elements, ranges, icmp_ranges };
+        local.fill();
+        Some(local)
     }
 
-    fn elements(mut self) -> Elements {
+    fn fill(&mut self) {
         let who = format!("{}/{}", self.endpoint.namespace, self.endpoint.name);
         let isolation = self.isolation;
         let isolated = comment(format!("{who} isolated by {}", listed(isolation)));
@@ -104,6 +94,10 @@ impl<'a> Local<'a> {
         for rule in &isolation.rules {
             self.rule(&who, rule);
         }
+    }
+
+    /// The elements, those of interval sets disjoint.
+    fn finish(mut self) -> Elements {
         for piece in disjoint(&self.ranges) {
             let (protocols, ports) = match piece.service {
                 None => (Span { first: 0, last: u8::MAX }, Span { first: 0, last: u16::MAX }),

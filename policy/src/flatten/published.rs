@@ -1,9 +1,10 @@
 //! Ports of the node that lead to a workload: traffic of a local workload to one is judged as traffic to that workload (DESIGN 6.8).
 
 use super::comment;
-use crate::kernel_sets::{Element, KernelSets, SetId, Shape};
+use crate::kernel_sets::{Comment, Element, KernelSets, SetId, Shape};
 use crate::model::{Direction, Family, PublishedPort, Transport};
 use crate::node_state::{LocalEndpoint, NodeState};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// Adds which ports lead to workloads, and who may use them by what `sets` already says.
@@ -23,18 +24,23 @@ fn add_port(sets: &mut KernelSets, state: &NodeState, target: &LocalEndpoint, po
     let published = SetId { direction: Direction::Egress, family, shape: Shape::Published };
     let first_claim = sets.sets.entry(published).or_default().insert(Element::Port(at, port.protocol, port.host_port), leads_to).is_none();
     let allow = SetId { direction: Direction::Egress, family, shape: Shape::PublishedAllow };
+    // An address that two workloads claim may use the port only if both may.
+    let mut locals: BTreeMap<IpAddr, (bool, Comment)> = BTreeMap::new();
     for source in state.endpoints.values() {
         let allowed = may_reach(sets, source, target, port, family);
+        let said = comment(format!("{}/{} -> {}/{}", source.namespace, source.name, target.namespace, target.name));
         for local in source.addresses.iter().filter(|it| Family::of(**it) == family) {
-            let element = Element::PeerPort(*local, at, port.protocol, port.host_port);
-            let said = comment(format!("{}/{} -> {}/{}", source.namespace, source.name, target.namespace, target.name));
-            let elements = sets.sets.entry(allow).or_default();
-            // Two workloads behind one port: only who may reach both.
-            if allowed && (first_claim || elements.contains_key(&element)) {
-                elements.insert(element, said);
-            } else {
-                elements.remove(&element);
-            }
+            locals.entry(*local).and_modify(|(all, _)| *all &= allowed).or_insert_with(|| (allowed, said.clone()));
+        }
+    }
+    let elements = sets.sets.entry(allow).or_default();
+    for (local, (allowed, said)) in locals {
+        let element = Element::PeerPort(local, at, port.protocol, port.host_port);
+        // Two workloads behind one port: only who may reach both.
+        if allowed && (first_claim || elements.contains_key(&element)) {
+            elements.insert(element, said);
+        } else {
+            elements.remove(&element);
         }
     }
 }

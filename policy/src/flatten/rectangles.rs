@@ -5,18 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A range of addresses on a range of services: ports of one protocol, or codes of one ICMP type.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rectangle {
     pub(crate) peers: Span<IpAddr>,
     /// `None` is every service there is.
-    pub(crate) service: Option<(u8, Span<u16>)>,
-    pub(crate) comment: Comment,
-}
-
-/// A disjoint piece.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
-    pub(crate) peers: Span<IpAddr>,
     pub(crate) service: Option<(u8, Span<u16>)>,
     pub(crate) comment: Comment,
 }
@@ -28,33 +20,82 @@ enum Services {
     Some(BTreeMap<u8, Vec<(Span<u16>, Comment)>>),
 }
 
-/// The disjoint pieces that cover exactly what the rectangles cover, all of one family. The address axis is cut at every boundary, services
-/// are united per stretch, and neighbours that allow the same are joined again.
-pub(crate) fn disjoint(rectangles: &[Rectangle]) -> Vec<Piece> {
-    let mut stretches: Vec<(Span<u128>, Services)> = Vec::new();
-    let mut v6 = false;
-    let mut boundaries = BTreeSet::new();
-    for rectangle in rectangles {
-        v6 |= rectangle.peers.first.is_ipv6();
-        boundaries.insert(number(rectangle.peers.first));
-        // The end of the axis has no successor and needs no cut.
-        boundaries.extend(number(rectangle.peers.last).checked_add(1));
+/// Disjoint rectangles that cover exactly what these cover, all of one family. The address axis is cut at every boundary, services are
+/// united per stretch, and neighbours that allow the same are joined again.
+pub(crate) fn disjoint(rectangles: &[Rectangle]) -> Vec<Rectangle> {
+    let v6 = is_v6(rectangles);
+    stretches(rectangles).into_iter().flat_map(|(span, services)| pieces(span, services, v6)).collect()
+}
+
+/// Disjoint rectangles that cover what both cover.
+pub(crate) fn intersection(one: &[Rectangle], other: &[Rectangle]) -> Vec<Rectangle> {
+    let v6 = is_v6(one);
+    let (one, other) = (stretches(one), stretches(other));
+    let (mut left, mut right) = (one.iter().peekable(), other.iter().peekable());
+    let mut common = Vec::new();
+    while let (Some((mine, services)), Some((theirs, their_services))) = (left.peek(), right.peek()) {
+        let span = Span { first: mine.first.max(theirs.first), last: mine.last.min(theirs.last) };
+        if span.first <= span.last {
+            common.extend(pieces(span, shared(services, their_services), v6));
+        }
+        if mine.last <= theirs.last {
+            left.next();
+        } else {
+            right.next();
+        }
     }
-    let starts: Vec<u128> = boundaries.into_iter().collect();
-    for (position, start) in starts.iter().enumerate() {
-        let last = starts.get(position + 1).map_or(axis_end(v6), |next| next - 1);
-        let covering: Vec<&Rectangle> =
-            rectangles.iter().filter(|it| number(it.peers.first) <= *start && number(it.peers.last) >= last).collect();
+    common
+}
+
+/// One pass along the address axis, with the rectangles that cover the present stretch.
+fn stretches(rectangles: &[Rectangle]) -> Vec<(Span<u128>, Services)> {
+    let v6 = is_v6(rectangles);
+    let mut changes: BTreeMap<u128, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+    for (index, rectangle) in rectangles.iter().enumerate() {
+        changes.entry(number(rectangle.peers.first)).or_default().0.push(index);
+        // The end of the axis has no successor and needs no cut.
+        if let Some(after) = number(rectangle.peers.last).checked_add(1) {
+            changes.entry(after).or_default().1.push(index);
+        }
+    }
+    let lasts: Vec<u128> = changes.keys().skip(1).map(|next| next - 1).chain([axis_end(v6)]).collect();
+    let mut covering = BTreeSet::new();
+    let mut stretches: Vec<(Span<u128>, Services)> = Vec::new();
+    for ((start, (beginning, ending)), last) in changes.into_iter().zip(lasts) {
+        for index in ending {
+            covering.remove(&index);
+        }
+        covering.extend(beginning);
         if covering.is_empty() {
             continue;
         }
-        let services = unite(&covering);
+        let services = unite(&covering.iter().filter_map(|index| rectangles.get(*index)).collect::<Vec<_>>());
         match stretches.last_mut() {
-            Some((span, previous)) if span.last.checked_add(1) == Some(*start) && *previous == services => span.last = last,
-            Some(_) | None => stretches.push((Span { first: *start, last }, services)),
+            Some((span, previous)) if span.last.checked_add(1) == Some(start) && *previous == services => span.last = last,
+            Some(_) | None => stretches.push((Span { first: start, last }, services)),
         }
     }
-    stretches.into_iter().flat_map(|(span, services)| pieces(span, services, v6)).collect()
+    stretches
+}
+
+/// The services that both allow.
+fn shared(one: &Services, other: &Services) -> Services {
+    let (one, other) = match (one, other) {
+        (Services::All(_), some) | (some, Services::All(_)) => return some.clone(),
+        (Services::Some(one), Services::Some(other)) => (one, other),
+    };
+    let mut both = BTreeMap::new();
+    for (protocol, ranges) in one {
+        let theirs = other.get(protocol).map(Vec::as_slice).unwrap_or_default();
+        let common = ranges.iter().flat_map(|(mine, comment)| {
+            theirs.iter().filter_map(move |(their, _)| {
+                let range = Span { first: mine.first.max(their.first), last: mine.last.min(their.last) };
+                (range.first <= range.last).then(|| (range, comment.clone()))
+            })
+        });
+        both.insert(*protocol, common.collect());
+    }
+    Services::Some(both)
 }
 
 fn unite(covering: &[&Rectangle]) -> Services {
@@ -91,17 +132,21 @@ fn unite_ports(mut ranges: Vec<(Span<u16>, Comment)>) -> Vec<(Span<u16>, Comment
     united
 }
 
-fn pieces(span: Span<u128>, services: Services, v6: bool) -> Vec<Piece> {
+fn pieces(span: Span<u128>, services: Services, v6: bool) -> Vec<Rectangle> {
     let peers = Span { first: address(span.first, v6), last: address(span.last, v6) };
     match services {
-        Services::All(comment) => vec![Piece { peers, service: None, comment }],
+        Services::All(comment) => vec![Rectangle { peers, service: None, comment }],
         Services::Some(by_protocol) => by_protocol
             .into_iter()
             .flat_map(|(protocol, ranges)| {
-                ranges.into_iter().map(move |(ports, comment)| Piece { peers, service: Some((protocol, ports)), comment })
+                ranges.into_iter().map(move |(ports, comment)| Rectangle { peers, service: Some((protocol, ports)), comment })
             })
             .collect(),
     }
+}
+
+fn is_v6(rectangles: &[Rectangle]) -> bool {
+    rectangles.first().is_some_and(|it| it.peers.first.is_ipv6())
 }
 
 fn axis_end(v6: bool) -> u128 {
@@ -160,5 +205,31 @@ mod tests {
             ]),
             ["::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff Some((6, 1-2)) x"]
         );
+    }
+
+    #[test]
+    fn what_both_cover_is_kept_and_nothing_else() {
+        let one = [rectangle("10.0.0.0", "10.0.0.9", Some((6, 80, 90)), "a"), rectangle("10.0.0.20", "10.0.0.20", None, "b")];
+        let other = [rectangle("10.0.0.5", "10.0.0.30", Some((6, 85, 99)), "c"), rectangle("10.0.0.8", "10.0.0.8", Some((17, 1, 2)), "d")];
+        let both: Vec<String> = intersection(&one, &other).iter().map(|it| format!("{:?} {:?}", it.peers, it.service)).collect();
+        assert_eq!(
+            both,
+            ["10.0.0.5-10.0.0.7 Some((6, 85-90))", "10.0.0.8 Some((6, 85-90))", "10.0.0.9 Some((6, 85-90))", "10.0.0.20 Some((6, 85-99))"]
+        );
+        assert!(intersection(&one, &[]).is_empty());
+    }
+
+    #[test]
+    fn ten_thousand_blocks_are_one_pass() {
+        let block = |number: u32| Rectangle {
+            peers: Span { first: Ipv4Addr::from_bits(number * 512).into(), last: Ipv4Addr::from_bits(number * 512 + 255).into() },
+            service: Some((6, Span { first: 80, last: 90 })),
+            comment: Comment::from("block"),
+        };
+        let blocks: Vec<Rectangle> = (0..10_000).map(block).collect();
+        let began = std::time::Instant::now();
+        assert_eq!(disjoint(&blocks), blocks);
+        // Milliseconds alone; each block against each other would be a minute.
+        assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
     }
 }

@@ -1,11 +1,11 @@
 //! What is denied: counted exactly, logged once per flow.
 
 use super::policy::{WITH_PORTS, deny_name, icmp_header, icmp_protocol, ip};
-use super::words::{Rules, concat, count, dispatch, drop, field, goto, in_set, l4proto, log, to_goto, update};
+use super::words::{Rules, concat, count, dispatch, drop, field, goto, in_set, is_number, is_one_of, l4proto, limit, log, to_goto, update};
 use crate::dataplane::config::DataplaneConfig;
 use crate::dataplane::names::{
     COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT, DIRECTIONS, DeniedKey, DeniedSet, FAMILIES,
-    LOG_DENY_IN, LOG_DENY_OUT,
+    LOG_DENY_IN, LOG_DENY_OUT, LOG_UNCOUNTED_IN, LOG_UNCOUNTED_OUT,
 };
 use firebreak_policy::model::{Direction, Family};
 use nftables::expr::{Expression, Verdict};
@@ -13,22 +13,34 @@ use nftables::expr::{Expression, Verdict};
 /// Bytes of a packet that go to NFLOG: an IPv6 header, its extensions and the ports.
 const SNAPLEN: u32 = 128;
 
+/// Packets a second that are logged although no set counted them, and how many at once.
+const UNCOUNTED_PER_SECOND: u32 = 5_000;
+const UNCOUNTED_BURST: u32 = 10_000;
+
+/// Multicast listener discovery (RFC 2710, RFC 3810).
+const MLD: [&str; 4] = ["mld-listener-query", "mld-listener-report", "mld-listener-done", "mld2-listener-report"];
+
 /// ```text
 /// chain deny_in4 {
 ///     counter name denied_in
 ///     meta l4proto vmap { tcp : goto deny_in4_with_ports, ..., icmp : goto deny_in4_with_types }
 ///     ip saddr . ip daddr . meta l4proto @denied_in4_proto drop
 ///     update @denied_in4_proto { ip saddr . ip daddr . meta l4proto } log prefix "firebreak deny in" group 5 snaplen 128 drop
-///     counter name denied_overflow_in drop
+///     goto deny_in_uncounted
+/// }
+/// chain deny_in_uncounted {
+///     counter name denied_overflow_in
+///     limit rate 5000/second burst 10000 packets log prefix "firebreak deny in uncounted" group 5 snaplen 128
+///     drop
 /// }
 /// ```
 /// The first rule counts in the element that it finds and leaves; only a new element logs; a packet that finds its set full breaks
 /// off the second rule, and is counted by the third.
 pub(super) fn add(rules: &mut Rules, config: &DataplaneConfig) {
     for direction in DIRECTIONS {
-        let (total, overflow, prefix) = match direction {
-            Direction::Ingress => (COUNTER_DENIED_IN, COUNTER_OVERFLOW_IN, LOG_DENY_IN),
-            Direction::Egress => (COUNTER_DENIED_OUT, COUNTER_OVERFLOW_OUT, LOG_DENY_OUT),
+        let (total, overflow, prefix, uncounted) = match direction {
+            Direction::Ingress => (COUNTER_DENIED_IN, COUNTER_OVERFLOW_IN, LOG_DENY_IN, LOG_UNCOUNTED_IN),
+            Direction::Egress => (COUNTER_DENIED_OUT, COUNTER_OVERFLOW_OUT, LOG_DENY_OUT, LOG_UNCOUNTED_OUT),
         };
         rules.counter(total);
         rules.counter(overflow);
@@ -37,6 +49,10 @@ pub(super) fn add(rules: &mut Rules, config: &DataplaneConfig) {
             let (with_ports, with_types) = (format!("{chain}_with_ports"), format!("{chain}_with_types"));
             for name in [&chain, &with_ports, &with_types] {
                 rules.chain(name);
+            }
+            if family == Family::V6 {
+                // Every IPv6 host announces its groups to its link by itself (RFC 3810): stopped like the rest, but nothing that anybody tried.
+                rules.rule(&chain, [is_one_of(field("icmpv6", "type"), &MLD), is_number(field("ip6", "hoplimit"), 1), drop()]);
             }
             rules.rule(&chain, [count(total)]);
             let mut kinds: Vec<(&'static str, Verdict<'static>)> = WITH_PORTS.iter().map(|name| (*name, to_goto(&with_ports))).collect();
@@ -53,7 +69,10 @@ pub(super) fn add(rules: &mut Rules, config: &DataplaneConfig) {
             rules.rule(&chain, [goto(&overflow_name(direction))]);
         }
         rules.chain(&overflow_name(direction));
-        rules.rule(&overflow_name(direction), [count(overflow), drop()]);
+        rules.rule(&overflow_name(direction), [count(overflow)]);
+        // A packet that found no room in a set is told by NFLOG alone, within bounds.
+        rules.rule(&overflow_name(direction), [limit(UNCOUNTED_PER_SECOND, UNCOUNTED_BURST), log(uncounted, config.nflog_group, SNAPLEN)]);
+        rules.rule(&overflow_name(direction), [drop()]);
     }
 }
 

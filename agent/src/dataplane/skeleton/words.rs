@@ -209,3 +209,15 @@ pub(super) fn update(set: &str, key: Expression<'static>) -> Statement<'static> 
 pub(super) fn log(prefix: &'static str, group: u16, snaplen: u32) -> Statement<'static> {
     Statement::Log(Some(stmt::Log { prefix: Some(prefix.into()), snaplen: Some(snaplen), ..stmt::Log::new(Some(u32::from(group))) }))
 }
+
+/// `limit rate N/second burst M packets`
+pub(super) fn limit(per_second: u32, burst: u32) -> Statement<'static> {
+    Statement::Limit(stmt::Limit {
+        rate: per_second,
+        rate_unit: None,
+        per: Some("second".into()),
+        burst: Some(burst),
+        burst_unit: None,
+        inv: None,
+    })
+}
