@@ -108,7 +108,7 @@ impl App {
         let stop = Stop::default();
         let metrics = Arc::new(Metrics::new());
         let mut tasks = Tasks::default();
-        let core = start_core(&options, &store, &stop, &mut tasks);
+        let core = start_core(&options, &store, &stop, &metrics, &mut tasks);
         let api = OperatorApi::new(store.clone(), core.live, core.flows, Arc::clone(&metrics), stop.serving.clone(), Timestamp::now);
         let health = HealthReporter::new();
         let mut operator_routes = RoutesBuilder::default();
@@ -336,8 +336,9 @@ struct Core {
 }
 
 /// Starts the hub and what follows it.
-fn start_core(options: &RunOptions, store: &Store, stop: &Stop, tasks: &mut Tasks) -> Core {
+fn start_core(options: &RunOptions, store: &Store, stop: &Stop, metrics: &Metrics, tasks: &mut Tasks) -> Core {
     let (hub, hub_task) = hub::hub(store.clone(), options.cluster_networks.clone());
+    hub_task.register(metrics);
     let (ready, is_ready) = watch::channel(false);
     let until = stop.core.clone();
     tasks.spawn(Order::Core, "hub", async move { Ok(hub_task.run(ready, until).await?) });
@@ -345,12 +346,14 @@ fn start_core(options: &RunOptions, store: &Store, stop: &Stop, tasks: &mut Task
     let first_cursor = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0) << 20;
     let ring = Ring::new(options.kept_flows, first_cursor);
     let flows = Flows::new(hub.clone(), store.clone(), ring.clone(), stop.serving.clone(), Timestamp::now);
+    flows.register(metrics);
     let (following, until) = (flows.clone(), stop.core.clone());
     tasks.spawn(Order::Core, "owners of addresses", async move {
         following.follow(until).await;
         Ok(())
     });
     let agents = Agents::new(hub.clone(), store.clone(), stop.serving.clone(), Timestamp::now);
+    agents.register(metrics);
     let mut agent_routes = RoutesBuilder::default();
     agent_routes.add_service(agents.into_server()).add_service(flows.into_server());
     Core { live: Arc::new(hub), flows: Arc::new(ring), ready: is_ready, agent_routes }

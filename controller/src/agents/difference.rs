@@ -1,10 +1,10 @@
 //! From what an agent holds to what it is to hold, as messages. Pure.
 
 use crate::hub::published::Target;
-use firebreak_policy::model::NodeName;
+use firebreak_policy::model::{NodeName, WorkloadId};
 use firebreak_policy::node_state::{Group, GroupId, Member, NodeState, SegmentId};
 use firebreak_proto::hash::{ContentHash, ObjectKey, ObjectKind};
-use firebreak_proto::state::{GroupChange, endpoint_update, group_update, node_update, removal, segment_update};
+use firebreak_proto::state::{GroupChange, endpoint_update, group_update, key_of, node_update, removal, segment_update};
 use firebreak_proto::{MAX_MESSAGE_BYTES, v1};
 use prost::Message as _;
 use std::collections::BTreeMap;
@@ -24,8 +24,19 @@ pub(crate) struct Holding {
     pub(crate) state: Option<std::sync::Arc<Target>>,
 }
 
+/// An object that no message can carry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key} has {bytes} bytes, and a message carries {PART_BYTES}; split the policies that make it")]
+pub(crate) struct Oversized {
+    pub(crate) key: ObjectKey,
+    pub(crate) bytes: usize,
+}
+
 /// The messages that bring an agent from `holding` to `target`, without the Commit. Referents come before what refers to them, removals last.
-pub(crate) fn difference(node: &NodeName, holding: &Holding, target: &Target) -> Vec<v1::Update> {
+///
+/// # Errors
+/// Names an object that does not fit into a message. The agent is to be sent nothing then and keeps what it holds.
+pub(crate) fn difference(node: &NodeName, holding: &Holding, target: &Target) -> Result<Vec<v1::Update>, Oversized> {
     let mut updates = Vec::new();
     for (key, hash) in &target.objects {
         if holding.objects.get(key) != Some(hash) {
@@ -47,7 +58,7 @@ fn object(node: &NodeName, key: &ObjectKey, hash: ContentHash, holding: &Holding
         }
         ObjectKind::Segment => updates.extend(state.segments.get(&SegmentId(key.id.clone())).map(|segment| segment_update(segment))),
         ObjectKind::Endpoint => {
-            let endpoint = state.endpoints.values().find(|endpoint| endpoint.id.container.as_str() == &*key.id);
+            let endpoint = state.endpoints.get(&WorkloadId::new(node.clone(), &*key.id));
             updates.extend(endpoint.map(|endpoint| endpoint_update(endpoint)));
         }
         ObjectKind::Node => updates.push(node_update(node, &state.addresses)),
@@ -102,12 +113,16 @@ fn group_parts(group: &Group, hash: ContentHash, base: Option<&Group>) -> Vec<Gr
     parts
 }
 
-/// Cuts the updates so that no message is over [`PART_BYTES`], but for an update that is so alone.
-fn in_parts(updates: Vec<v1::ObjectUpdate>) -> Vec<v1::Update> {
+/// Cuts the updates so that no message is over [`PART_BYTES`].
+fn in_parts(updates: Vec<v1::ObjectUpdate>) -> Result<Vec<v1::Update>, Oversized> {
     let mut parts: Vec<v1::Update> = Vec::new();
     let mut room = 0;
     for update in updates {
         let bytes = update.encoded_len() + FRAME_BYTES;
+        if bytes > PART_BYTES {
+            let key = key_of(&update).unwrap_or_else(|| ObjectKey::new(ObjectKind::Node, "?"));
+            return Err(Oversized { key, bytes });
+        }
         match parts.last_mut() {
             Some(part) if bytes <= room => part.updates.push(update),
             Some(_) | None => {
@@ -117,5 +132,5 @@ fn in_parts(updates: Vec<v1::ObjectUpdate>) -> Vec<v1::Update> {
         }
         room = room.saturating_sub(bytes);
     }
-    parts
+    Ok(parts)
 }

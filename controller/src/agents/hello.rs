@@ -21,6 +21,9 @@ const LONGEST_NODE_NAME: usize = 253;
 /// Longest instance and boot id; both are made by agents and kernels and are shorter.
 const LONGEST_ID: usize = 64;
 
+/// No agent comes near it; what is over it was made up.
+const MOST_GENERATIONS: u64 = u64::MAX / 2;
+
 /// Reads a Hello.
 ///
 /// # Errors
@@ -36,9 +39,14 @@ pub(crate) fn read(hello: v1::Hello) -> Result<Caller, Status> {
     if !(protocol_min..=protocol_max).contains(&PROTOCOL_VERSION) {
         let side = if protocol_max < PROTOCOL_VERSION { "agent" } else { "controller" };
         return Err(Status::failed_precondition(format!(
-            "no protocol version is shared: the agent of node {node} speaks {protocol_min} to {protocol_max}, this controller speaks \
-             {PROTOCOL_VERSION}; upgrade the {side}"
+            "no protocol version is shared: the agent of node {} speaks {protocol_min} to {protocol_max}, this controller speaks \
+             {PROTOCOL_VERSION}; upgrade the {side}",
+            shown(&node)
         )));
+    }
+    // Generations go on from here: there must be room.
+    if generation > MOST_GENERATIONS {
+        return Err(invalid(Refusal::new("generation", format!("{generation} is over {MOST_GENERATIONS}"))));
     }
     Ok(Caller {
         node: node_name(node).map_err(invalid)?,
@@ -64,8 +72,12 @@ pub(crate) fn node_name(name: String) -> Result<NodeName, Refusal> {
     if good {
         return Ok(NodeName::from(name));
     }
-    let shown: String = name.chars().take(64).collect();
-    Err(Refusal::new("node", format!("{shown:?} is no node name: 1 to 253 of a-z, 0-9, - and ., a letter or digit at both ends")))
+    Err(Refusal::new("node", format!("{:?} is no node name: 1 to 253 of a-z, 0-9, - and ., a letter or digit at both ends", shown(&name))))
+}
+
+/// What an answer repeats of a name that may be anything.
+fn shown(name: &str) -> String {
+    name.chars().take(64).collect()
 }
 
 /// An id that a machine made.

@@ -7,17 +7,19 @@ mod session;
 
 use crate::auth::{Act, Principal, Target, authorize};
 use crate::hub::{Hub, Report};
+use crate::metrics::Metrics;
 use crate::store::{InstanceId, PinError, Store};
-use firebreak_policy::model::NodeName;
+use firebreak_policy::model::{NodeName, Revision};
 use firebreak_proto::{MAX_MESSAGE_BYTES, v1};
 use hello::Caller;
 use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
 use session::Session;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -37,41 +39,59 @@ pub struct Agents {
     sessions: Sessions,
     stop: CancellationToken,
     clock: fn() -> Timestamp,
+    connected: Gauge,
 }
 
-/// The stream that each node has now.
+/// The streams of each node: the newest one, and whose turn it is.
 #[derive(Clone, Debug, Default)]
 struct Sessions {
-    by_node: Arc<Mutex<HashMap<NodeName, CancellationToken>>>,
+    by_node: Arc<Mutex<HashMap<NodeName, Slot>>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// Ends the newest session.
+    newest: CancellationToken,
+    /// One permit: a node's sessions come one after the other, so that nothing of an older one is taken in after the newer one began.
+    turn: Arc<Semaphore>,
 }
 
 impl Sessions {
-    /// Begins a session; the one that the node had before is told to end.
-    fn begin(&self, node: &NodeName, stop: &CancellationToken) -> CancellationToken {
+    /// Tells the node's session to end, if it has one, and waits until it has. `None` when a newer one came meanwhile, or the controller stops.
+    async fn begin(&self, node: &NodeName, stop: &CancellationToken) -> Option<(CancellationToken, OwnedSemaphorePermit)> {
         let token = stop.child_token();
-        let mut by_node = self.by_node.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = by_node.insert(node.clone(), token.clone()) {
-            before.cancel();
+        let turn = {
+            let mut by_node = self.by_node.lock().unwrap_or_else(PoisonError::into_inner);
+            let slot =
+                by_node.entry(node.clone()).or_insert_with(|| Slot { newest: CancellationToken::new(), turn: Arc::new(Semaphore::new(1)) });
+            std::mem::replace(&mut slot.newest, token.clone()).cancel();
+            Arc::clone(&slot.turn)
+        };
+        tokio::select! {
+            () = token.cancelled() => None,
+            permit = turn.acquire_owned() => permit.ok().map(|permit| (token, permit)),
         }
-        token
     }
 
-    /// Ends the session that holds this token; `false` when a newer one has taken its place.
-    fn end(&self, node: &NodeName, token: &CancellationToken) -> bool {
+    /// Ends a session's turn; the node is not kept in mind when nobody waits for it.
+    fn end(&self, node: &NodeName, permit: OwnedSemaphorePermit) {
         let mut by_node = self.by_node.lock().unwrap_or_else(PoisonError::into_inner);
-        // A session that was replaced or stopped finds its token cancelled; only the newest one is still in the map uncancelled.
-        let replaced = token.is_cancelled() && by_node.get(node).is_some_and(|newest| !newest.is_cancelled());
-        if !replaced {
+        drop(permit);
+        if by_node.get(node).is_some_and(|slot| Arc::strong_count(&slot.turn) == 1) {
             by_node.remove(node);
         }
-        !replaced
     }
 }
 
 impl Agents {
     /// A service over the hub and the store; streams end when `stop` is cancelled.
     pub fn new(hub: Hub, store: Store, stop: CancellationToken, clock: fn() -> Timestamp) -> Self {
-        Self { hub, store, sessions: Sessions::default(), stop, clock }
+        Self { hub, store, sessions: Sessions::default(), stop, clock, connected: Gauge::default() }
+    }
+
+    /// Shows how many agents are connected.
+    pub fn register(&self, metrics: &Metrics) {
+        metrics.register(|registry| registry.register("agents_connected", "Agents that have a session", self.connected.clone()));
     }
 
     /// The tonic service, with its bounds on messages.
@@ -81,8 +101,8 @@ impl Agents {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Reads the first message, pins the name, and makes the caller the node that it says it is.
-    async fn join(&self, principal: &Principal, inbound: &mut Streaming<v1::AgentMessage>) -> Result<Caller, Status> {
+    /// Reads the first message, pins the name, and makes the caller the node that it says it is; with a revision that the store had then.
+    async fn join(&self, principal: &Principal, inbound: &mut Streaming<v1::AgentMessage>) -> Result<(Caller, Revision), Status> {
         let first = tokio::time::timeout(HELLO_PATIENCE, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??
@@ -94,9 +114,11 @@ impl Agents {
         };
         let caller = hello::read(hello)?;
         authorize(principal, Act::Join, Target::Node(&caller.node))?;
+        // Read before: a session that began while its node was deleted ends once too often rather than never.
+        let joined = self.store.revision();
         pin(&self.store, &caller.node, &caller.instance, (self.clock)()).await?;
         authorize(&Principal::Node(caller.node.clone()), Act::Sync, Target::Node(&caller.node))?;
-        Ok(caller)
+        Ok((caller, joined))
     }
 }
 
@@ -122,28 +144,27 @@ impl v1::agent_service_server::AgentService for Agents {
     async fn sync(&self, request: Request<Streaming<v1::AgentMessage>>) -> Result<Response<Self::SyncStream>, Status> {
         let principal = Principal::of(&request)?;
         let mut inbound = request.into_inner();
-        let caller = self.join(&principal, &mut inbound).await.inspect_err(|status| {
+        let (caller, joined) = self.join(&principal, &mut inbound).await.inspect_err(|status| {
             tracing::warn!(principal = %principal, reason = status.message(), "refused an agent");
         })?;
         let node = caller.node.clone();
-        let token = self.sessions.begin(&node, &self.stop);
-        if !self.hub.report(Report::Met(node.clone())).await {
+        let Some((token, turn)) = self.sessions.begin(&node, &self.stop).await else {
+            return Err(Status::aborted("the session ends: the controller is stopping, or the node has a newer session"));
+        };
+        if !self.hub.report(joined, Report::Met(node.clone())).await {
             return Err(Status::unavailable("the controller is stopping"));
         }
-        self.hub.board().update(&node, |progress| {
-            progress.connected = true;
-            progress.agent_version.clone_from(&caller.version);
-            progress.last_seen = Some((self.clock)());
-        });
+        self.hub.board().connected(&node, &caller.boot_id, &caller.version, (self.clock)());
+        self.connected.inc();
         tracing::info!(node = %node, agent = %caller.version, boot = %caller.boot_id, "agent connected");
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
         let service = self.clone();
         tokio::spawn(async move {
-            let session = Session::new(service.hub.clone(), service.store.clone(), service.clock, caller, outgoing.clone());
+            let session = Session::new(service.hub.clone(), service.store.clone(), service.clock, caller, joined, outgoing.clone());
             let ended = session.run(inbound, &token).await;
-            if service.sessions.end(&node, &token) {
-                service.hub.board().update(&node, |progress| progress.connected = false);
-            }
+            service.hub.board().disconnected(&node);
+            service.connected.dec();
+            service.sessions.end(&node, turn);
             match ended {
                 Ok(()) => tracing::info!(node = %node, "agent disconnected"),
                 Err(status) => {

@@ -70,6 +70,10 @@ impl Parts {
         if !last {
             return Ok(None);
         }
+        // Which of the two came later cannot be told from the whole.
+        if let Some(container) = self.removed.iter().find(|container| self.upserts.contains_key(container)) {
+            return Err(Refusal::new("removed", format!("{container} came and went in one report")));
+        }
         let Self { begun: _, full, upserts, removed } = std::mem::take(self);
         let (wires, upserts): (Vec<_>, Vec<_>) = upserts.into_values().unzip();
         let stored = ReportedChange { node: node.clone(), upserts: wires, removed: removed.clone(), full, report: None };
@@ -83,7 +87,7 @@ impl Parts {
 /// Names the field.
 pub(crate) fn check_node(report: &v1::NodeReport) -> Result<(), Refusal> {
     for (at, address) in report.addresses.iter().enumerate() {
-        address_from_wire(address, "addresses").map_err(|refusal| refusal.within(format_args!("[{at}]")))?;
+        address_from_wire(address, &format!("addresses[{at}]"))?;
     }
     for (at, warning) in report.warnings.iter().enumerate() {
         if warning.code.is_empty() {

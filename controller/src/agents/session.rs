@@ -34,6 +34,8 @@ pub(super) struct Session {
     store: Store,
     clock: fn() -> Timestamp,
     caller: Caller,
+    /// A revision that the store had when the node's name was found to be the caller's.
+    joined: Revision,
     outgoing: Outgoing,
     pending: VecDeque<Down>,
     holding: Holding,
@@ -43,6 +45,8 @@ pub(super) struct Session {
     generation: Generation,
     sent: Option<Sent>,
     in_flight: bool,
+    /// The target that does not fit into messages, so that it is told of once.
+    unsendable: Option<ContentHash>,
     declared: Option<Arc<Vec<DeclaredWorkload>>>,
 }
 
@@ -55,12 +59,13 @@ struct Sent {
 }
 
 impl Session {
-    pub(super) fn new(hub: Hub, store: Store, clock: fn() -> Timestamp, caller: Caller, outgoing: Outgoing) -> Self {
+    pub(super) fn new(hub: Hub, store: Store, clock: fn() -> Timestamp, caller: Caller, joined: Revision, outgoing: Outgoing) -> Self {
         Self {
             hub,
             store,
             clock,
             caller,
+            joined,
             outgoing,
             pending: VecDeque::new(),
             holding: Holding::default(),
@@ -69,6 +74,7 @@ impl Session {
             generation: Generation(0),
             sent: None,
             in_flight: false,
+            unsendable: None,
             declared: None,
         }
     }
@@ -92,7 +98,7 @@ impl Session {
                 },
                 changed = publications.changed(), if self.introduced => {
                     changed.map_err(|_| Status::unavailable("the controller is stopping"))?;
-                    self.publish(&mut publications);
+                    self.publish(&mut publications)?;
                 }
                 permit = outgoing.reserve(), if !self.pending.is_empty() => {
                     let permit = permit.map_err(|_| Status::cancelled("the agent does not listen any more"))?;
@@ -151,12 +157,14 @@ impl Session {
 
     async fn reported(&mut self, whole: Whole) -> Result<(), Status> {
         let Whole { upserts, removed, full, stored } = whole;
+        let at = self.store.revision();
         self.keep(stored).await?;
-        self.tell(Report::Workloads { node: self.caller.node.clone(), upserts, removed, full }).await
+        self.tell(at, Report::Workloads { node: self.caller.node.clone(), upserts, removed, full }).await
     }
 
     async fn node_reported(&mut self, report: v1::NodeReport) -> Result<(), Status> {
         let node = self.caller.node.clone();
+        let at = self.store.revision();
         self.keep(ReportedChange {
             node: node.clone(),
             upserts: Vec::new(),
@@ -165,7 +173,7 @@ impl Session {
             report: Some(report.clone()),
         })
         .await?;
-        self.tell(Report::Node(node, report)).await
+        self.tell(at, Report::Node(node, report)).await
     }
 
     async fn keep(&self, change: ReportedChange) -> Result<(), Status> {
@@ -175,8 +183,8 @@ impl Session {
         })
     }
 
-    async fn tell(&self, report: Report) -> Result<(), Status> {
-        if self.hub.report(report).await { Ok(()) } else { Err(Status::unavailable("the controller is stopping")) }
+    async fn tell(&self, at: Revision, report: Report) -> Result<(), Status> {
+        if self.hub.report(at, report).await { Ok(()) } else { Err(Status::unavailable("the controller is stopping")) }
     }
 
     fn acked(&mut self, ack: v1::Ack) -> Result<(), Refusal> {
@@ -189,11 +197,23 @@ impl Session {
             // Of a generation that was replaced; the newest one's ack will come.
             return Ok(());
         }
+        if self.pending.iter().any(|message| matches!(message, Down::Commit(_))) {
+            return Err(Refusal::new("generation", format!("{generation} was not sent yet")));
+        }
         if revision != sent.revision.0 {
             return Err(Refusal::new("revision", format!("{revision} is not generation {generation}'s, which is {}", sent.revision)));
         }
         if self.hub.newest().is_some_and(|published| *published.epoch != *epoch) {
             return Err(Refusal::new("epoch", "is not this controller's"));
+        }
+        let mut keys = Vec::with_capacity(refused.len());
+        for (at, object) in refused.iter().enumerate() {
+            let kind = ObjectKind::from_wire(object.kind).map_err(|refusal| refusal.within(format_args!("refused[{at}]")))?;
+            keys.push(ObjectKey::new(kind, object.id.as_str()));
+        }
+        for key in keys {
+            // No content has this hash, so that the object goes out whole with the next generation.
+            self.holding.objects.entry(key).and_modify(|hash| *hash = ContentHash([0; 16]));
         }
         self.in_flight = false;
         let target = Arc::clone(&sent.target);
@@ -216,8 +236,11 @@ impl Session {
         Ok(())
     }
 
-    fn publish(&mut self, publications: &mut watch::Receiver<Option<Arc<Published>>>) {
-        let Some(published) = publications.borrow_and_update().clone() else { return };
+    fn publish(&mut self, publications: &mut watch::Receiver<Option<Arc<Published>>>) -> Result<(), Status> {
+        let Some(published) = publications.borrow_and_update().clone() else { return Ok(()) };
+        if published.forgotten.get(&self.caller.node).is_some_and(|forgotten| self.joined < *forgotten) {
+            return Err(Status::aborted("an operator deleted the node; connect again to take the name anew"));
+        }
         if self.sent.is_none() && self.declared.is_none() {
             let welcome = v1::Welcome {
                 protocol: PROTOCOL_VERSION,
@@ -231,6 +254,7 @@ impl Session {
         }
         self.declare(&published);
         self.send_newest();
+        Ok(())
     }
 
     fn declare(&mut self, published: &Published) {
@@ -251,6 +275,8 @@ impl Session {
         if let Some(last) = parts.last_mut() {
             last.last = true;
         }
+        // A list that the agent has not read yet is replaced: the new one begins with a reset.
+        self.pending.retain(|message| !matches!(message, Down::Declared(_)));
         self.pending.extend(parts.into_iter().map(Down::Declared));
         self.declared = Some(declared);
     }
@@ -267,7 +293,17 @@ impl Session {
             return;
         }
         let node: NodeName = self.caller.node.clone();
-        let updates = difference(&node, &self.holding, target);
+        let updates = match difference(&node, &self.holding, target) {
+            Ok(updates) => updates,
+            Err(oversized) => {
+                if self.unsendable.replace(target.hash) != Some(target.hash) {
+                    tracing::error!(node = %node, reason = %oversized, "a generation cannot be sent; the node keeps the one that it has");
+                    self.hub.board().update(&node, |progress| progress.failure = oversized.to_string());
+                }
+                return;
+            }
+        };
+        self.unsendable = None;
         self.generation = Generation(self.generation.0 + 1);
         self.pending.extend(updates.into_iter().map(Down::Update));
         self.pending.push_back(Down::Commit(v1::Commit {

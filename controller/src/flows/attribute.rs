@@ -31,6 +31,7 @@ struct Event {
     network: String,
     container: String,
     generation: u64,
+    denied: bool,
     time: Timestamp,
 }
 
@@ -82,6 +83,9 @@ fn read(node: &NodeName, wire: &v1::FlowEvent, now: Timestamp) -> Result<Event, 
     if wire.flow_id.len() != 16 {
         return Err(Refusal::new("flow_id", format!("has {} bytes, not 16", wire.flow_id.len())));
     }
+    if let Some(port) = wire.source_port.filter(|port| *port > 65_535) {
+        return Err(Refusal::new("source_port", format!("{port} is no port number")));
+    }
     let transport = wire.transport.as_ref().ok_or_else(|| Refusal::new("transport", "is missing"))?;
     let seen = wire.first_seen.as_ref().and_then(|it| Timestamp::new(it.seconds, it.nanos).ok());
     Ok(Event {
@@ -93,6 +97,10 @@ fn read(node: &NodeName, wire: &v1::FlowEvent, now: Timestamp) -> Result<Event, 
         network: wire.network.clone(),
         container: wire.container.clone(),
         generation: wire.generation,
+        denied: match wire.verdict() {
+            v1::Verdict::Drop | v1::Verdict::Reject => true,
+            v1::Verdict::Allow | v1::Verdict::Audit | v1::Verdict::Unspecified => false,
+        },
         time: seen.unwrap_or(now),
     })
 }
@@ -111,6 +119,11 @@ fn remote_end(published: &Published, owners: &Owners, event: &Event, address: Ip
         match owners.at(&place, event.time) {
             Some(Owner::Workload(workload)) => {
                 let peer = wire::workload_peer(&workload, Some(address));
+                return End { address, workload: Some(workload), peer };
+            }
+            Some(Owner::Former(workload, before)) => {
+                let mut peer = wire::workload_peer(&workload, Some(address));
+                peer.note = format!("it had given up the address {} s before", before.as_secs());
                 return End { address, workload: Some(workload), peer };
             }
             Some(Owner::Several(ids)) => {
@@ -168,10 +181,10 @@ fn reason(published: &Published, event: &Event, local: &End, peer: &End) -> Opti
     })
 }
 
-/// The reason of a deny. Where the newest policy allows, the node judged by an older one.
+/// The reason of what the node did. Where the newest policy allows what was denied, the node judged by an older one.
 fn denied_then(verdict: &DirectionVerdict, event: &Event) -> v1::DirectionVerdict {
     let mut wire = wire::direction_verdict(verdict);
-    if verdict.allowed() {
+    if verdict.allowed() && event.denied {
         wire.verdict = v1::Verdict::Drop.into();
         wire.reason = format!("denied by generation {} of the node; the newest policy allows it ({})", event.generation, verdict.reason);
     }

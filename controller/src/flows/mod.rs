@@ -11,6 +11,7 @@ use crate::agents::pin;
 use crate::auth::{Act, Principal, Target, authorize};
 use crate::hub::Hub;
 use crate::hub::published::Published;
+use crate::metrics::Metrics;
 use crate::store::Store;
 use attribute::attribute;
 use firebreak_policy::model::NodeName;
@@ -18,9 +19,12 @@ use firebreak_proto::v1::flow_record::Record;
 use firebreak_proto::{MAX_MESSAGE_BYTES, Refusal, v1};
 use jiff::Timestamp;
 use owners::Owners;
-use std::collections::HashMap;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -40,30 +44,56 @@ pub struct Flows {
     hub: Hub,
     store: Store,
     ring: Ring,
-    known: Arc<Mutex<Known>>,
+    /// Read by those who name ends; written by the one task that follows publications.
+    owners: Arc<RwLock<Owners>>,
+    received: Arc<Mutex<Received>>,
+    taken: Family<Taken, Counter>,
     stop: CancellationToken,
     clock: fn() -> Timestamp,
 }
 
-/// What was received, and who held which address.
-#[derive(Debug, Default)]
-struct Known {
-    owners: Owners,
-    /// The highest sequence of each boot of each node.
-    received: HashMap<(NodeName, String), u64>,
+/// Boots of one node whose sequences are kept in mind; a node has one at a time.
+const BOOTS: usize = 4;
+
+/// The highest sequence of each of a node's last boots, newest boot last. Each has a lock of its own, so that nodes do not wait for each other.
+type Received = HashMap<NodeName, VecDeque<(Reporter, Arc<Mutex<Option<u64>>>)>>;
+
+/// What became of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Outcome {
+    /// A flow, kept and handed on.
+    Flow,
+    /// A word of packets that no record tells of.
+    Lost,
+    /// It was there already.
+    Duplicate,
+    /// A gap in a node's sequence.
+    Gap,
 }
 
-/// A reporter of records.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Taken {
+    outcome: Outcome,
+}
+
+/// A reporter of records. Another installation on the same boot counts from 1 again.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Reporter {
     node: NodeName,
+    instance: String,
     boot_id: String,
 }
 
 impl Flows {
     /// A service over the hub; records go into the ring. Streams end when `stop` is cancelled.
     pub fn new(hub: Hub, store: Store, ring: Ring, stop: CancellationToken, clock: fn() -> Timestamp) -> Self {
-        Self { hub, store, ring, known: Arc::default(), stop, clock }
+        Self { hub, store, ring, owners: Arc::default(), received: Arc::default(), taken: Family::default(), stop, clock }
+    }
+
+    /// Shows how many records came, by what became of them.
+    pub fn register(&self, metrics: &Metrics) {
+        metrics
+            .register(|registry| registry.register("flow_records", "Records of denied flows, by what became of them", self.taken.clone()));
     }
 
     /// The tonic service, with its bounds on messages.
@@ -77,7 +107,9 @@ impl Flows {
         loop {
             let newest = publications.borrow_and_update().clone();
             if let Some(published) = newest {
-                self.lock().owners.observe(&published.inventory, (self.clock)());
+                // Looked for beside those who read; only what changed is written.
+                let changes = self.owners.read().unwrap_or_else(PoisonError::into_inner).changes(&published.inventory);
+                self.owners.write().unwrap_or_else(PoisonError::into_inner).take(changes, (self.clock)());
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -88,9 +120,19 @@ impl Flows {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
-        // Counters and tenures are each written in one step; a panic elsewhere leaves them readable.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where the highest sequence of a reporter is kept.
+    fn received(&self, reporter: &Reporter) -> Arc<Mutex<Option<u64>>> {
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let boots = received.entry(reporter.node.clone()).or_default();
+        if let Some((_, last)) = boots.iter().find(|(known, _)| known == reporter) {
+            return Arc::clone(last);
+        }
+        if boots.len() == BOOTS {
+            boots.pop_front();
+        }
+        let last = Arc::default();
+        boots.push_back((reporter.clone(), Arc::clone(&last)));
+        last
     }
 
     async fn join(&self, principal: &Principal, inbound: &mut Streaming<v1::FlowMessage>) -> Result<Reporter, Status> {
@@ -110,7 +152,7 @@ impl Flows {
         authorize(principal, Act::Join, Target::Node(&node))?;
         pin(&self.store, &node, &instance, (self.clock)()).await?;
         authorize(&Principal::Node(node.clone()), Act::ReportFlows, Target::Node(&node))?;
-        Ok(Reporter { node, boot_id })
+        Ok(Reporter { node, instance, boot_id })
     }
 
     /// Takes a batch; gives the sequence up to which everything is here.
@@ -120,10 +162,13 @@ impl Flows {
         }
         let published = self.hub.newest().ok_or_else(|| Refusal::new("records", "came before the controller was in sync"))?;
         let now = (self.clock)();
-        let mut known = self.lock();
-        let key = (reporter.node.clone(), reporter.boot_id.clone());
-        let mut last = known.received.get(&key).copied();
+        let received = self.received(reporter);
+        // Two streams of one reporter take turns; other nodes do not wait.
+        let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let mut last = *received;
         let mut records = Vec::with_capacity(batch.records.len());
+        let mut duplicates = 0;
         for (at, record) in batch.records.into_iter().enumerate() {
             let within = |refusal: Refusal| refusal.within(format_args!("records[{at}]"));
             let sequence = record.sequence;
@@ -131,21 +176,25 @@ impl Flows {
                 return Err(within(Refusal::new("sequence", "is 0; sequences begin at 1")));
             }
             if last.is_some_and(|last| sequence <= last) {
+                duplicates += 1;
                 continue;
             }
             if let Some(missing) = last.map(|last| sequence - last - 1).filter(|missing| *missing > 0) {
                 let reason = format!("{missing} records between {} and {sequence} never came", sequence - missing - 1);
-                records.push(lost(reporter, sequence, now, v1::LostEvent { reason, ..v1::LostEvent::default() }));
+                let gap = lost(reporter, sequence, now, v1::LostEvent { reason, ..v1::LostEvent::default() });
+                records.push((Outcome::Gap, gap));
             }
-            records.push(attributed(&published, &known.owners, reporter, record, now).map_err(within)?);
+            records.push(attributed(&published, &owners, reporter, record, now).map_err(within)?);
             last = Some(sequence);
         }
-        for record in records {
+        drop(owners);
+        for (outcome, record) in records {
+            self.taken.get_or_create(&Taken { outcome }).inc();
             self.ring.push(record);
         }
-        let last = last.unwrap_or(0);
-        known.received.insert(key, last);
-        Ok(last)
+        self.taken.get_or_create(&Taken { outcome: Outcome::Duplicate }).inc_by(duplicates);
+        *received = last;
+        Ok(last.unwrap_or(0))
     }
 }
 
@@ -166,13 +215,20 @@ fn attributed(
     reporter: &Reporter,
     record: v1::FlowRecord,
     now: Timestamp,
-) -> Result<v1::AttributedFlow, Refusal> {
+) -> Result<(Outcome, v1::AttributedFlow), Refusal> {
     let v1::FlowRecord { sequence, time, record } = record;
     let mut flow = lost(reporter, sequence, now, v1::LostEvent::default());
     flow.time = Some(v1::Stamp { node_time: time, controller_time: Some(wire_time(now)) });
     flow.revision = published.revision.0;
     match record.ok_or_else(|| Refusal::new("record", "is not set, or of a kind that this version does not know"))? {
-        Record::Lost(event) => flow.lost = Some(event),
+        Record::Lost(event) => {
+            match event.direction() {
+                v1::Direction::Ingress | v1::Direction::Egress => {}
+                v1::Direction::Unspecified => return Err(Refusal::new("lost.direction", "is not set")),
+            }
+            flow.lost = Some(event);
+            Ok((Outcome::Lost, flow))
+        }
         Record::Flow(event) => {
             let named = attribute(published, owners, &reporter.node, &event, now).map_err(|refusal| refusal.within("flow"))?;
             flow.lost = None;
@@ -180,9 +236,9 @@ fn attributed(
             flow.destination = Some(named.destination);
             flow.reason = named.reason;
             flow.event = Some(event);
+            Ok((Outcome::Flow, flow))
         }
     }
-    Ok(flow)
 }
 
 fn wire_time(at: Timestamp) -> prost_types::Timestamp {

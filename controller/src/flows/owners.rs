@@ -2,7 +2,7 @@
 
 use firebreak_policy::model::{Inventory, NetworkAddress, Workload, WorkloadId};
 use jiff::{SignedDuration, Timestamp};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// How long an owner that has gone is remembered.
@@ -16,6 +16,8 @@ const REPORTING: SignedDuration = SignedDuration::from_secs(10);
 pub(crate) struct Owners {
     by_address: HashMap<NetworkAddress, Vec<Tenure>>,
     by_id: HashMap<WorkloadId, Tenure>,
+    /// Tenures that ended, in the order of their ends.
+    ended: VecDeque<(Timestamp, Arc<Workload>)>,
 }
 
 /// A workload for as long as it was known as it is here.
@@ -31,39 +33,78 @@ struct Tenure {
 pub(crate) enum Owner {
     /// One workload.
     Workload(Arc<Workload>),
+    /// Nobody then; one workload had held it until so long before.
+    Former(Arc<Workload>, SignedDuration),
     /// Several: it cannot be told which.
     Several(Vec<WorkloadId>),
 }
 
+/// Whose tenure ends, and whose begins.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    ends: Vec<Arc<Workload>>,
+    begins: Vec<Arc<Workload>>,
+}
+
+fn holds_addresses(workload: &Workload) -> bool {
+    !workload.terminated && !workload.host_network
+}
+
 impl Owners {
-    /// Takes in what is there now.
-    pub(crate) fn observe(&mut self, inventory: &Inventory, now: Timestamp) {
-        for tenure in self.by_id.values_mut().filter(|tenure| tenure.until.is_none()) {
-            if inventory.workloads.get(&tenure.workload.id) != Some(&*tenure.workload) {
+    /// What is different now; walks everything, writes nothing.
+    pub(crate) fn changes(&self, inventory: &Inventory) -> Changes {
+        let current = |id: &WorkloadId| self.by_id.get(id).filter(|tenure| tenure.until.is_none());
+        let gone = |tenure: &&Tenure| {
+            tenure.until.is_none() && inventory.workloads.get(&tenure.workload.id).is_none_or(|now| *now != *tenure.workload)
+        };
+        let new = inventory
+            .workloads
+            .values()
+            .filter(|workload| holds_addresses(workload) && current(&workload.id).is_none_or(|tenure| *tenure.workload != **workload));
+        Changes {
+            ends: self.by_id.values().filter(gone).map(|tenure| Arc::clone(&tenure.workload)).collect(),
+            begins: new.map(|workload| Arc::new(workload.clone())).collect(),
+        }
+    }
+
+    /// Takes the changes in, and forgets who ended long ago. Costs what changed.
+    pub(crate) fn take(&mut self, changes: Changes, now: Timestamp) {
+        let Changes { ends, begins } = changes;
+        for workload in ends {
+            if let Some(tenure) = self.by_id.get_mut(&workload.id) {
                 tenure.until = Some(now);
             }
-        }
-        for tenure in self.by_address.values_mut().flatten().filter(|tenure| tenure.until.is_none()) {
-            if inventory.workloads.get(&tenure.workload.id) != Some(&*tenure.workload) {
-                tenure.until = Some(now);
-            }
-        }
-        for workload in inventory.workloads.values().filter(|it| !it.terminated && !it.host_network) {
-            if self.by_id.get(&workload.id).is_some_and(|tenure| tenure.until.is_none()) {
-                continue;
-            }
-            let tenure = Tenure { from: now, until: None, workload: Arc::new(workload.clone()) };
             for address in &workload.addresses {
+                let tenures = self.by_address.get_mut(address).into_iter().flatten();
+                for tenure in tenures.filter(|tenure| Arc::ptr_eq(&tenure.workload, &workload)) {
+                    tenure.until = Some(now);
+                }
+            }
+            self.ended.push_back((now, workload));
+        }
+        for workload in begins {
+            let tenure = Tenure { from: now, until: None, workload };
+            for address in tenure.workload.addresses.iter().collect::<BTreeSet<_>>() {
                 self.by_address.entry(address.clone()).or_default().push(tenure.clone());
             }
-            self.by_id.insert(workload.id.clone(), tenure);
+            self.by_id.insert(tenure.workload.id.clone(), tenure);
         }
-        let kept = |tenure: &Tenure| tenure.until.is_none_or(|until| now.duration_since(until) < REMEMBERED);
-        self.by_id.retain(|_, tenure| kept(tenure));
-        self.by_address.retain(|_, tenures| {
-            tenures.retain(kept);
-            !tenures.is_empty()
-        });
+        while let Some((_, workload)) = self.ended.pop_front_if(|(until, _)| now.duration_since(*until) >= REMEMBERED) {
+            self.forget(&workload);
+        }
+    }
+
+    fn forget(&mut self, workload: &Arc<Workload>) {
+        if self.by_id.get(&workload.id).is_some_and(|tenure| Arc::ptr_eq(&tenure.workload, workload)) {
+            self.by_id.remove(&workload.id);
+        }
+        for address in &workload.addresses {
+            let Some(tenures) = self.by_address.get_mut(address) else { continue };
+            tenures.retain(|tenure| !Arc::ptr_eq(&tenure.workload, workload));
+            if tenures.is_empty() {
+                self.by_address.remove(address);
+            }
+        }
     }
 
     /// The workload of an id, also when it ended a moment ago.
@@ -71,21 +112,34 @@ impl Owners {
         self.by_id.get(id).map(|tenure| &tenure.workload)
     }
 
-    /// Who held the address at that time; else who came to hold it a moment later, as reports take their time; else who held it last.
+    /// Who held the address at that time; else who came to hold it a moment later, as reports take their time; else who had held it last;
+    /// else who was the first to be known there, for a flow from before anybody was.
     pub(crate) fn at(&self, address: &NetworkAddress, time: Timestamp) -> Option<Owner> {
         let tenures = self.by_address.get(address)?;
-        let held = |tenure: &&Tenure| tenure.from <= time && tenure.until.is_none_or(|until| time < until);
-        let mut holders: Vec<&Tenure> = tenures.iter().filter(held).collect();
-        if holders.is_empty() {
-            let soon = tenures.iter().filter(|tenure| tenure.from > time && tenure.from.duration_since(time) < REPORTING);
-            holders =
-                soon.min_by_key(|tenure| tenure.from).or_else(|| tenures.iter().max_by_key(|tenure| tenure.until)).into_iter().collect();
+        let held: Vec<&Tenure> = tenures.iter().filter(|it| it.from <= time && it.until.is_none_or(|until| time < until)).collect();
+        if !held.is_empty() {
+            return owner(&held);
         }
-        match holders.as_slice() {
-            [] => None,
-            [only] => Some(Owner::Workload(Arc::clone(&only.workload))),
-            several => Some(Owner::Several(several.iter().map(|tenure| tenure.workload.id.clone()).collect())),
+        let next = tenures.iter().filter(|it| it.from > time).map(|it| it.from).min();
+        let last = tenures.iter().filter_map(|it| it.until).filter(|until| *until <= time).max();
+        let from_next = |next| owner(&tenures.iter().filter(|it| it.from == next).collect::<Vec<_>>());
+        match (next, last) {
+            (Some(next), _) if next.duration_since(time) < REPORTING => from_next(next),
+            (_, Some(last)) => match owner(&tenures.iter().filter(|it| it.until == Some(last)).collect::<Vec<_>>()) {
+                Some(Owner::Workload(workload)) => Some(Owner::Former(workload, time.duration_since(last))),
+                other => other,
+            },
+            (Some(next), None) => from_next(next),
+            (None, None) => None,
         }
+    }
+}
+
+fn owner(holders: &[&Tenure]) -> Option<Owner> {
+    match holders {
+        [] => None,
+        [only] => Some(Owner::Workload(Arc::clone(&only.workload))),
+        several => Some(Owner::Several(several.iter().map(|tenure| tenure.workload.id.clone()).collect())),
     }
 }
 
@@ -115,27 +169,71 @@ mod tests {
         Inventory { workloads: workloads.iter().map(|it| (it.id.clone(), it.clone())).collect(), ..Inventory::default() }
     }
 
+    fn second(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + seconds).unwrap()
+    }
+
+    fn observe(owners: &mut Owners, workloads: &[Workload], seconds: i64) {
+        let changes = owners.changes(&inventory(workloads));
+        owners.take(changes, second(seconds));
+    }
+
+    fn name(owners: &Owners, address: &str, seconds: i64) -> String {
+        let at = NetworkAddress { network: NetworkName::default_network(), address: address.parse().unwrap() };
+        match owners.at(&at, second(seconds)) {
+            Some(Owner::Workload(workload)) => workload.name.clone(),
+            Some(Owner::Former(workload, before)) => format!("{} {}s ago", workload.name, before.as_secs()),
+            Some(Owner::Several(ids)) => ids.iter().map(|id| id.container.to_string()).collect::<Vec<_>>().join("+"),
+            None => "nobody".to_owned(),
+        }
+    }
+
     #[test]
     fn an_address_is_named_by_the_time_of_the_flow() {
-        let second = |seconds: i64| Timestamp::from_second(1_000_000 + seconds).unwrap();
-        let at = NetworkAddress { network: NetworkName::default_network(), address: "10.0.0.1".parse().unwrap() };
         let mut owners = Owners::default();
-        owners.observe(&inventory(&[workload("old", "10.0.0.1")]), second(0));
-        owners.observe(&inventory(&[]), second(100));
-        owners.observe(&inventory(&[workload("new", "10.0.0.1")]), second(200));
-        let name = |time| match owners.at(&at, second(time)) {
-            Some(Owner::Workload(workload)) => workload.name.clone(),
-            Some(Owner::Several(_)) => "several".to_owned(),
-            None => "nobody".to_owned(),
-        };
-        for (time, expected) in [(50, "old"), (99, "old"), (195, "new"), (200, "new"), (500, "new")] {
-            assert_eq!(name(time), expected, "{time}");
+        observe(&mut owners, &[workload("old", "10.0.0.1")], 0);
+        observe(&mut owners, &[], 100);
+        observe(&mut owners, &[workload("new", "10.0.0.1")], 200);
+        let times = [
+            (-60, "old"),
+            (0, "old"),
+            (50, "old"),
+            (99, "old"),
+            (130, "old 30s ago"),
+            (189, "old 89s ago"),
+            (195, "new"),
+            (200, "new"),
+            (500, "new"),
+        ];
+        for (time, expected) in times {
+            assert_eq!(name(&owners, "10.0.0.1", time), expected, "{time}");
         }
         assert!(owners.workload(&WorkloadId::new("n1", "old")).is_some(), "one that went a moment ago is still known by its id");
-        owners.observe(&inventory(&[workload("new", "10.0.0.1"), workload("twin", "10.0.0.1")]), second(300));
-        assert!(matches!(owners.at(&at, second(301)), Some(Owner::Several(ids)) if ids.len() == 2));
-        owners.observe(&inventory(&[]), second(400));
-        owners.observe(&inventory(&[]), second(2000));
-        assert!(owners.at(&at, second(350)).is_none(), "what is long gone is forgotten");
+        observe(&mut owners, &[workload("new", "10.0.0.1"), workload("twin", "10.0.0.1")], 300);
+        for (time, expected) in [(299, "new"), (301, "new+twin")] {
+            assert_eq!(name(&owners, "10.0.0.1", time), expected, "{time}");
+        }
+        observe(&mut owners, &[], 400);
+        assert_eq!(name(&owners, "10.0.0.1", 410), "new+twin", "which of the two went last cannot be told");
+        observe(&mut owners, &[], 2000);
+        assert_eq!(name(&owners, "10.0.0.1", 350), "nobody", "what is long gone is forgotten");
+        assert!(owners.by_id.is_empty() && owners.by_address.is_empty() && owners.ended.is_empty());
+    }
+
+    #[test]
+    fn a_workload_that_changes_is_known_as_it_was_at_the_time() {
+        let mut owners = Owners::default();
+        let mut moved = workload("web", "10.0.0.2");
+        observe(&mut owners, &[workload("web", "10.0.0.1")], 0);
+        observe(&mut owners, std::slice::from_ref(&moved), 100);
+        moved.terminated = true;
+        observe(&mut owners, &[moved], 150);
+        let table = [("10.0.0.1", 50, "web"), ("10.0.0.1", 120, "web 20s ago"), ("10.0.0.2", 120, "web"), ("10.0.0.2", 160, "web 10s ago")];
+        for (address, time, expected) in table {
+            assert_eq!(name(&owners, address, time), expected, "{address} {time}");
+        }
+        observe(&mut owners, &[], 701);
+        assert_eq!(name(&owners, "10.0.0.1", 50), "nobody");
+        assert_eq!(name(&owners, "10.0.0.2", 120), "web", "the second tenure is remembered for its own time");
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Board {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) connected: bool,
+    /// The boot of the newest session; what an earlier boot acked is not in the kernel any more.
+    pub(crate) boot_id: String,
     pub(crate) sent_generation: Generation,
     pub(crate) acked_generation: Generation,
     pub(crate) acked_revision: Revision,
@@ -37,6 +39,30 @@ impl Board {
     /// One node's line as it is now.
     pub(crate) fn of(&self, node: &NodeName) -> Option<Progress> {
         self.lock().get(node).cloned()
+    }
+
+    /// What one node's line says, without a copy of it.
+    pub(crate) fn tells(&self, node: &NodeName, ask: impl FnOnce(&Progress) -> bool) -> bool {
+        self.lock().get(node).is_some_and(ask)
+    }
+
+    /// A session began. What an earlier boot of the node acked, refused or failed at is gone with it.
+    pub(crate) fn connected(&self, node: &NodeName, boot_id: &str, agent_version: &str, now: Timestamp) {
+        self.update(node, |progress| {
+            if progress.boot_id != boot_id {
+                *progress = Progress { boot_id: boot_id.to_owned(), ..Progress::default() };
+            }
+            progress.connected = true;
+            progress.agent_version = agent_version.to_owned();
+            progress.last_seen = Some(now);
+        });
+    }
+
+    /// A session ended.
+    pub(crate) fn disconnected(&self, node: &NodeName) {
+        if let Some(progress) = self.lock().get_mut(node) {
+            progress.connected = false;
+        }
     }
 
     /// A forgotten node has no line.

@@ -3,7 +3,7 @@
 use super::Hub;
 use super::board::Progress;
 use super::published::{Published, Target};
-use super::sources::policy_object;
+use super::sources::policy_key;
 use super::wire;
 use crate::api::live::{EndName, Live, LiveError, NodeQuery, Question, WorkloadQuery};
 use crate::store::ObjectKey;
@@ -30,7 +30,8 @@ const NOT_IN_SYNC: LiveError = LiveError::Unavailable("the controller is startin
 impl Live for Hub {
     async fn conditions(&self, objects: Vec<ObjectKey>, revision: Revision) -> Result<Vec<Vec<v1::Condition>>, LiveError> {
         let published = self.at_least(revision).await?;
-        Ok(objects.iter().map(|key| self.object_conditions(&published, key)).collect())
+        let realized = self.realized(&published);
+        Ok(objects.iter().map(|key| object_conditions(&published, key, &realized)).collect())
     }
 
     async fn workloads(&self, query: WorkloadQuery) -> Result<Vec<v1::WorkloadStatus>, LiveError> {
@@ -73,28 +74,6 @@ impl Hub {
         }
     }
 
-    fn object_conditions(&self, published: &Published, key: &ObjectKey) -> Vec<v1::Condition> {
-        let mut conditions = Vec::new();
-        if let Some(reason) = published.unreadable.get(key) {
-            conditions.push(condition("Degraded", true, "Unreadable", reason.clone()));
-        }
-        let Some((policy, _)) = published.policies.policies.iter().find(|(policy, _)| policy_object(policy) == *key) else {
-            if conditions.is_empty() {
-                conditions.push(condition("Accepted", true, "Valid", String::new()));
-            }
-            return conditions;
-        };
-        conditions.push(condition("Accepted", true, "Valid", String::new()));
-        let problems = published.compiled.problems().get(policy).map(Vec::as_slice).unwrap_or_default();
-        for problem in problems {
-            let Problem::MissingAddressGroup(group) = problem;
-            let message = format!("AddressGroup {group} is not there: it allows nobody until it is");
-            conditions.push(condition("Degraded", true, "MissingAddressGroup", message));
-        }
-        conditions.push(self.realized(published));
-        conditions
-    }
-
     /// How many of the nodes that have something to enforce have acked the newest revision.
     fn realized(&self, published: &Published) -> v1::Condition {
         let nodes: Vec<&NodeName> = published.reported.keys().filter(|node| published.targets.contains_key(*node)).collect();
@@ -105,10 +84,13 @@ impl Hub {
     }
 
     fn is_current(&self, published: &Published, node: &NodeName) -> bool {
-        let target = published.targets.get(node);
-        self.board().of(node).is_some_and(|progress| {
-            progress.acked.as_ref().map(|acked| acked.hash) == target.map(|target| target.hash)
+        let target = published.targets.get(node).map(|target| target.hash);
+        self.board().tells(node, |progress| {
+            progress.acked.as_ref().map(|acked| acked.hash) == target
                 && progress.acked_revision >= published.revision
+                && progress.failure.is_empty()
+                // A generation that took effect without some of its objects is not what was asked for.
+                && progress.refused.is_empty()
         })
     }
 
@@ -211,6 +193,28 @@ impl Hub {
 /// A moment as it travels.
 pub(crate) fn timestamp(at: jiff::Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }
+}
+
+fn object_conditions(published: &Published, key: &ObjectKey, realized: &v1::Condition) -> Vec<v1::Condition> {
+    let mut conditions = Vec::new();
+    if let Some(reason) = published.unreadable.get(key) {
+        conditions.push(condition("Degraded", true, "Unreadable", reason.clone()));
+    }
+    let Some(policy) = policy_key(key).filter(|policy| published.policies.policies.contains_key(policy)) else {
+        if conditions.is_empty() {
+            conditions.push(condition("Accepted", true, "Valid", String::new()));
+        }
+        return conditions;
+    };
+    conditions.push(condition("Accepted", true, "Valid", String::new()));
+    let problems = published.compiled.problems().get(&policy).map(Vec::as_slice).unwrap_or_default();
+    for problem in problems {
+        let Problem::MissingAddressGroup(group) = problem;
+        let message = format!("AddressGroup {group} is not there: it allows nobody until it is");
+        conditions.push(condition("Degraded", true, "MissingAddressGroup", message));
+    }
+    conditions.push(realized.clone());
+    conditions
 }
 
 fn condition(kind: &str, status: bool, reason: &str, message: String) -> v1::Condition {

@@ -9,12 +9,14 @@ pub(crate) mod published;
 pub(crate) mod sources;
 pub(crate) mod wire;
 
+use crate::metrics::Metrics;
 use crate::store::{Committed, Store, StoreError};
 use board::Board;
 use firebreak_policy::model::{ContainerId, NodeName, Revision};
 use firebreak_proto::v1;
 use firebreak_proto::workload::ReportedWorkload;
 use ipnet::IpNet;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use published::{Frame, Published};
 use sources::Sources;
 use std::sync::Arc;
@@ -48,7 +50,7 @@ pub(crate) enum Report {
 /// A handle on the hub. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Hub {
-    reports: mpsc::Sender<Report>,
+    reports: mpsc::Sender<(Revision, Report)>,
     published: watch::Receiver<Option<Arc<Published>>>,
     board: Board,
 }
@@ -65,9 +67,10 @@ pub enum HubError {
 }
 
 impl Hub {
-    /// Hands over a report; waits for room. `false` when the hub has ended.
-    pub(crate) async fn report(&self, report: Report) -> bool {
-        self.reports.send(report).await.is_ok()
+    /// Hands over a report; waits for room. `false` when the hub has ended. `at` is a revision that the store had before it kept the report: a
+    /// report from before its node was deleted is passed over, however late it comes.
+    pub(crate) async fn report(&self, at: Revision, report: Report) -> bool {
+        self.reports.send((at, report)).await.is_ok()
     }
 
     /// The newest publication, and those to come. `None` before everything is in sync.
@@ -90,9 +93,10 @@ impl Hub {
 pub struct HubTask {
     store: Store,
     cluster_networks: Vec<IpNet>,
-    reports: mpsc::Receiver<Report>,
+    reports: mpsc::Receiver<(Revision, Report)>,
     published: watch::Sender<Option<Arc<Published>>>,
     board: Board,
+    compile_seconds: Histogram,
 }
 
 /// A hub and its task; nothing is read before the task runs.
@@ -101,10 +105,27 @@ pub fn hub(store: Store, cluster_networks: Vec<IpNet>) -> (Hub, HubTask) {
     let (publish, published) = watch::channel(None);
     let board = Board::default();
     let hub = Hub { reports: sender, published, board: board.clone() };
-    (hub, HubTask { store, cluster_networks, reports, published: publish, board })
+    (
+        hub,
+        HubTask {
+            store,
+            cluster_networks,
+            reports,
+            published: publish,
+            board,
+            compile_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 17)),
+        },
+    )
 }
 
 impl HubTask {
+    /// Shows how long compiling takes.
+    pub fn register(&self, metrics: &Metrics) {
+        metrics.register(|registry| {
+            registry.register("compile_seconds", "From what was said to every node's target", self.compile_seconds.clone());
+        });
+    }
+
     /// Runs until `stop`. `ready` becomes true with the first publication.
     ///
     /// # Errors
@@ -117,24 +138,47 @@ impl HubTask {
         let mut revision = loaded.revision;
         drop(loaded);
         loop {
-            self.publish(&sources, &epoch, revision).await?;
-            ready.send_replace(true);
+            if self.may_publish(&sources) {
+                self.publish(&sources, &epoch, revision).await?;
+                ready.send_replace(true);
+            }
             // Waits for the first change, then takes in all that are there.
-            tokio::select! {
+            let first = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                committed = feed.next() => revision = self.take_commit(&mut sources, &*committed?),
+                committed = feed.next() => {
+                    revision = self.take_commit(&mut sources, &*committed?);
+                    None
+                }
                 report = self.reports.recv() => match report {
-                    Some(report) => take_report(&mut sources, report),
+                    Some(report) => Some(report),
                     None => return Ok(()),
                 },
-            }
-            while self.store.revision() > revision {
+            };
+            let newest = self.store.revision();
+            while revision < newest {
                 revision = self.take_commit(&mut sources, &*feed.next().await?);
             }
-            while let Ok(report) = self.reports.try_recv() {
-                take_report(&mut sources, report);
+            let more = std::iter::from_fn(|| self.reports.try_recv().ok()).take(QUEUE);
+            for (at, report) in first.into_iter().chain(more).collect::<Vec<_>>() {
+                // A report comes after every revision that the store had before it.
+                while revision < at {
+                    revision = self.take_commit(&mut sources, &*feed.next().await?);
+                }
+                take_report(&mut sources, at, report);
             }
         }
+    }
+
+    /// Nothing is published at first while the store holds objects that this version cannot read: a policy that is missing would open what it
+    /// closed, and the nodes hold a generation that knew it. Later the last version that was read stays in force.
+    fn may_publish(&self, sources: &Sources) -> bool {
+        if self.published.borrow().is_some() || sources.unreadable().is_empty() {
+            return true;
+        }
+        for (object, reason) in sources.unreadable() {
+            tracing::error!(object = %object, reason = %reason, "not in sync: apply this object again or delete it; nodes keep their generation until then");
+        }
+        false
     }
 
     fn take_commit(&self, sources: &mut Sources, committed: &Committed) -> Revision {
@@ -154,16 +198,22 @@ impl HubTask {
             revision,
             reported: sources.reported().clone(),
             unreadable: sources.unreadable().clone(),
+            forgotten: sources.forgotten().clone(),
             now: begun,
         };
         let published = tokio::task::spawn_blocking(move || Published::of(assembled, frame, previous.as_deref())).await?;
+        self.compile_seconds.observe(begun.elapsed().as_secs_f64());
         tracing::debug!(revision = revision.0, nodes = published.targets.len(), took = ?begun.elapsed(), "published");
         self.published.send_replace(Some(Arc::new(published)));
         Ok(())
     }
 }
 
-fn take_report(sources: &mut Sources, report: Report) {
+fn take_report(sources: &mut Sources, at: Revision, report: Report) {
+    let (Report::Met(node) | Report::Workloads { node, .. } | Report::Node(node, _)) = &report;
+    if sources.is_stale(node, at) {
+        return;
+    }
     match report {
         Report::Met(node) => sources.meet(&node),
         Report::Workloads { node, upserts, removed, full } => sources.report(&node, upserts, &removed, full),

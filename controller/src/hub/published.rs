@@ -23,6 +23,8 @@ pub(crate) struct Published {
     pub(crate) declared: BTreeMap<NodeName, Arc<Vec<DeclaredWorkload>>>,
     pub(crate) reported: BTreeMap<NodeName, Reported>,
     pub(crate) unreadable: BTreeMap<StoredKey, String>,
+    /// Deleted nodes and the revision that says so; a session that began before it ends.
+    pub(crate) forgotten: BTreeMap<NodeName, Revision>,
 }
 
 /// What one node is to hold.
@@ -43,6 +45,7 @@ pub(crate) struct Frame {
     pub(crate) revision: Revision,
     pub(crate) reported: BTreeMap<NodeName, Reported>,
     pub(crate) unreadable: BTreeMap<StoredKey, String>,
+    pub(crate) forgotten: BTreeMap<NodeName, Revision>,
     pub(crate) now: Instant,
 }
 
@@ -50,7 +53,7 @@ impl Published {
     /// Compiles. A node whose content did not change keeps the target it had.
     pub(crate) fn of(assembled: Assembled, frame: Frame, previous: Option<&Published>) -> Self {
         let Assembled { policies, inventory, declared } = assembled;
-        let Frame { epoch, revision, reported, unreadable, now } = frame;
+        let Frame { epoch, revision, reported, unreadable, forgotten, now } = frame;
         let compiled = compile(&policies, &inventory);
         let targets = compiled
             .nodes()
@@ -70,6 +73,7 @@ impl Published {
             declared: declared.into_iter().map(|(node, list)| (node, Arc::new(list))).collect(),
             reported,
             unreadable,
+            forgotten,
         }
     }
 }

@@ -3,7 +3,8 @@
 use crate::store::{ChangeResult, Committed, Loaded, ObjectKey, StoredObject};
 use firebreak_manifest::Object;
 use firebreak_policy::model::{
-    ContainerId, Inventory, Labels, NetworkAddress, NetworkName, Node, NodeName, PolicySet, Workload, WorkloadId,
+    ContainerId, Inventory, Labels, NetworkAddress, NetworkName, Node, NodeName, PolicyKey, PolicyKind, PolicySet, Revision, Workload,
+    WorkloadId,
 };
 use firebreak_proto::v1;
 use firebreak_proto::workload::{DeclaredWorkload, Location, ReportedWorkload};
@@ -18,8 +19,10 @@ pub(crate) struct Sources {
     objects: BTreeMap<ObjectKey, Object>,
     reported: BTreeMap<NodeName, Reported>,
     cluster_networks: Vec<IpNet>,
-    /// Stored objects that this version cannot read, with the reason. They are as if absent, and shown.
+    /// Stored objects whose newest version this program cannot read, with the reason. The last version that it read stays in force.
     unreadable: BTreeMap<ObjectKey, String>,
+    /// Nodes that were deleted, with the revision that says so: what was heard of them before is not heard again.
+    forgotten: BTreeMap<NodeName, Revision>,
 }
 
 /// What one node's agent reported.
@@ -68,7 +71,8 @@ impl Sources {
     }
 
     fn put(&mut self, stored: &StoredObject) {
-        match Object::from_json(stored.json.as_bytes()) {
+        // Converted here once, so that what is kept can be assembled at any time.
+        match Object::from_json(stored.json.as_bytes()).and_then(|object| Assembled::default().add(&object).map(|()| object)) {
             Ok(object) => {
                 self.unreadable.remove(&stored.key);
                 self.objects.insert(stored.key.clone(), object);
@@ -94,6 +98,7 @@ impl Sources {
         }
         for node in &committed.forgotten_nodes {
             self.reported.remove(node);
+            self.forgotten.insert(node.clone(), committed.revision);
         }
     }
 
@@ -119,6 +124,15 @@ impl Sources {
         self.reported.entry(node.clone()).or_default();
     }
 
+    /// Whether something of a node was heard before the node was deleted, `at` being a revision that the store had before it was kept.
+    pub(crate) fn is_stale(&self, node: &NodeName, at: Revision) -> bool {
+        self.forgotten.get(node).is_some_and(|forgotten| at < *forgotten)
+    }
+
+    pub(crate) fn forgotten(&self) -> &BTreeMap<NodeName, Revision> {
+        &self.forgotten
+    }
+
     pub(crate) fn reported(&self) -> &BTreeMap<NodeName, Reported> {
         &self.reported
     }
@@ -133,7 +147,7 @@ impl Sources {
         assembled.policies.cluster_networks.clone_from(&self.cluster_networks);
         for (key, object) in &self.objects {
             if let Err(errors) = assembled.add(object) {
-                // Objects were validated when they came in; one that fails now is as if absent.
+                // Cannot be: `put` converted it.
                 tracing::error!(object = %key, reason = %errors, "object does not convert");
             }
         }
@@ -245,9 +259,10 @@ pub(crate) fn reaching(node: &NodeName, network: &str, address: IpAddr) -> Vec<N
     places
 }
 
-/// The key under which the store keeps a policy.
-pub(crate) fn policy_object(key: &firebreak_policy::model::PolicyKey) -> ObjectKey {
-    ObjectKey::new(key.kind.as_str(), key.namespace.as_str(), key.name.clone())
+/// The policy that an object of the store is; `None` for every other kind.
+pub(crate) fn policy_key(key: &ObjectKey) -> Option<PolicyKey> {
+    let kind = [PolicyKind::NetworkPolicy, PolicyKind::SegmentPolicy].into_iter().find(|kind| kind.as_str() == key.kind.as_str())?;
+    Some(PolicyKey { kind, namespace: key.namespace.clone()?, name: key.name.clone() })
 }
 
 /// A workload's id of its wire parts.
