@@ -137,7 +137,13 @@ fn interfaces(alive: &NodeState, local: &LocalWorkloads) -> BTreeMap<u32, Manage
                 let managed = ManagedInterface {
                     name: interface.name.clone(),
                     workload: title.clone(),
-                    addresses: interface.addresses.iter().map(|address| address.address).collect(),
+                    // The node's own addresses stay the node's, whoever claims them.
+                    addresses: interface
+                        .addresses
+                        .iter()
+                        .map(|address| address.address)
+                        .filter(|address| !local.node_addresses.contains(address))
+                        .collect(),
                 };
                 (*index, managed)
             })

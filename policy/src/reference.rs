@@ -221,7 +221,7 @@ fn is_public(address: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => {
             let [a, b, c, ..] = v6.segments();
-            let special = (a == 0x2001 && b < 0x200) || (a == 0x2001 && b == 0xdb8) || a == 0x2002 || (a == 0x3fff && b < 0x1000);
+            let special = (a == 0x2001 && (b < 0x200 || b == 0xdb8)) || a == 0x2002 || (a == 0x3fff && b < 0x1000);
             a & 0xe000 == 0x2000 && !special && (a, b, c) != (0x2620, 0x4f, 0x8000)
         }
     }
