@@ -33,6 +33,12 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
+/// A connection that is silent for so long is asked whether somebody is there.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+
+/// A connection that does not answer for so long is closed: the node of an agent that died without a word is lost within 10 s.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(6);
+
 /// The task that waits to be told to stop.
 const SIGNALS: &str = "signals";
 
@@ -260,8 +266,8 @@ where
 {
     Server::builder()
         .layer(InterceptorLayer::new(Identify::default()))
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(1_024)
         .add_routes(routes)
         .serve_with_incoming_shutdown(connections, stop.cancelled_owned())

@@ -33,6 +33,12 @@ pub enum Method {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Outcome(Code);
 
+impl From<Code> for Outcome {
+    fn from(code: Code) -> Self {
+        Self(code)
+    }
+}
+
 impl EncodeLabelValue for Outcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         encoder.write_str(match self.0 {

@@ -253,6 +253,39 @@ async fn both_ends_are_named_and_the_reason_is_the_rule_that_came_nearest() {
 }
 
 #[tokio::test]
+async fn no_packet_that_a_container_can_make_has_a_record_that_is_refused() {
+    let server = Server::start().await;
+    let (_one, _two) = shop(&server).await;
+    let mut reporter = Reporter::new(&server, "n1").await;
+    let with = |protocol, source: &str, destination: &str| v1::FlowEvent {
+        transport: Some(v1::Transport { protocol, ..Default::default() }),
+        source: bytes(source),
+        destination: bytes(destination),
+        ..ingress(source, destination, 1)
+    };
+    let events = [
+        ("ICMPv6 in IPv4", with(58, "10.0.0.3", "10.0.0.1")),
+        ("ICMP in IPv6", with(1, "2001:db8::1", "2001:db8::2")),
+        ("TCP without room for ports", with(6, "10.0.0.3", "10.0.0.1")),
+        ("SCTP without room for ports", with(132, "10.0.0.3", "10.0.0.1")),
+        ("protocol 0", with(0, "10.0.0.3", "10.0.0.1")),
+        ("protocol 255", with(255, "10.0.0.3", "10.0.0.1")),
+        ("IPv4-mapped source", with(17, "::ffff:10.0.0.3", "2001:db8::2")),
+        ("IPv4-mapped destination", with(47, "2001:db8::2", "::ffff:10.0.0.1")),
+        ("unspecified ends", with(47, "0.0.0.0", "255.255.255.255")),
+        ("port 0", ingress("10.0.0.3", "10.0.0.1", 0)),
+    ];
+    for (sequence, (what, event)) in (1..).zip(events) {
+        assert_eq!(reporter.batch(vec![record(sequence, event)]).await.unwrap(), sequence, "{what}");
+    }
+    let kept = kept(&server, 0).await;
+    assert_eq!(kept.len(), 10);
+    assert_eq!(kept[0].destination.as_ref().unwrap().name, "db");
+    assert_eq!(kept[0].reason.as_ref().unwrap().verdict(), v1::Verdict::Drop);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_bad_record_refuses_its_batch_whole() {
     let server = Server::start().await;
     let (_one, _two) = shop(&server).await;
@@ -297,7 +330,10 @@ async fn a_bad_record_refuses_its_batch_whole() {
         (flow(|it| it.transport = None), "flow.transport: is missing"),
         (flow(|it| it.transport = Some(tcp(70_000))), "flow.transport.port: 70000 is no port number"),
         (flow(|it| it.transport = Some(v1::Transport { protocol: 300, ..Default::default() })), "flow.transport.protocol: "),
-        (flow(|it| it.transport = Some(v1::Transport { protocol: 6, ..Default::default() })), "flow.transport.port: "),
+        (flow(|it| it.transport = Some(v1::Transport { protocol: 6, icmp_type: Some(8), ..Default::default() })), "flow.transport.port: "),
+        (flow(|it| it.transport = Some(v1::Transport { protocol: 47, port: Some(1), ..Default::default() })), "flow.transport.port: "),
+        (flow(|it| it.network = "n2/docker0".to_owned()), "flow.network: n2/docker0 belongs to another node; this stream is node n1's"),
+        (flow(|it| it.source = bytes("2001:db8::1")), "flow.destination: 10.0.0.1 is not of the family of the source 2001:db8::1"),
         (flow(icmp), "flow.transport.icmp_code: "),
         (flow(|it| it.source_port = Some(70_000)), "flow.source_port: 70000 is no port number"),
         (loss(2, v1::Direction::Unspecified, 1), "lost.direction: is not set"),

@@ -239,6 +239,9 @@ fn interface(
         .into_iter()
         .flat_map(|addresses| addresses.iter())
         .filter(|held| held.interface == peer && held.scope != Scope::Host)
+        // An IPv4-mapped address has no packets of its own (RFC 4291 2.5.5.2). A container that gives itself one must not be able to make the
+        // controller refuse its node's whole report.
+        .filter(|held| !matches!(held.address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some()))
         .map(|held| (held.address, held.scope))
         .collect();
     if held.len() > MAX_ADDRESSES {

@@ -199,6 +199,14 @@ fn one_that_piles_up_addresses_is_denied() {
 }
 
 #[test]
+fn an_ipv4_mapped_address_is_not_reported() {
+    let own = Arc::from([held(2, "::ffff:10.0.0.9", Scope::Global), held(2, "10.0.0.2", Scope::Global)]);
+    let kernel = Kernel { peers: HashMap::from([(0, own)]), ..kernel(vec![veth(7, "veth7", Some(0), None)]) };
+    let local = run(&kernel, &[engine("a", Place::Namespace(0))]);
+    assert_eq!(told(&local), ["a: veth7 10.0.0.2"]);
+}
+
+#[test]
 fn the_node_s_addresses_are_the_global_ones() {
     let own = vec![
         held(1, "127.0.0.1", Scope::Host),

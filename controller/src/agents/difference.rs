@@ -143,7 +143,6 @@ mod tests {
     use firebreak_policy::node_state::{CompiledPeers, CompiledRule, CompiledServices, Isolation, RuleRef, Segment};
     use std::net::{Ipv4Addr, Ipv6Addr};
     use std::sync::Arc;
-    use std::time::Instant;
 
     fn member(number: u32) -> Member {
         if number.is_multiple_of(2) {
@@ -157,7 +156,7 @@ mod tests {
         let id = GroupId("g".into());
         let group = Group { id: id.clone(), title: "app=web".to_owned(), members: members.map(member).collect() };
         let state = NodeState { groups: [(id, Arc::new(group))].into(), ..NodeState::default() };
-        Target::of(&NodeName::new("n1"), &state, Instant::now())
+        Target::of(&NodeName::new("n1"), &state)
     }
 
     fn sizes(updates: &[v1::Update]) -> Vec<usize> {
@@ -221,7 +220,7 @@ mod tests {
         let id = SegmentId("s".into());
         let segment = Segment { id: id.clone(), title: "shop/db".to_owned(), ingress: Some(isolation), egress: None };
         let state = NodeState { segments: [(id, Arc::new(segment))].into(), ..NodeState::default() };
-        let target = Target::of(&NodeName::new("n1"), &state, Instant::now());
+        let target = Target::of(&NodeName::new("n1"), &state);
         let oversized = difference(&NodeName::new("n1"), &Holding::default(), &target).unwrap_err();
         assert_eq!(oversized.key, ObjectKey::new(ObjectKind::Segment, "s"));
         assert!(oversized.bytes > MAX_MESSAGE_BYTES, "{oversized}");

@@ -7,18 +7,22 @@ mod session;
 
 use crate::auth::{Act, Principal, Target, authorize};
 use crate::hub::{Hub, Report};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Outcome};
 use crate::store::{InstanceId, PinError, Store};
 use firebreak_policy::model::{NodeName, Revision};
 use firebreak_proto::{MAX_MESSAGE_BYTES, v1};
 use hello::Caller;
 use jiff::Timestamp;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use session::Session;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,7 +43,28 @@ pub struct Agents {
     sessions: Sessions,
     stop: CancellationToken,
     clock: fn() -> Timestamp,
+    counted: Counted,
+}
+
+/// What is counted of sessions.
+#[derive(Clone, Debug)]
+struct Counted {
     connected: Gauge,
+    /// Sessions that the controller refused or ended, by the code that it gave.
+    ended: Family<Ended, Counter>,
+    realize_seconds: Histogram,
+}
+
+impl Default for Counted {
+    fn default() -> Self {
+        let realize_seconds = Histogram::new(exponential_buckets(0.001, 2.0, 17));
+        Self { connected: Gauge::default(), ended: Family::default(), realize_seconds }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    code: Outcome,
 }
 
 /// The streams of each node: the newest one, and whose turn it is.
@@ -86,12 +111,18 @@ impl Sessions {
 impl Agents {
     /// A service over the hub and the store; streams end when `stop` is cancelled.
     pub fn new(hub: Hub, store: Store, stop: CancellationToken, clock: fn() -> Timestamp) -> Self {
-        Self { hub, store, sessions: Sessions::default(), stop, clock, connected: Gauge::default() }
+        Self { hub, store, sessions: Sessions::default(), stop, clock, counted: Counted::default() }
     }
 
-    /// Shows how many agents are connected.
+    /// Shows how many agents are connected, how many sessions were ended and why, and how long changes take to every node.
     pub fn register(&self, metrics: &Metrics) {
-        metrics.register(|registry| registry.register("agents_connected", "Agents that have a session", self.connected.clone()));
+        let Counted { connected, ended, realize_seconds } = self.counted.clone();
+        metrics.register(|registry| {
+            registry.register("agents_connected", "Agents that have a session", connected);
+            registry.register("agent_sessions_ended", "Sessions that the controller refused or ended, by gRPC code", ended);
+            let help = "From a change to a node's ack that everything up to it is in the kernel";
+            registry.register("realize_seconds", help, realize_seconds);
+        });
     }
 
     /// The tonic service, with its bounds on messages.
@@ -146,6 +177,7 @@ impl v1::agent_service_server::AgentService for Agents {
         let mut inbound = request.into_inner();
         let (caller, joined) = self.join(&principal, &mut inbound).await.inspect_err(|status| {
             tracing::warn!(principal = %principal, reason = status.message(), "refused an agent");
+            self.counted.ended.get_or_create(&Ended { code: status.code().into() }).inc();
         })?;
         let node = caller.node.clone();
         let Some((token, turn)) = self.sessions.begin(&node, &self.stop).await else {
@@ -154,21 +186,22 @@ impl v1::agent_service_server::AgentService for Agents {
         if !self.hub.report(joined, Report::Met(node.clone())).await {
             return Err(Status::unavailable("the controller is stopping"));
         }
-        self.hub.board().connected(&node, &caller.boot_id, &caller.version, (self.clock)());
-        self.connected.inc();
+        self.hub.board().connected(&node, &caller.boot_id, &caller.version, ((self.clock)(), Instant::now()));
+        self.counted.connected.inc();
         tracing::info!(node = %node, agent = %caller.version, boot = %caller.boot_id, "agent connected");
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
         let service = self.clone();
         tokio::spawn(async move {
-            let session = Session::new(service.hub.clone(), service.store.clone(), service.clock, caller, joined, outgoing.clone());
+            let session = Session::new(&service, caller, joined, outgoing.clone());
             let ended = session.run(inbound, &token).await;
             service.hub.board().disconnected(&node);
-            service.connected.dec();
+            service.counted.connected.dec();
             service.sessions.end(&node, turn);
             match ended {
                 Ok(()) => tracing::info!(node = %node, "agent disconnected"),
                 Err(status) => {
                     tracing::warn!(node = %node, reason = status.message(), "ended a session");
+                    service.counted.ended.get_or_create(&Ended { code: status.code().into() }).inc();
                     // An agent that has gone does not hear why.
                     let _ = outgoing.try_send(Err(status));
                 }

@@ -1,6 +1,7 @@
 //! One agent's session. One generation is in flight; while it waits for its ack newer targets replace each other, so that an agent
 //! that is slow, or does not read, costs one target and no more.
 
+use super::Agents;
 use super::difference::{Holding, difference};
 use super::hello::Caller;
 use super::report::{self, Parts, Whole};
@@ -14,9 +15,12 @@ use firebreak_proto::v1::controller_message::Message as Down;
 use firebreak_proto::workload::DeclaredWorkload;
 use firebreak_proto::{PROTOCOL_VERSION, Refusal, v1};
 use jiff::Timestamp;
+use prometheus_client::metrics::histogram::Histogram;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -26,6 +30,9 @@ const MOST_HELD: usize = 1_000_000;
 /// Declared workloads in one message; each is bounded by its manifest.
 const DECLARED_PER_PART: usize = 200;
 
+/// How long a generation is held back that takes workloads from an agent which did not say yet what it runs.
+const REPORT_PATIENCE: Duration = Duration::from_secs(15);
+
 type Outgoing = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
 
 /// One agent's session.
@@ -33,6 +40,7 @@ pub(super) struct Session {
     hub: Hub,
     store: Store,
     clock: fn() -> Timestamp,
+    realize_seconds: Histogram,
     caller: Caller,
     /// A revision that the store had when the node's name was found to be the caller's.
     joined: Revision,
@@ -42,6 +50,10 @@ pub(super) struct Session {
     /// Whether the agent has said everything that it holds.
     introduced: bool,
     reports: Parts,
+    /// The ticket of this stream's first full report.
+    told: Option<u64>,
+    /// Until when a generation is held back for that report.
+    patience: Option<Instant>,
     generation: Generation,
     sent: Option<Sent>,
     in_flight: bool,
@@ -56,14 +68,19 @@ struct Sent {
     generation: Generation,
     revision: Revision,
     target: Arc<Target>,
+    /// The publication that it came from.
+    publication: u64,
+    /// Whether it took effect whole, as far as the last ack tells.
+    realized: bool,
 }
 
 impl Session {
-    pub(super) fn new(hub: Hub, store: Store, clock: fn() -> Timestamp, caller: Caller, joined: Revision, outgoing: Outgoing) -> Self {
+    pub(super) fn new(service: &Agents, caller: Caller, joined: Revision, outgoing: Outgoing) -> Self {
         Self {
-            hub,
-            store,
-            clock,
+            hub: service.hub.clone(),
+            store: service.store.clone(),
+            clock: service.clock,
+            realize_seconds: service.counted.realize_seconds.clone(),
             caller,
             joined,
             outgoing,
@@ -71,6 +88,8 @@ impl Session {
             holding: Holding::default(),
             introduced: false,
             reports: Parts::default(),
+            told: None,
+            patience: None,
             generation: Generation(0),
             sent: None,
             in_flight: false,
@@ -99,6 +118,10 @@ impl Session {
                 changed = publications.changed(), if self.introduced => {
                     changed.map_err(|_| Status::unavailable("the controller is stopping"))?;
                     self.publish(&mut publications)?;
+                }
+                () = tokio::time::sleep_until(self.patience.unwrap_or_else(Instant::now)), if self.patience.is_some() => {
+                    tracing::warn!(node = %self.caller.node, "an agent did not say what it runs; its node gets the state that is known");
+                    self.send_newest();
                 }
                 permit = outgoing.reserve(), if !self.pending.is_empty() => {
                     let permit = permit.map_err(|_| Status::cancelled("the agent does not listen any more"))?;
@@ -159,7 +182,11 @@ impl Session {
         let Whole { upserts, removed, full, stored } = whole;
         let at = self.store.revision();
         self.keep(stored).await?;
-        self.tell(at, Report::Workloads { node: self.caller.node.clone(), upserts, removed, full }).await
+        let ticket = self.hub.ticket();
+        if full {
+            self.told.get_or_insert(ticket);
+        }
+        self.tell(at, Report::Workloads { node: self.caller.node.clone(), upserts, removed, full, ticket }).await
     }
 
     async fn node_reported(&mut self, report: v1::NodeReport) -> Result<(), Status> {
@@ -189,7 +216,9 @@ impl Session {
 
     fn acked(&mut self, ack: v1::Ack) -> Result<(), Refusal> {
         let v1::Ack { generation, revision, epoch, applied_at: _, kernel_time: _, refused, failure } = ack;
-        let Some(sent) = &self.sent else { return Err(Refusal::new("generation", format!("{generation} was never sent on this stream"))) };
+        let Some(sent) = &mut self.sent else {
+            return Err(Refusal::new("generation", format!("{generation} was never sent on this stream")));
+        };
         if generation > sent.generation.0 {
             return Err(Refusal::new("generation", format!("{generation} was never sent; the newest is {}", sent.generation)));
         }
@@ -216,6 +245,12 @@ impl Session {
             self.holding.objects.entry(key).and_modify(|hash| *hash = ContentHash([0; 16]));
         }
         self.in_flight = false;
+        sent.realized = failure.is_empty() && refused.is_empty();
+        if sent.realized
+            && let Some(lag) = self.hub.board().realized(&self.caller.node, sent.publication, std::time::Instant::now())
+        {
+            self.realize_seconds.observe(lag.as_secs_f64());
+        }
         let target = Arc::clone(&sent.target);
         let (acked_generation, acked_revision) = (sent.generation, sent.revision);
         if !failure.is_empty() {
@@ -281,6 +316,16 @@ impl Session {
         self.declared = Some(declared);
     }
 
+    /// Whether the target lacks workloads that the agent holds, and nothing was heard yet of what it runs. A controller with a restored database,
+    /// or one that was told to forget the node, knows less than the agent: sent at once, the target would cut live workloads off until the
+    /// agent's report is compiled.
+    fn takes_unheard(&self, published: &Published, target: &Target) -> bool {
+        let heard = published.reported.get(&self.caller.node).map_or(0, |reported| reported.heard);
+        let wanted = |key: &ObjectKey| target.objects.binary_search_by(|(wanted, _)| wanted.cmp(key)).is_ok();
+        self.told.is_none_or(|ticket| heard < ticket)
+            && self.holding.objects.keys().any(|key| key.kind == ObjectKind::Endpoint && !wanted(key))
+    }
+
     /// Sends the newest target unless it was sent already or another one is in flight.
     fn send_newest(&mut self) {
         if self.in_flight {
@@ -289,10 +334,21 @@ impl Session {
         let Some(published) = self.hub.newest() else { return };
         // A node that was met a moment ago is in the next publication.
         let Some(target) = published.targets.get(&self.caller.node) else { return };
-        if self.sent.as_ref().is_some_and(|sent| sent.target.hash == target.hash && sent.revision == published.revision) {
+        let node: NodeName = self.caller.node.clone();
+        if let Some(sent) = self.sent.as_ref().filter(|sent| sent.target.hash == target.hash && sent.revision == published.revision) {
+            // Something changed and changed back before it was sent.
+            if sent.realized {
+                self.hub.board().realized(&node, published.number, std::time::Instant::now());
+            }
             return;
         }
-        let node: NodeName = self.caller.node.clone();
+        if self.sent.is_none() && self.takes_unheard(&published, target) {
+            let until = *self.patience.get_or_insert_with(|| Instant::now() + REPORT_PATIENCE);
+            if Instant::now() < until {
+                return;
+            }
+        }
+        self.patience = None;
         let updates = match difference(&node, &self.holding, target) {
             Ok(updates) => updates,
             Err(oversized) => {
@@ -314,7 +370,13 @@ impl Session {
         }));
         self.holding.objects = target.objects.iter().cloned().collect();
         self.holding.state = Some(Arc::clone(target));
-        self.sent = Some(Sent { generation: self.generation, revision: published.revision, target: Arc::clone(target) });
+        self.sent = Some(Sent {
+            generation: self.generation,
+            revision: published.revision,
+            target: Arc::clone(target),
+            publication: published.number,
+            realized: false,
+        });
         self.in_flight = true;
         let generation = self.generation;
         self.hub.board().update(&node, |progress| progress.sent_generation = generation);

@@ -5,12 +5,12 @@ use crate::hub::published::Published;
 use crate::hub::sources::{reaching, workload_id};
 use crate::hub::wire;
 use firebreak_policy::evaluate::{DirectionVerdict, PeerView};
-use firebreak_policy::model::{Direction, NodeName, PublishedPort, Transport, Workload};
+use firebreak_policy::model::{Direction, NetworkName, NodeName, PublishedPort, Transport, Workload};
 use firebreak_proto::Refusal;
-use firebreak_proto::convert::{address_from_wire, address_to_wire};
+use firebreak_proto::convert::{address_from_wire, address_to_wire, protocol_from_wire};
 use firebreak_proto::v1;
 use jiff::Timestamp;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 /// What is known of an event beside itself.
@@ -88,12 +88,19 @@ fn read(node: &NodeName, wire: &v1::FlowEvent, now: Timestamp) -> Result<Event, 
     }
     let transport = wire.transport.as_ref().ok_or_else(|| Refusal::new("transport", "is missing"))?;
     let seen = wire.first_seen.as_ref().and_then(|it| Timestamp::new(it.seconds, it.nanos).ok());
+    if !NetworkName::new(&wire.network).reaches(node) {
+        return Err(Refusal::new("network", format!("{} belongs to another node; this stream is node {node}'s", wire.network)));
+    }
+    let (source, destination) = (packet_address(&wire.source, "source")?, packet_address(&wire.destination, "destination")?);
+    if source.is_ipv4() != destination.is_ipv4() {
+        return Err(Refusal::new("destination", format!("{destination} is not of the family of the source {source}")));
+    }
     Ok(Event {
         node: node.clone(),
         direction,
-        source: address_from_wire(&wire.source, "source")?,
-        destination: address_from_wire(&wire.destination, "destination")?,
-        transport: wire::transport(transport).map_err(|refusal| refusal.within("transport"))?,
+        source,
+        destination,
+        transport: packet_transport(transport).map_err(|refusal| refusal.within("transport"))?,
         network: wire.network.clone(),
         container: wire.container.clone(),
         generation: wire.generation,
@@ -103,6 +110,25 @@ fn read(node: &NodeName, wire: &v1::FlowEvent, now: Timestamp) -> Result<Event, 
         },
         time: seen.unwrap_or(now),
     })
+}
+
+/// An address as a packet had it. A container may put anything there, IPv4-mapped IPv6 too; a record refused for that would be sent again for
+/// ever, and its node's reports end.
+fn packet_address(bytes: &[u8], field: &str) -> Result<IpAddr, Refusal> {
+    match <[u8; 16]>::try_from(bytes) {
+        Ok(octets) => Ok(Ipv6Addr::from(octets).into()),
+        Err(_) => address_from_wire(bytes, field),
+    }
+}
+
+/// What a packet carried. A container may send ICMPv6 in IPv4, or TCP without room for ports: such a packet has a protocol and no more.
+fn packet_transport(wire: &v1::Transport) -> Result<Transport, Refusal> {
+    match wire {
+        v1::Transport { protocol, port: None, icmp_type: None, icmp_code: None } => {
+            Ok(Transport::Other(protocol_from_wire(*protocol, "protocol")?))
+        }
+        told => wire::transport(told),
+    }
 }
 
 /// The judged end: the agent names its container; where that is gone, the address tells.

@@ -19,7 +19,7 @@ use firebreak_proto::workload::ReportedWorkload;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a request waits for the hub to take in a revision that the store has.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -164,7 +164,7 @@ impl Hub {
             (Some(_), _) | (None, Some(_)) => v1::NodeConnection::Lost,
             (None, None) => v1::NodeConnection::NeverSeen,
         };
-        let behind = published.targets.get(node).filter(|_| reported.is_some() && !self.is_current(published, node));
+        let lag = self.board().lag(node, Instant::now()).filter(|_| reported.is_some());
         let progress = progress.unwrap_or_default();
         let inventory = published.inventory.nodes.get(node);
         v1::NodeStatus {
@@ -174,7 +174,7 @@ impl Hub {
             acked_revision: progress.acked_revision.0,
             sent_generation: progress.sent_generation.0,
             acked_generation: progress.acked_generation.0,
-            lag_milliseconds: behind.map_or(0, |target| u64::try_from(target.since.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)),
+            lag_milliseconds: lag.map_or(0, |lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX).max(1)),
             workloads: reported.map_or(0, |it| u32::try_from(it.workloads.len()).unwrap_or(u32::MAX)),
             conflicts: conflicts(published, node),
             warnings: report.warnings,

@@ -22,6 +22,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use published::{Frame, Published};
 use sources::Sources;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,8 @@ pub(crate) enum Report {
         removed: Vec<ContainerId>,
         /// Whether what is not named is gone.
         full: bool,
+        /// From [`Hub::ticket`]; a publication that has it, or a later one of this node, has this report.
+        ticket: u64,
     },
     /// A node's word about itself.
     Node(NodeName, v1::NodeReport),
@@ -55,6 +58,7 @@ pub struct Hub {
     reports: mpsc::Sender<(Revision, Report)>,
     published: watch::Receiver<Option<Arc<Published>>>,
     board: Board,
+    tickets: Arc<AtomicU64>,
 }
 
 /// Why the hub cannot go on.
@@ -73,6 +77,11 @@ impl Hub {
     /// report from before its node was deleted is passed over, however late it comes.
     pub(crate) async fn report(&self, at: Revision, report: Report) -> bool {
         self.reports.send((at, report)).await.is_ok()
+    }
+
+    /// A number for a report; later ones are higher.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.tickets.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The newest publication, and those to come. `None` before everything is in sync.
@@ -106,7 +115,7 @@ pub fn hub(store: Store, cluster_networks: Vec<IpNet>) -> (Hub, HubTask) {
     let (sender, reports) = mpsc::channel(QUEUE);
     let (publish, published) = watch::channel(None);
     let board = Board::default();
-    let hub = Hub { reports: sender, published, board: board.clone() };
+    let hub = Hub { reports: sender, published, board: board.clone(), tickets: Arc::default() };
     (
         hub,
         HubTask {
@@ -201,9 +210,11 @@ impl HubTask {
             reported: sources.reported().clone(),
             unreadable: sources.unreadable().clone(),
             forgotten: sources.forgotten().clone(),
-            now: begun,
         };
+        let before = previous.clone();
         let published = tokio::task::spawn_blocking(move || Published::of(assembled, frame, previous.as_deref())).await?;
+        // Before it can be acked.
+        self.board.expect(published.new_for(before.as_deref()), published.number, begun);
         self.compile_seconds.observe(begun.elapsed().as_secs_f64());
         tracing::debug!(revision = revision.0, nodes = published.targets.len(), took = ?begun.elapsed(), "published");
         self.published.send_replace(Some(Arc::new(published)));
@@ -218,7 +229,7 @@ fn take_report(sources: &mut Sources, at: Revision, report: Report) {
     }
     match report {
         Report::Met(node) => sources.meet(&node),
-        Report::Workloads { node, upserts, removed, full } => sources.report(&node, upserts, &removed, full),
+        Report::Workloads { node, upserts, removed, full, ticket } => sources.report(&node, upserts, &removed, full, ticket),
         Report::Node(node, report) => sources.report_node(&node, report),
     }
 }

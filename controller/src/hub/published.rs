@@ -9,11 +9,12 @@ use firebreak_proto::hash::{ContentHash, ObjectKey, commit_hash, objects_of};
 use firebreak_proto::workload::DeclaredWorkload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// What everybody reads. A reader that holds one sees one moment.
 #[derive(Debug)]
 pub(crate) struct Published {
+    /// Rises by one with every publication of this process.
+    pub(crate) number: u64,
     pub(crate) epoch: Arc<str>,
     pub(crate) revision: Revision,
     pub(crate) policies: Arc<PolicySet>,
@@ -35,8 +36,6 @@ pub(crate) struct Target {
     pub(crate) objects: Vec<(ObjectKey, ContentHash)>,
     /// Over all of them.
     pub(crate) hash: ContentHash,
-    /// When this content became the target.
-    pub(crate) since: Instant,
 }
 
 /// What goes into a publication beside the assembled sources.
@@ -46,24 +45,24 @@ pub(crate) struct Frame {
     pub(crate) reported: BTreeMap<NodeName, Reported>,
     pub(crate) unreadable: BTreeMap<StoredKey, String>,
     pub(crate) forgotten: BTreeMap<NodeName, Revision>,
-    pub(crate) now: Instant,
 }
 
 impl Published {
     /// Compiles. A node whose content did not change keeps the target it had.
     pub(crate) fn of(assembled: Assembled, frame: Frame, previous: Option<&Published>) -> Self {
         let Assembled { policies, inventory, declared } = assembled;
-        let Frame { epoch, revision, reported, unreadable, forgotten, now } = frame;
+        let Frame { epoch, revision, reported, unreadable, forgotten } = frame;
         let compiled = compile(&policies, &inventory);
         let targets = compiled
             .nodes()
             .iter()
             .map(|(name, state)| {
                 let kept = previous.and_then(|it| it.targets.get(name)).filter(|target| target.state == *state);
-                (name.clone(), kept.cloned().unwrap_or_else(|| Arc::new(Target::of(name, state, now))))
+                (name.clone(), kept.cloned().unwrap_or_else(|| Arc::new(Target::of(name, state))))
             })
             .collect();
         Self {
+            number: previous.map_or(0, |it| it.number) + 1,
             epoch,
             revision,
             policies: Arc::new(policies),
@@ -76,13 +75,24 @@ impl Published {
             forgotten,
         }
     }
+
+    /// The nodes that a generation has to go to that the previous publication did not ask for.
+    pub(crate) fn new_for<'a>(&'a self, previous: Option<&'a Published>) -> impl Iterator<Item = &'a NodeName> {
+        self.targets
+            .iter()
+            .filter(move |(name, target)| {
+                let before = previous.filter(|it| it.revision == self.revision).and_then(|it| it.targets.get(*name));
+                before.is_none_or(|before| before.hash != target.hash)
+            })
+            .map(|(name, _)| name)
+    }
 }
 
 impl Target {
     /// What the node is to hold, with its hashes.
-    pub(crate) fn of(node: &NodeName, state: &NodeState, since: Instant) -> Self {
+    pub(crate) fn of(node: &NodeName, state: &NodeState) -> Self {
         let objects = objects_of(node, state);
         let hash = commit_hash(objects.iter().map(|(key, hash)| (key, *hash)));
-        Self { state: state.clone(), objects, hash, since }
+        Self { state: state.clone(), objects, hash }
     }
 }

@@ -14,7 +14,6 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Something that the hub hears of. Events of one subject keep their order; those of two are independent.
 #[derive(Clone, Debug)]
@@ -64,7 +63,7 @@ fn take(sources: &mut Sources, events: &[Event]) {
     for event in events {
         match event {
             Event::Object(key, object) => changes.push(change(key, object.as_ref())),
-            Event::Reported { node, upserts, removed, full } => sources.report(node, upserts.clone(), removed, *full),
+            Event::Reported { node, upserts, removed, full } => sources.report(node, upserts.clone(), removed, *full, 1),
             Event::Node(node, report) => sources.report_node(node, report.clone()),
             Event::Forgotten(node) => sources.commit(&committed(Vec::new(), vec![node.clone()])),
         }
@@ -86,7 +85,6 @@ fn run<'a>(steps: impl IntoIterator<Item = &'a [Event]>) -> Outcome {
             reported: sources.reported().clone(),
             unreadable: sources.unreadable().clone(),
             forgotten: sources.forgotten().clone(),
-            now: Instant::now(),
         };
         previous = Some(Published::of(sources.assemble(), frame, previous.as_ref()));
     }

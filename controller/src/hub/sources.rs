@@ -32,6 +32,8 @@ pub(crate) struct Reported {
     pub(crate) addresses: BTreeSet<IpAddr>,
     pub(crate) labels: Labels,
     pub(crate) report: Option<v1::NodeReport>,
+    /// The ticket of the last report of workloads; 0 while none was heard since this process began.
+    pub(crate) heard: u64,
 }
 
 /// Policies and inventory of one moment, and what every node's agent is to look for.
@@ -103,8 +105,16 @@ impl Sources {
     }
 
     /// Takes in a report of workloads.
-    pub(crate) fn report(&mut self, node: &NodeName, upserts: Vec<Arc<ReportedWorkload>>, removed: &[ContainerId], full: bool) {
+    pub(crate) fn report(
+        &mut self,
+        node: &NodeName,
+        upserts: Vec<Arc<ReportedWorkload>>,
+        removed: &[ContainerId],
+        full: bool,
+        ticket: u64,
+    ) {
         let reported = self.reported.entry(node.clone()).or_default();
+        reported.heard = ticket;
         if full {
             reported.workloads.clear();
         }
