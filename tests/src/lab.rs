@@ -112,6 +112,11 @@ impl Lab {
         namespace.ip("route add default via fd77::fe")?;
         namespace.sysctl("net.ipv4.ip_forward", "1")?;
         namespace.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+        // Probes use a source port or identifier again after some 10 s. By then conntrack must have forgotten its first use, or a probe that
+        // policy now denies would be let through as established.
+        for timeout in ["udp_timeout", "udp_timeout_stream", "icmp_timeout", "icmpv6_timeout"] {
+            namespace.sysctl(&format!("net.netfilter.nf_conntrack_{timeout}"), "3")?;
+        }
         if topology == Topology::Bridged {
             namespace.ip("link add br0 type bridge forward_delay 0")?;
             namespace.ip("link set br0 up")?;
