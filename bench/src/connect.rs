@@ -127,7 +127,7 @@ fn conntrack_alone(pair: &Pair) -> anyhow::Result<()> {
     let path = folder.path().join("conntrack.nft");
     std::fs::write(
         &path,
-        "table inet alone { chain forward { type filter hook forward priority 0; ct state established,related accept; ct state new accept; } }\n",
+        "table inet alone { chain forward { type filter hook forward priority 0; ct state established,related accept; ct state new accept\n }\n}\n",
     )?;
     pair.node.namespace.output(&format!("nft -f {}", path.display())).map(drop)
 }
