@@ -15,6 +15,7 @@ pub mod server;
 pub mod shop;
 pub mod system;
 pub mod wait;
+pub mod witness;
 
 /// How much the tests do: `ci` (default) or `full`, by `FIREBREAK_SCALE`.
 pub fn scaled(ci: usize, full: usize) -> usize {
