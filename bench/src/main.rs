@@ -1,1 +1,99 @@
-fn main() {}
+//! `make bench`: measures what is there on this machine, prints a table and writes `target/bench/summary.json`.
+//!
+//! Timings on shared machines are noisy: what is compared is measured in turn within one run, and each name says how often.
+#![forbid(unsafe_code)]
+
+mod connect;
+mod dataplane;
+mod eval;
+mod flows;
+mod follower;
+mod memory;
+mod operator;
+mod peer;
+mod policy;
+mod report;
+mod scratch;
+mod stats;
+mod system;
+mod verdict;
+mod world;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use report::Report;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Measures Firebreak. Needs root (network namespaces) and the release binaries beside this one.
+#[derive(Parser)]
+struct Arguments {
+    /// Which parts, all by default.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Where the figures are written to as JSON.
+    #[arg(long, default_value = "target/bench/summary.json")]
+    summary: PathBuf,
+    #[command(subcommand)]
+    inner: Option<Inner>,
+}
+
+#[derive(Subcommand)]
+enum Inner {
+    /// Compiles in a process of its own and prints how many bytes that took at the peak.
+    #[command(hide = true)]
+    CompileMemory {
+        /// How many workloads.
+        workloads: usize,
+        /// How many policies.
+        policies: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Compile, flatten, evaluate.
+    Policy,
+    /// Set contents into the kernel.
+    Dataplane,
+    /// What a packet pays.
+    Connect,
+    /// The real binaries, end to end.
+    System,
+    /// `firebreak eval`.
+    Eval,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(Inner::CompileMemory { workloads, policies }) = arguments.inner {
+        return memory::child(workloads, policies);
+    }
+    let parts = if arguments.only.is_empty() { Part::value_variants().to_vec() } else { arguments.only };
+    let mut report = Report::default();
+    let mut whole = true;
+    for part in parts {
+        let begun = Instant::now();
+        let outcome = match part {
+            Part::Policy => policy::measure(&mut report),
+            Part::Dataplane => dataplane::measure(&mut report),
+            Part::Connect => connect::measure(&mut report),
+            Part::System => system::measure(&mut report),
+            Part::Eval => eval::measure(&mut report),
+        };
+        eprintln!("{part:?}: {:.0} s", begun.elapsed().as_secs_f64());
+        if let Err(error) = outcome {
+            eprintln!("{part:?} broke off: {error:#}");
+            whole = false;
+        }
+    }
+    println!("{}", report.table());
+    match report.write(&arguments.summary) {
+        Ok(()) if whole => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -483,6 +483,12 @@ fn a_published_port_is_the_workload_behind_it() {
     ] {
         assert_eq!(judged(&inventory, source, node, port), fate, "{source} -> {node}:{port}");
     }
+    // Every interface has a link-local address beside: nobody's peer, and no hindrance.
+    for (workload, address) in [("shop.api", "fe80::2"), ("ops.web", "fe80::1")] {
+        let address = NetworkAddress { network: NetworkName::default_network(), address: address.parse().unwrap() };
+        inventory.workloads.get_mut(&id("n1", workload)).unwrap().addresses.push(address);
+    }
+    assert_eq!(judged(&inventory, "fd01::1:0:2", "fd00::1", 8000), Fate::Passed);
     // Who shares an address with a workload that may not, may not.
     add(&mut inventory, "n1", "shop", "a-twin", &["10.1.0.2"]);
     assert_eq!(judged(&inventory, "10.1.0.2", "10.0.0.1", 8000), denied);

@@ -25,13 +25,13 @@ pub const INTERFACES: &str = "veth*";
 /// How long an engine may take to start. An idle machine needs one second.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs before the engine, in its mount namespace: control groups where the machine has not mounted them, and a place of its own for
-/// the key that `dockerd` writes to /etc/docker.
-const PREPARE: &str = "set -e
+/// Holds the engine's mount namespace, so that an engine that is started again finds the network namespaces that it had mounted.
+/// Control groups are mounted where the machine has none, and the key that `dockerd` writes to /etc/docker gets a place of its own.
+const HOLD: &str = "set -e
 grep -q ' /sys/fs/cgroup[ /]' /proc/self/mountinfo || mount -t cgroup2 none /sys/fs/cgroup
 mkdir -p /etc/docker
 mount -t tmpfs none /etc/docker
-exec dockerd \"$@\"";
+exec sleep infinity";
 
 /// What can be chosen about an engine.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +54,7 @@ pub struct Engine {
     folder: PathBuf,
     options: Options,
     process: Option<Process>,
-    /// The mount namespaces of the engine's runs: what is in one of them was started by the engine.
-    mounts: Vec<PathBuf>,
+    holder: Process,
 }
 
 /// A container, as it was when it was asked about.
@@ -81,7 +80,8 @@ impl Engine {
         let folder = folder.join(format!("docker-{namespace}"));
         std::fs::create_dir_all(&folder)?;
         std::fs::write(folder.join("daemon.json"), "{}")?;
-        let mut engine = Self { namespace, folder, options, process: None, mounts: Vec::new() };
+        let holder = hold(&namespace, &folder)?;
+        let mut engine = Self { namespace, folder, options, process: None, holder };
         engine.start_again()?;
         engine.import(IMAGE, &["role=builder"])?;
         Ok(engine)
@@ -93,10 +93,8 @@ impl Engine {
     /// As [`Engine::start`].
     pub fn start_again(&mut self) -> anyhow::Result<()> {
         let path = |name: &str| self.folder.join(name).display().to_string();
-        // Not `ip netns exec`: it mounts another /sys, which has no control groups.
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace));
-        command.args(["unshare", "--mount", "--propagation", "private", "sh", "-c", PREPARE, "dockerd"]);
+        command.args(["--target", &self.holder.id().to_string(), "--mount", "--net", "dockerd"]);
         command.args(["--config-file", &path("daemon.json"), "--data-root", &path("data"), "--exec-root", &path("exec")]);
         command.args(["--pidfile", &path("docker.pid"), "--host", &format!("unix://{}", self.socket().display())]);
         command.args(["--cgroup-parent", &self.control_group(), "--storage-driver", "vfs", "--live-restore", "--iptables=true"]);
@@ -106,7 +104,6 @@ impl Engine {
             process.check()?;
             self.docker(&["version"]).map(drop)
         })?;
-        self.mounts.push(std::fs::read_link(format!("/proc/{}/ns/mnt", process.id()))?);
         self.process = Some(process);
         Ok(())
     }
@@ -225,12 +222,17 @@ impl Engine {
         self.docker(&["rm", "--force", name]).map(drop)
     }
 
-    /// `kill -9`: the containers run on, published ports lose their proxies.
+    /// `kill -9`, its containerd included: the containers run on, published ports lose their proxies.
     ///
     /// # Errors
     /// It cannot be killed.
     pub fn kill(&mut self) -> anyhow::Result<()> {
-        self.process.take().map_or(Ok(()), Process::kill)
+        self.process.take().map_or(Ok(()), Process::kill)?;
+        // The kernel kills containerd with its parent. Where nobody reaps orphans, its number counts as running for the next engine.
+        match std::fs::remove_file(self.folder.join("exec/containerd/containerd.pid")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            Err(_) | Ok(()) => Ok(()),
+        }
     }
 
     /// SIGTERM: the containers run on.
@@ -241,13 +243,16 @@ impl Engine {
         self.process.take().map_or(Ok(()), |process| process.terminate().map(drop))
     }
 
-    /// The processes of the engine and of its containers: those in one of its mount namespaces or its control groups.
+    /// The processes of the engine and of its containers: those in its mount namespace (but for the holder) or its control groups.
     fn processes(&self) -> Vec<i32> {
+        let mount_of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let holder = self.holder.id().to_string();
+        let held = mount_of(&holder);
         let group = format!("{}/", self.control_group());
         let ours = |pid: &i32| {
-            let mount = std::fs::read_link(format!("/proc/{pid}/ns/mnt"));
+            let mount = mount_of(&pid.to_string());
             let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            mount.is_ok_and(|mount| self.mounts.contains(&mount)) || groups.contains(&group)
+            (mount.is_some() && mount == held && pid.to_string() != holder) || groups.contains(&group)
         };
         let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(ours).collect()
@@ -287,6 +292,21 @@ impl Drop for Engine {
         }
         self.remove_everything();
     }
+}
+
+/// A process in a new mount namespace, in the node's network namespace. Not by `ip netns exec`, whose /sys has no control groups.
+fn hold(namespace: &str, folder: &Path) -> anyhow::Result<Process> {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}"));
+    command.args(["unshare", "--mount", "--propagation", "private", "sh", "-c", HOLD]);
+    let mut holder = Process::start("the engine's mount namespace", command, &folder.join("holder.log"))?;
+    let comm = format!("/proc/{}/comm", holder.id());
+    wait::until("the engine's mount namespace", START_PATIENCE, || {
+        holder.check()?;
+        ensure!(std::fs::read_to_string(&comm)? == "sleep\n", "it is not prepared");
+        Ok(())
+    })?;
+    Ok(holder)
 }
 
 /// Removes the groups of this name of every hierarchy (the machine's version 1 has one per controller), deepest first.

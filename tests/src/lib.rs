@@ -11,9 +11,13 @@ pub mod leak;
 pub mod namespace;
 pub mod probe;
 pub mod process;
+pub mod relay;
+pub mod sctp;
 pub mod server;
 pub mod shop;
+pub mod site;
 pub mod system;
+pub mod volley;
 pub mod wait;
 pub mod witness;
 

@@ -22,6 +22,8 @@ pub enum Kind {
     Udp(u16),
     /// An echo request and its reply.
     Ping,
+    /// An SCTP INIT; it has arrived when a [`crate::sctp::Receivers`] over there has seen it.
+    Sctp(u16),
 }
 
 impl fmt::Display for Kind {
@@ -30,6 +32,7 @@ impl fmt::Display for Kind {
             Self::Tcp(port) => write!(f, "{port}/tcp"),
             Self::Udp(port) => write!(f, "{port}/udp"),
             Self::Ping => f.write_str("ping"),
+            Self::Sctp(port) => write!(f, "{port}/sctp"),
         }
     }
 }
@@ -74,7 +77,13 @@ pub fn send(to: IpAddr, kind: Kind, patience: Duration) -> anyhow::Result<bool> 
         Kind::Tcp(port) => Ok(tcp(SocketAddr::new(to, port), patience)),
         Kind::Udp(port) => udp(SocketAddr::new(to, port), patience),
         Kind::Ping => ping(to, patience),
+        Kind::Sctp(port) => sctp(to, port, patience),
     }
+}
+
+fn sctp(to: IpAddr, port: u16, patience: Duration) -> anyhow::Result<bool> {
+    let Some(tag) = crate::sctp::init(to, port, port)? else { return Ok(false) };
+    Ok(crate::wait::until_true("the INIT to arrive", patience, || crate::sctp::arrived(tag)).is_ok())
 }
 
 fn tcp(to: SocketAddr, patience: Duration) -> bool {
@@ -106,19 +115,13 @@ fn udp(to: SocketAddr, patience: Duration) -> anyhow::Result<bool> {
 /// An echo request over a raw socket; the reply is told by an identifier of our own.
 fn ping(to: IpAddr, patience: Duration) -> anyhow::Result<bool> {
     let identifier = u16::try_from(nix::unistd::gettid().as_raw() & 0xffff).unwrap_or(1).to_be_bytes();
-    let (family, protocol, request, reply) = match to {
-        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8, 0),
-        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129),
+    let (family, protocol, reply) = match to {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 0),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 129),
     };
     let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("cannot open a raw ICMP socket (root?)")?;
     setsockopt(&raw, sockopt::ReceiveTimeout, &TimeVal::new(0, i64::try_from(patience.as_micros())?))?;
-    let mut packet = [request, 0, 0, 0, identifier[0], identifier[1], 0, 1, b'f', b'i', b'r', b'e'];
-    if to.is_ipv4() {
-        // The kernel fills in ICMPv6 checksums (RFC 3542), not ICMP ones.
-        let sum = checksum(&packet).to_be_bytes();
-        packet[2..4].copy_from_slice(&sum);
-    }
-    if !sent(&raw, to, &packet) {
+    if !sent(&raw, to, &echo_request(to, identifier)) {
         return Ok(false);
     }
     let begun = Instant::now();
@@ -133,6 +136,18 @@ fn ping(to: IpAddr, patience: Duration) -> anyhow::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// An echo request of the address's family.
+pub(crate) fn echo_request(to: IpAddr, identifier: [u8; 2]) -> [u8; 12] {
+    let request = if to.is_ipv4() { 8 } else { 128 };
+    let mut packet = [request, 0, 0, 0, identifier[0], identifier[1], 0, 1, b'f', b'i', b'r', b'e'];
+    if to.is_ipv4() {
+        // The kernel fills in ICMPv6 checksums (RFC 3542), not ICMP ones.
+        let sum = checksum(&packet).to_be_bytes();
+        packet[2..4].copy_from_slice(&sum);
+    }
+    packet
 }
 
 fn sent(raw: &OwnedFd, to: IpAddr, packet: &[u8]) -> bool {

@@ -2,11 +2,16 @@
 
 use crate::namespace::Namespace;
 use anyhow::Context as _;
+use nix::poll::{PollFd, PollFlags, poll};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// How long a listener may go on after its servers are dropped, in milliseconds.
+const STOP_LATENCY: u16 = 200;
 
 /// Echo servers of one namespace; they end when this is dropped.
 #[derive(Debug)]
@@ -56,8 +61,10 @@ fn accept(listener: &TcpListener, stop: &Arc<AtomicBool>) {
                 let stop = Arc::clone(stop);
                 std::thread::spawn(move || echo(stream, &stop));
             }
-            // Nobody is waiting; a short pause bounds the CPU that a server costs.
-            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            Err(_) => {
+                // Nobody is waiting. How the wait ended is told by the next accept.
+                let _ = poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], STOP_LATENCY);
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ fn protocol(kind: Kind, to: IpAddr) -> Value {
     match (kind, to.is_ipv4()) {
         (Kind::Tcp(port), _) => json!({"protocol": "tcp", "port": port}),
         (Kind::Udp(port), _) => json!({"protocol": "udp", "port": port}),
+        (Kind::Sctp(port), _) => json!({"protocol": "sctp", "port": port}),
         (Kind::Ping, true) => json!({"protocol": "icmp", "icmpType": 8, "icmpCode": 0}),
         (Kind::Ping, false) => json!({"protocol": "icmpv6", "icmpType": 128, "icmpCode": 0}),
     }

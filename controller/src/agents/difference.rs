@@ -134,3 +134,96 @@ fn in_parts(updates: Vec<v1::ObjectUpdate>) -> Result<Vec<v1::Update>, Oversized
     }
     Ok(parts)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use firebreak_policy::model::{HostAccess, PolicyKey, PolicyKind};
+    use firebreak_policy::node_state::{CompiledPeers, CompiledRule, CompiledServices, Isolation, RuleRef, Segment};
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    fn member(number: u32) -> Member {
+        if number.is_multiple_of(2) {
+            Member::Address(Ipv4Addr::from(0x0a00_0000 + number).into())
+        } else {
+            Member::Address(Ipv6Addr::from((0x2001_0db8_u128 << 96) + u128::from(number)).into())
+        }
+    }
+
+    fn target(members: impl Iterator<Item = u32>) -> Target {
+        let id = GroupId("g".into());
+        let group = Group { id: id.clone(), title: "app=web".to_owned(), members: members.map(member).collect() };
+        let state = NodeState { groups: [(id, Arc::new(group))].into(), ..NodeState::default() };
+        Target::of(&NodeName::new("n1"), &state, Instant::now())
+    }
+
+    fn sizes(updates: &[v1::Update]) -> Vec<usize> {
+        let message =
+            |update: &v1::Update| v1::ControllerMessage { message: Some(v1::controller_message::Message::Update(update.clone())) };
+        updates.iter().map(|update| message(update).encoded_len()).collect()
+    }
+
+    fn parts(updates: Vec<v1::Update>) -> Vec<GroupChange> {
+        let changes = updates.into_iter().flat_map(|update| update.updates).map(|update| update.change.unwrap());
+        changes
+            .filter_map(|change| match change {
+                v1::object_update::Change::Group(part) => Some(GroupChange::try_from(part).unwrap()),
+                v1::object_update::Change::Node(_)
+                | v1::object_update::Change::Segment(_)
+                | v1::object_update::Change::Endpoint(_)
+                | v1::object_update::Change::Removed(_) => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_group_of_300_000_comes_in_messages_within_the_bound_and_one_changed_member_in_a_small_one() {
+        let node = NodeName::new("n1");
+        let first = Arc::new(target(0..300_000));
+        let updates = difference(&node, &Holding::default(), &first).unwrap();
+        let sizes_of_first = sizes(&updates);
+        assert!(sizes_of_first.iter().all(|size| *size <= MAX_MESSAGE_BYTES), "{sizes_of_first:?}");
+        assert!((4..20).contains(&sizes_of_first.len()), "{sizes_of_first:?}");
+        let parts_of_first = parts(updates);
+        assert_eq!(parts_of_first.iter().filter(|part| part.reset).count(), 1);
+        assert!(parts_of_first.first().unwrap().reset && parts_of_first.last().unwrap().hash.is_some());
+        assert_eq!(parts_of_first.iter().map(|part| part.add.len()).sum::<usize>(), 300_000);
+
+        let holding = Holding { objects: first.objects.iter().cloned().collect(), state: Some(Arc::clone(&first)) };
+        assert!(difference(&node, &holding, &first).unwrap().is_empty(), "nothing is sent when nothing changed");
+        let second = target(1..300_001);
+        let updates = difference(&node, &holding, &second).unwrap();
+        assert!(sizes(&updates).iter().sum::<usize>() < 256, "{:?}", sizes(&updates));
+        let parts_of_second = parts(updates);
+        assert_eq!(parts_of_second.len(), 1);
+        assert_eq!((&parts_of_second[0].add, &parts_of_second[0].remove), (&vec![member(300_000)], &vec![member(0)]));
+        assert!(!parts_of_second[0].reset && parts_of_second[0].hash.is_some());
+
+        // Held by hash only, as after a reconnect: what is the same is not sent, what differs is sent whole.
+        let by_hash = Holding { objects: first.objects.iter().cloned().collect(), state: None };
+        assert!(difference(&node, &by_hash, &first).unwrap().is_empty());
+        assert!(parts(difference(&node, &by_hash, &second).unwrap())[0].reset);
+    }
+
+    #[test]
+    fn an_object_that_no_message_can_carry_is_named_and_nothing_is_sent() {
+        let policy = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace: "shop".into(), name: "p".repeat(200) };
+        let rule = |index| CompiledRule {
+            origin: RuleRef { policy: policy.clone(), index, name: None },
+            peers: CompiledPeers::Any,
+            services: CompiledServices::Any,
+        };
+        let isolation =
+            Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules: (0..10_000).map(rule).collect() };
+        let id = SegmentId("s".into());
+        let segment = Segment { id: id.clone(), title: "shop/db".to_owned(), ingress: Some(isolation), egress: None };
+        let state = NodeState { segments: [(id, Arc::new(segment))].into(), ..NodeState::default() };
+        let target = Target::of(&NodeName::new("n1"), &state, Instant::now());
+        let oversized = difference(&NodeName::new("n1"), &Holding::default(), &target).unwrap_err();
+        assert_eq!(oversized.key, ObjectKey::new(ObjectKind::Segment, "s"));
+        assert!(oversized.bytes > MAX_MESSAGE_BYTES, "{oversized}");
+    }
+}

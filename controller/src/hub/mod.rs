@@ -6,6 +6,8 @@
 pub(crate) mod board;
 mod live;
 pub(crate) mod published;
+#[cfg(test)]
+mod sequence_tests;
 pub(crate) mod sources;
 pub(crate) mod wire;
 

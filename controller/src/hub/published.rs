@@ -79,7 +79,8 @@ impl Published {
 }
 
 impl Target {
-    fn of(node: &NodeName, state: &NodeState, since: Instant) -> Self {
+    /// What the node is to hold, with its hashes.
+    pub(crate) fn of(node: &NodeName, state: &NodeState, since: Instant) -> Self {
         let objects = objects_of(node, state);
         let hash = commit_hash(objects.iter().map(|(key, hash)| (key, *hash)));
         Self { state: state.clone(), objects, hash, since }

@@ -11,6 +11,7 @@ use crate::model::{
     Direction, GroupName, Inventory, NetworkAddress, NodeName, Peer, Peers, Policy, PolicyKey, PolicySet, Rule, WorkloadId,
 };
 use crate::node_state::{LocalEndpoint, NodeState, Segment};
+pub(crate) use addresses::is_link_local;
 use addresses::{AddressBook, takes_part};
 use groups::Groups;
 use index::Index;

@@ -1,6 +1,7 @@
 //! Ports of the node that lead to a workload: traffic of a local workload to one is judged as traffic to that workload (DESIGN 6.8).
 
 use super::comment;
+use crate::compile::is_link_local;
 use crate::kernel_sets::{Comment, Element, KernelSets, SetId, Shape};
 use crate::model::{Direction, Family, PublishedPort, Transport};
 use crate::node_state::{LocalEndpoint, NodeState};
@@ -50,7 +51,9 @@ fn may_reach(sets: &KernelSets, source: &LocalEndpoint, target: &LocalEndpoint, 
         return true;
     }
     let transport = Transport::Port(port.protocol, port.workload_port);
-    let pairs = source.addresses.iter().flat_map(|from| target.addresses.iter().map(move |to| (*from, *to)));
+    // Link-local addresses are nobody's peer, and no relay uses them.
+    let usable = |it: &&IpAddr| !is_link_local(**it);
+    let pairs = source.addresses.iter().filter(usable).flat_map(|from| target.addresses.iter().filter(usable).map(move |to| (*from, *to)));
     let same_family: Vec<(IpAddr, IpAddr)> = pairs.filter(|(from, to)| Family::of(*from) == Family::of(*to)).collect();
     let preferred: Vec<_> = same_family.iter().copied().filter(|(from, _)| Family::of(*from) == family).collect();
     let judged = if preferred.is_empty() { same_family } else { preferred };

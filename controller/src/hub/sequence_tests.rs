@@ -1,0 +1,212 @@
+//! Targets depend on what holds now, never on the order or number of events that led there.
+#![allow(clippy::unwrap_used)]
+
+use super::published::{Frame, Published};
+use super::sources::Sources;
+use crate::store::{Change, ChangeResult, Committed, ObjectKey, StoredObject, Verb};
+use firebreak_policy::model::{ContainerId, NetworkAddress, NetworkName, NodeName, Revision, Workload, WorkloadId, WorkloadSource};
+use firebreak_policy::node_state::NodeState;
+use firebreak_proto::hash::ContentHash;
+use firebreak_proto::v1;
+use firebreak_proto::workload::ReportedWorkload;
+use jiff::Timestamp;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Something that the hub hears of. Events of one subject keep their order; those of two are independent.
+#[derive(Clone, Debug)]
+enum Event {
+    /// The object is there now, in this form; `None` when it is deleted.
+    Object(ObjectKey, Option<Arc<StoredObject>>),
+    Reported {
+        node: NodeName,
+        upserts: Vec<Arc<ReportedWorkload>>,
+        removed: Vec<ContainerId>,
+        full: bool,
+    },
+    Node(NodeName, v1::NodeReport),
+    Forgotten(NodeName),
+}
+
+impl Event {
+    fn subject(&self) -> String {
+        match self {
+            Self::Object(key, _) => key.to_string(),
+            Self::Reported { node, .. } | Self::Node(node, _) | Self::Forgotten(node) => format!("node {node}"),
+        }
+    }
+}
+
+fn committed(changes: Vec<Change>, forgotten_nodes: Vec<NodeName>) -> Committed {
+    Committed {
+        revision: Revision(1),
+        time: Timestamp::UNIX_EPOCH,
+        principal: "test".to_owned(),
+        verb: Verb::Apply,
+        reason: String::new(),
+        changes,
+        forgotten_nodes,
+    }
+}
+
+fn change(key: &ObjectKey, object: Option<&Arc<StoredObject>>) -> Change {
+    match object {
+        Some(object) => Change { result: ChangeResult::Configured, object: Arc::clone(object) },
+        None => Change { result: ChangeResult::Deleted, object: stored(key, &json!({})) },
+    }
+}
+
+fn take(sources: &mut Sources, events: &[Event]) {
+    let mut changes = Vec::new();
+    for event in events {
+        match event {
+            Event::Object(key, object) => changes.push(change(key, object.as_ref())),
+            Event::Reported { node, upserts, removed, full } => sources.report(node, upserts.clone(), removed, *full),
+            Event::Node(node, report) => sources.report_node(node, report.clone()),
+            Event::Forgotten(node) => sources.commit(&committed(Vec::new(), vec![node.clone()])),
+        }
+    }
+    sources.commit(&committed(changes, Vec::new()));
+}
+
+type Outcome = BTreeMap<NodeName, (ContentHash, NodeState)>;
+
+/// Publishes after each step, each publication on top of the one before.
+fn run<'a>(steps: impl IntoIterator<Item = &'a [Event]>) -> Outcome {
+    let mut sources = Sources::default();
+    let mut previous: Option<Published> = None;
+    for step in steps {
+        take(&mut sources, step);
+        let frame = Frame {
+            epoch: Arc::from("e"),
+            revision: Revision(1),
+            reported: sources.reported().clone(),
+            unreadable: sources.unreadable().clone(),
+            forgotten: sources.forgotten().clone(),
+            now: Instant::now(),
+        };
+        previous = Some(Published::of(sources.assemble(), frame, previous.as_ref()));
+    }
+    let targets = previous.map(|published| published.targets).unwrap_or_default();
+    targets.into_iter().map(|(node, target)| (node, (target.hash, target.state.clone()))).collect()
+}
+
+fn stored(key: &ObjectKey, json: &Value) -> Arc<StoredObject> {
+    Arc::new(StoredObject {
+        key: key.clone(),
+        api_version: String::new(),
+        json: json.to_string().into(),
+        labels: Default::default(),
+        revision: Revision(1),
+        created: Timestamp::UNIX_EPOCH,
+    })
+}
+
+const APPS: [&str; 3] = ["db", "web", "api"];
+const NODES: [&str; 2] = ["n1", "n2"];
+
+fn policy(name: usize, form: usize) -> Event {
+    let key = ObjectKey::new("SegmentPolicy", "shop", APPS[name]);
+    let peers = [
+        json!([{"workloads": {"matchLabels": {"app": APPS[(name + 1) % 3]}}}]),
+        json!([{"addressGroup": "office"}]),
+        json!([{"cidr": "192.0.2.0/24"}, {"workloads": {}}]),
+    ];
+    let object = |peers: &Value| {
+        json!({
+            "apiVersion": "firebreak.dev/v1alpha1", "kind": "SegmentPolicy", "metadata": {"namespace": "shop", "name": APPS[name]},
+            "spec": {
+                "appliesTo": {"matchLabels": {"app": APPS[name]}},
+                "ingress": [{"from": peers, "ports": [{"protocol": "TCP", "port": 5432}]}],
+            },
+        })
+    };
+    // The last form cannot be read: what was read before stays in force.
+    let object = match form {
+        3 => None,
+        4 => Some(stored(&key, &json!({"kind": "SegmentPolicy", "newer": true}))),
+        form => Some(stored(&key, &object(&peers[form]))),
+    };
+    Event::Object(key, object)
+}
+
+fn office(form: u8) -> Event {
+    let key = ObjectKey::new("AddressGroup", "", "office");
+    let object = json!({
+        "apiVersion": "firebreak.dev/v1alpha1", "kind": "AddressGroup", "metadata": {"name": "office"},
+        "spec": {"blocks": [{"cidr": format!("198.51.100.{form}/32")}]},
+    });
+    Event::Object(key.clone(), (form > 0).then(|| stored(&key, &object)))
+}
+
+fn workload(node: &str, app: usize, address: u8) -> Arc<ReportedWorkload> {
+    let network = if address == 0 { NetworkName::new(format!("{node}/docker0")) } else { NetworkName::default_network() };
+    let workload = Workload {
+        id: WorkloadId::new(node, APPS[app]),
+        name: APPS[app].to_owned(),
+        namespace: "shop".into(),
+        labels: [("app", APPS[app])].into_iter().collect(),
+        addresses: vec![NetworkAddress { network, address: [10, 0, 0, address].into() }],
+        named_ports: Vec::new(),
+        published_ports: Vec::new(),
+        interface: None,
+        host_network: false,
+        terminated: false,
+        source: WorkloadSource::Docker,
+    };
+    Arc::new(ReportedWorkload { workload, image_labels: BTreeMap::new(), not_enforced: None })
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let report = (0..2_usize, 0..3_usize, 0..4_u8, any::<bool>()).prop_map(|(node, app, address, full)| Event::Reported {
+        node: NODES[node].into(),
+        upserts: vec![workload(NODES[node], app, address)],
+        removed: Vec::new(),
+        full,
+    });
+    let removal = (0..2_usize, 0..3_usize).prop_map(|(node, app)| Event::Reported {
+        node: NODES[node].into(),
+        upserts: Vec::new(),
+        removed: vec![APPS[app].into()],
+        full: false,
+    });
+    let node = (0..2_usize, 0..4_u8).prop_map(|(node, address)| {
+        let addresses = vec![vec![10, 0, 0, address].into()];
+        Event::Node(NODES[node].into(), v1::NodeReport { addresses, ..v1::NodeReport::default() })
+    });
+    prop_oneof![
+        4 => (0..3_usize, 0..5_usize).prop_map(|(name, form)| policy(name, form)),
+        1 => (0..3_u8).prop_map(office),
+        4 => report,
+        1 => removal,
+        1 => node,
+        1 => (0..2_usize).prop_map(|node| Event::Forgotten(NODES[node].into())),
+    ]
+}
+
+/// The same events, subject by subject, the last subject first; each subject's own order is kept.
+fn reversed(events: &[Event]) -> Vec<Event> {
+    let mut by_subject: BTreeMap<String, Vec<Event>> = BTreeMap::new();
+    for event in events {
+        by_subject.entry(event.subject()).or_default().push(event.clone());
+    }
+    by_subject.into_values().rev().flatten().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn targets_are_the_same_whatever_the_order_and_number_of_events(events in prop::collection::vec(event(), 1..40), size in 1..7_usize) {
+        let one_by_one = run(events.chunks(1));
+        let nothing: &[Event] = &[];
+        let turned = reversed(&events);
+        prop_assert_eq!(&run([&*events]), &one_by_one, "squashed");
+        prop_assert_eq!(&run(events.chunks(size)), &one_by_one, "split");
+        prop_assert_eq!(&run(events.chunks(1).flat_map(|one| [one, nothing])), &one_by_one, "with empty steps between");
+        prop_assert_eq!(&run(turned.chunks(1)), &one_by_one, "independent events reversed");
+    }
+}
