@@ -38,6 +38,7 @@ impl Sight {
         let what = match self.kind {
             Kind::Tcp(port) => format!("tcp dport {port}"),
             Kind::Udp(port) => format!("udp dport {port}"),
+            Kind::Sctp(port) => format!("sctp dport {port}"),
             Kind::Ping if self.from.is_ipv4() => "icmp type echo-request".to_owned(),
             Kind::Ping => "icmpv6 type echo-request".to_owned(),
         };
