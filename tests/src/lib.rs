@@ -19,6 +19,7 @@ pub mod site;
 pub mod system;
 pub mod volley;
 pub mod wait;
+pub mod witness;
 
 /// How much the tests do: `ci` (default) or `full`, by `FIREBREAK_SCALE`.
 pub fn scaled(ci: usize, full: usize) -> usize {

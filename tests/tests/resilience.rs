@@ -5,6 +5,7 @@ use firebreak_tests::leak::LeakChecker;
 use firebreak_tests::namespace::Namespace;
 use firebreak_tests::probe::Kind;
 use firebreak_tests::shop::{Shop, policy, usual_policies};
+use firebreak_tests::witness::Witness;
 use firebreak_tests::{scaled, wait};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -63,15 +64,24 @@ fn kills_at_random_moments_lose_nothing_open_nothing_and_stop_nothing() {
     let with = |pairs: Vec<(&'static str, &'static str, Kind)>| -> Vec<(&Namespace, IpAddr, Kind)> {
         pairs.into_iter().flat_map(|(from, to, kind)| ends(from, to).into_iter().map(move |(at, address)| (at, address, kind))).collect()
     };
-    let permitted =
-        with(vec![("web", "api", Kind::Tcp(80)), ("web", "api", Kind::Udp(80)), ("api", "db", Kind::Tcp(5432)), ("api", "db", Kind::Ping)]);
-    let forbidden = with(vec![
+    let permitted_pairs =
+        vec![("web", "api", Kind::Tcp(80)), ("web", "api", Kind::Udp(80)), ("api", "db", Kind::Tcp(5432)), ("api", "db", Kind::Ping)];
+    let forbidden_pairs = vec![
         ("web", "db", Kind::Tcp(5432)),
         ("stranger", "db", Kind::Udp(5432)),
         ("stranger", "db", Kind::Ping),
         ("web", "stranger", Kind::Udp(80)),
         ("db", "web", Kind::Udp(9000)),
-    ]);
+    ];
+    // The senders count answers; the receivers' kernels count arrivals, those that come late and those that nobody answers too.
+    let watched: Vec<_> = permitted_pairs
+        .iter()
+        .chain(&forbidden_pairs)
+        .map(|(from, to, kind)| (&shop.workloads[from], &shop.workloads[to], *kind))
+        .collect();
+    let witness = Witness::start(&watched).unwrap();
+    let arrivals_permitted = permitted_pairs.len() * 2;
+    let (permitted, forbidden) = (with(permitted_pairs), with(forbidden_pairs));
     let checker = LeakChecker::start(&permitted, &forbidden, Duration::from_millis(4)).unwrap();
     let mut acknowledged = BTreeSet::new();
     let mut number = 0;
@@ -114,6 +124,7 @@ fn kills_at_random_moments_lose_nothing_open_nothing_and_stop_nothing() {
     })
     .unwrap();
     let counts = checker.stop().unwrap();
+    let arrivals = witness.arrivals().unwrap();
     let stored = shop.controller.ask(&["get", "sp", "-n", "shop", "-o", "name"]).unwrap();
     let stored: BTreeSet<&str> = stored.lines().filter_map(|line| line.strip_prefix("segmentpolicy/")).collect();
     let lost: Vec<&String> = acknowledged.iter().filter(|name| !stored.contains(name.as_str())).collect();
@@ -125,4 +136,9 @@ fn kills_at_random_moments_lose_nothing_open_nothing_and_stop_nothing() {
     assert!(counts.permitted > 500 && counts.forbidden > 500, "too few probes to tell: {counts:?}");
     assert_eq!(counts.passed, 0, "forbidden probes passed: {counts:?}");
     assert_eq!(counts.refused, 0, "permitted probes failed: {counts:?}");
+    let (seen, leaked) = arrivals.split_at(arrivals_permitted);
+    assert!(seen.iter().all(|(_, packets)| *packets > 50), "the witnesses do not see: {seen:?}");
+    let leaked: Vec<String> =
+        leaked.iter().filter(|(_, packets)| *packets > 0).map(|(sight, packets)| format!("{sight}: {packets}")).collect();
+    assert!(leaked.is_empty(), "forbidden packets arrived: {leaked:?}");
 }
