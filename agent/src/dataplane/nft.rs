@@ -10,10 +10,19 @@ use std::process::{Command, Stdio};
 /// Applies commands in one transaction; all or nothing. Not with the helper of crate `nftables`: that lets the program's
 /// complaint go to our own standard error, where no error value carries it.
 pub(super) fn apply(program: &Path, commands: Vec<Value>) -> Result<(), OpenError> {
-    run(program, &["-j", "-f", "-"], &skeleton::document(commands)).map_err(|error| match error {
+    run(program, &["-j", "-f", "-"], &skeleton::document(commands)).map_err(complain(program))
+}
+
+/// As [`apply`], for commands in nft's own text.
+pub(super) fn apply_text(program: &Path, commands: &str) -> Result<(), OpenError> {
+    run(program, &["-f", "-"], commands).map_err(complain(program))
+}
+
+fn complain(program: &Path) -> impl Fn(RunError) -> OpenError {
+    move |error| match error {
         RunError::Missing(error) => OpenError::Nft(format!("{}: {error}", program.display())),
         RunError::Failed(complaint) => OpenError::Nft(format!("{}: {complaint}", program.display())),
-    })
+    }
 }
 
 /// Has `nft` and the kernel judge a ruleset in nft's text, without making it so: the kernel takes the transaction apart again.

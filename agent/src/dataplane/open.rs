@@ -160,10 +160,12 @@ enum Rules {
     Replace,
 }
 
-/// Sees to it that each table is there with our rules. All that is missing is filled by one run of `nft`, in one transaction.
+/// Sees to it that each table is there with our rules. All that is missing is filled by one run
+/// of `nft`, in one transaction; before it, a run makes those sets that nft's JSON cannot say, which nothing looks at yet.
 fn install(socket: &mut NetfilterSocket, config: &DataplaneConfig, rules: Rules) -> Result<(Vec<Layer>, SkeletonState, bool), OpenError> {
     let mut layers = Vec::new();
     let mut commands = Vec::new();
+    let mut prelude = String::new();
     let mut state = SkeletonState::Adopted;
     let mut all_persist = true;
     for layer in Layer::ALL {
@@ -178,12 +180,14 @@ fn install(socket: &mut NetfilterSocket, config: &DataplaneConfig, rules: Rules)
             (Some(stamp), Some(found)) if stamp.form == skeleton.stamp().form => {
                 all_persist &= found.persists();
                 release_check(socket, layer, found)?;
+                prelude.push_str(&skeleton.prelude(&present));
                 commands.extend(skeleton.replace(&present).map_err(|error| OpenError::Nft(error.to_string()))?);
                 state = if state == SkeletonState::Adopted { SkeletonState::Replaced } else { state };
             }
-            // Made and not filled: the agent was killed between the two.
-            (None, Some(found)) if present == super::skeleton::Present::default() => {
+            // Made and not filled: the agent was killed between the two, or between the prelude and the rest.
+            (None, Some(found)) if present.chains.is_empty() && present.counters.is_empty() => {
                 all_persist &= found.persists();
+                prelude.push_str(&skeleton.prelude(&present));
                 commands.extend(skeleton.install().map_err(|error| OpenError::Nft(error.to_string()))?);
                 state = SkeletonState::Installed;
             }
@@ -202,11 +206,15 @@ fn install(socket: &mut NetfilterSocket, config: &DataplaneConfig, rules: Rules)
                     }
                     Err(error) => return Err(error),
                 }
+                prelude.push_str(&skeleton.prelude(&present));
                 commands.extend(skeleton.install().map_err(|error| OpenError::Nft(error.to_string()))?);
                 state = SkeletonState::Installed;
             }
         }
         layers.push(layer);
+    }
+    if !prelude.is_empty() {
+        nft::apply_text(&config.nft, &prelude)?;
     }
     if !commands.is_empty() {
         nft::apply(&config.nft, commands)?;

@@ -2,13 +2,14 @@
 //! Pure: builds the text, does not run anything.
 
 mod accounting;
+mod guard;
 mod policy;
 mod sets;
 mod unknown;
 mod words;
 
 use super::config::DataplaneConfig;
-use super::names::{Layer, TABLE};
+use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sets::SetSpec;
@@ -64,17 +65,24 @@ impl Skeleton {
     /// For a configuration.
     pub(super) fn new(layer: Layer, config: &DataplaneConfig) -> Result<Self, serde_json::Error> {
         let mut rules = Rules::new(layer);
-        unknown::add(&mut rules, layer, config);
-        let mut counted = Vec::new();
+        match layer {
+            Layer::Inet | Layer::Arp => unknown::add(&mut rules, layer, config),
+            Layer::Bridge => {
+                unknown::add(&mut rules, layer, config);
+                guard::to_workload(&mut rules);
+            }
+            Layer::Netdev => guard::from_workload(&mut rules, config),
+        }
+        let mut counted = sets::refused(layer, config);
         let mut midstream = None;
         match layer {
             Layer::Inet => {
                 policy::add(&mut rules);
                 accounting::add(&mut rules, config);
-                counted = sets::counted(config);
+                counted.extend(sets::counted(config));
                 midstream = Some((sets::midstream(config, true), sets::midstream(config, false)));
             }
-            Layer::Bridge | Layer::Arp => {}
+            Layer::Bridge | Layer::Arp | Layer::Netdev => {}
         }
         let written = sets::written(layer);
         let form = fingerprint(&written)?;
@@ -88,10 +96,18 @@ impl Skeleton {
         &self.stamp
     }
 
-    /// The commands that fill an empty table.
+    /// The sets that have to be made before the rest, as text for `nft -f`: those that its JSON cannot say. Empty when none is missing.
+    pub(super) fn prelude(&self, present: &Present) -> String {
+        let missing = self.written.iter().filter(|set| !present.sets.contains(&set.name));
+        missing
+            .filter_map(|set| Some(format!("add set {} {TABLE} {} {{ typeof {}; }}\n", self.layer.as_str(), set.name, set.type_of?)))
+            .collect()
+    }
+
+    /// The commands that fill a table with nothing but the prelude in it.
     pub(super) fn install(&self) -> Result<Vec<Value>, serde_json::Error> {
         let first = self.midstream.as_ref().map(|(first, _)| first);
-        let sets = self.written.iter().chain(&self.counted).chain(first);
+        let sets = self.written.iter().filter(|set| set.type_of.is_none()).chain(&self.counted).chain(first);
         let mut commands = sets.map(add_set).collect::<Result<Vec<Value>, _>>()?;
         for counter in self.rules.counters.iter().chain([&self.stamp.counter()]) {
             commands.push(add_object(&words::counter_object(self.layer, counter))?);
@@ -103,14 +119,17 @@ impl Skeleton {
     }
 
     /// The commands that put these rules in the place of others, in one transaction; the sets of the agent's elements stay as
-    /// they are and must be of the same form, or are made if they are missing. What only counts is made anew.
+    /// they are and must be of the same form, or are made if they are missing. What only counts is made anew. The guards' base
+    /// chains stay and get their one rule back.
     pub(super) fn replace(&self, present: &Present) -> Result<Vec<Value>, serde_json::Error> {
         let family = self.layer.as_str();
         let named = |kind: &str, name: &str| json!({ "delete": { kind: { "family": family, "table": TABLE, "name": name } } });
         let mut commands = vec![json!({ "flush": { "table": { "family": family, "name": TABLE } } })];
         let wanted: Vec<&str> = self.rules.chain_names().collect();
-        commands.extend(present.chains.iter().filter(|chain| !wanted.contains(&chain.as_str())).map(|chain| named("chain", chain)));
-        for set in self.written.iter().filter(|set| !present.sets.contains(&set.name)) {
+        let is_port = |chain: &str| self.layer == Layer::Netdev && is_port_chain(chain);
+        let gone = present.chains.iter().filter(|chain| !wanted.contains(&chain.as_str()) && !is_port(chain));
+        commands.extend(gone.map(|chain| named("chain", chain)));
+        for set in self.written.iter().filter(|set| set.type_of.is_none() && !present.sets.contains(&set.name)) {
             commands.push(add_set(set)?);
         }
         for set in &self.counted {
@@ -127,7 +146,11 @@ impl Skeleton {
         for counter in self.rules.counters.iter().filter(|name| !present.counters.contains(name)).chain([&stamp]) {
             commands.push(add_object(&words::counter_object(self.layer, counter))?);
         }
-        for object in self.rules.chains.iter().chain(&self.rules.rules) {
+        let mut ports = Rules::new(self.layer);
+        for chain in present.chains.iter().filter(|chain| is_port(chain)) {
+            ports.rule(chain, [words::jump(CHAIN_FROM_WORKLOAD)]);
+        }
+        for object in self.rules.chains.iter().chain(&self.rules.rules).chain(&ports.rules) {
             commands.push(add_object(object)?);
         }
         Ok(commands)
