@@ -3,10 +3,11 @@
 
 use crate::config::{Config, DockerSocket};
 use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, preflight};
-use crate::discovery::docker::{self, DockerConfig, DockerView};
+use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, KernelThread};
 use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
+use crate::helper::{Helper, HelperLife};
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{self, Applied, Backoff, NodeStatus, SessionConfig, SessionLinks};
@@ -29,11 +30,13 @@ const DOCKER_LOOK: Duration = Duration::from_secs(5);
 
 type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 
-/// Runs the agent until `shutdown` is done (it names the reason) or a task ends by itself, which is an error.
+/// Runs the agent until `shutdown` is done (it names the reason) or a task ends by itself, which is an error. `dataplane.nft` of the
+/// configuration is the helper's; this process needs no more than [`crate::confine::Role::Agent`] has.
 ///
 /// # Errors
 /// What could not be opened, or which task ended and why.
-pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
+pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
+    let (helper, helper_life) = helper;
     let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, log_format: _, log: _ } = config;
     let state = StateDir::open(&state_dir)?;
     let (instance_id, boot_id, kernel) = (state.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
@@ -52,8 +55,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
     let (applied_sender, applied) = watch::channel(None);
     let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
 
-    let docker_view = start_docker(&mut tasks, docker, stop.clone())?;
-    let config = DiscoveryConfig { node: node.clone(), patterns: dataplane.interface_patterns.clone(), netns_dir };
+    let task = async move { Ok(helper_life.ended().await?) };
+    spawn(&mut tasks, "helper", watched(task, stop.clone()));
+    let docker_view = start_docker(&mut tasks, docker, helper.clone(), stop.clone());
+    let config = DiscoveryConfig { node: node.clone(), patterns: dataplane.interface_patterns.clone(), netns_dir, helper: Some(helper) };
     let task = discovery::run(config, declared, docker_view, local_sender, stop.clone());
     spawn(&mut tasks, "discovery", task.map(Ok));
 
@@ -123,6 +128,14 @@ fn unexpected(ended: Option<Result<(&'static str, anyhow::Result<()>), tokio::ta
     }
 }
 
+/// A task that is left alone when the agent stops.
+async fn watched(task: impl Future<Output = anyhow::Result<()>>, stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = task => ended,
+    }
+}
+
 /// Finds what is missing, and says so.
 async fn check(config: &DataplaneConfig, bridged: bool) -> anyhow::Result<Vec<Finding>> {
     let config = config.clone();
@@ -149,7 +162,7 @@ async fn open_kernel(config: &DataplaneConfig) -> anyhow::Result<KernelThread> {
 }
 
 /// The containers of the engine, if there is one or when there will be one.
-fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken) -> anyhow::Result<watch::Receiver<Arc<DockerView>>> {
+fn start_docker(tasks: &mut Tasks, socket: DockerSocket, helper: Helper, stop: CancellationToken) -> watch::Receiver<Arc<DockerView>> {
     let expected = match &socket {
         DockerSocket::None => false,
         DockerSocket::IfPresent(socket) => socket.exists(),
@@ -157,7 +170,6 @@ fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken
     };
     // An engine that comes later holds up nothing.
     let (sender, view) = watch::channel(Arc::new(if expected { DockerView::default() } else { DockerView::without_engine() }));
-    let program = std::env::current_exe().context("finding this program for the Docker watcher")?;
     spawn(tasks, "Docker engine", async move {
         match socket {
             DockerSocket::IfPresent(socket) | DockerSocket::At(socket) => {
@@ -167,14 +179,14 @@ fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken
                         () = tokio::time::sleep(DOCKER_LOOK) => {}
                     }
                 }
-                docker::supervise(DockerConfig { socket, program, patience: DOCKER_PATIENCE }, sender, stop).await;
+                docker::supervise(helper, DOCKER_PATIENCE, sender, stop).await;
             }
             // The sender is held, so that the view never counts as gone.
             DockerSocket::None => stop.cancelled().await,
         }
         Ok(())
     });
-    Ok(view)
+    view
 }
 
 /// Tells the collection of denied flows who holds which address, and which generation is enforced.

@@ -31,12 +31,22 @@ pub enum Command {
     Uninstall,
     /// Say what this node lacks for enforcement. Exit code 1 when it cannot enforce.
     Preflight(Options),
-    /// Watch a Docker engine and print typed events, one JSON object per line. The agent starts this by itself.
+    /// Watch a Docker engine and print typed events, one JSON object per line. The agent's helper starts this by itself.
     #[command(hide = true)]
     DockerWatch {
         /// The engine's socket.
         #[arg(long)]
         socket: PathBuf,
+    },
+    /// Run programs for the agent at the other end of standard input. The agent starts this by itself.
+    #[command(hide = true)]
+    Helper {
+        /// The `nft` program.
+        #[arg(long)]
+        nft: PathBuf,
+        /// The Docker engine's socket, if there may be an engine.
+        #[arg(long)]
+        docker_socket: Option<PathBuf>,
     },
     /// Print the version.
     Version,
@@ -211,7 +221,7 @@ impl Config {
             interface_patterns,
             nflog_group: nflog_group.unwrap_or(defaults.nflog_group),
             set_bridge_sysctls: set_bridge_sysctls.unwrap_or(defaults.set_bridge_sysctls),
-            nft: nft.unwrap_or_else(|| defaults.nft.clone()),
+            nft: nft.map_or_else(|| defaults.nft.clone(), Into::into),
             ..defaults
         };
         let docker = match docker_socket.as_deref() {

@@ -1,7 +1,7 @@
 //! What the dataplane is told once, at start.
 
+use super::nft::Nft;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of the kernel side. The agent's configuration makes one.
@@ -19,8 +19,8 @@ pub struct DataplaneConfig {
     pub midstream_grace: Duration,
     /// Whether `net.bridge.bridge-nf-call-*` may be put right.
     pub set_bridge_sysctls: bool,
-    /// The `nft` program; it runs at start and at `uninstall` never.
-    pub nft: PathBuf,
+    /// How `nft` is run: for the fixed rules and the preflight, never for a commit and never at `uninstall`.
+    pub nft: Nft,
 }
 
 impl Default for DataplaneConfig {
@@ -32,7 +32,7 @@ impl Default for DataplaneConfig {
             denied_size: 65_536,
             midstream_grace: Duration::from_secs(120),
             set_bridge_sysctls: true,
-            nft: PathBuf::from("nft"),
+            nft: "nft".into(),
         }
     }
 }

@@ -25,6 +25,8 @@ mod wire;
 pub use config::{DataplaneConfig, InterfacePattern, PatternError};
 pub use desired::{Desired, ManagedInterface};
 pub use error::{CommitError, OpenError, ReadBackError, Refusal, UninstallError};
+pub use nft::Nft;
+pub(crate) use nft::{NftRefusal, NftTask, run_nft};
 pub use open::Dataplane;
 pub use preflight::{Finding, Severity, preflight};
 pub use report::{CommitReport, Delta, Opened, SkeletonState, UninstallReport};

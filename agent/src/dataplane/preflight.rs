@@ -3,7 +3,7 @@
 
 use super::config::DataplaneConfig;
 use super::names::Layer;
-use super::nft::{self, RunError};
+use super::nft::{self, NftRefusal};
 use super::socket::NetfilterSocket;
 use super::wire::{CREATE, Message, table};
 use std::fmt;
@@ -59,9 +59,9 @@ pub fn preflight(config: &DataplaneConfig, bridged: bool) -> Vec<Finding> {
 }
 
 fn capability() -> Option<Finding> {
-    let missing = match caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_NET_ADMIN) {
-        Ok(true) => return None,
-        Ok(false) => "CAP_NET_ADMIN is missing".to_owned(),
+    let missing = match rustix::thread::capabilities(None) {
+        Ok(held) if held.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN) => return None,
+        Ok(_) => "CAP_NET_ADMIN is missing".to_owned(),
         Err(error) => format!("capabilities cannot be read: {error}"),
     };
     Some(Finding {
@@ -185,15 +185,15 @@ fn features(config: &DataplaneConfig) -> Vec<Finding> {
         let ruleset = format!("table {} {PROBE} {{\n{}\n}}\n", feature.family, feature.body);
         match nft::check(&config.nft, &ruleset) {
             Ok(()) => {}
-            Err(RunError::Missing(error)) => {
+            Err(NftRefusal::Missing(error)) => {
                 return vec![Finding {
                     code: "NoNft",
                     severity: Severity::Fatal,
-                    message: format!("the program {} cannot be run: {error}; it installs the fixed rules", config.nft.display()),
+                    message: format!("the program {} cannot be run: {error}; it installs the fixed rules", config.nft.program().display()),
                     remedy: "apt-get install nftables (1.0.6 or later), or say where it is".to_owned(),
                 }];
             }
-            Err(RunError::Failed(complaint)) => findings.push(Finding {
+            Err(NftRefusal::Failed(complaint)) => findings.push(Finding {
                 code: feature.code,
                 severity: feature.severity,
                 message: format!("missing: {} ({complaint})", feature.what),

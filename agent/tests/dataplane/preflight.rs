@@ -3,6 +3,7 @@
 use crate::install::config;
 use crate::namespace::Namespace;
 use firebreak_agent::dataplane::{DataplaneConfig, Severity, preflight};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 #[test]
 fn this_kernel_has_everything_and_probing_leaves_nothing_behind() {
@@ -18,7 +19,9 @@ fn what_is_missing_is_one_line_with_its_remedy() {
     let findings = node.run(|| preflight(&DataplaneConfig { nft: "/nonexistent/nft".into(), ..config() }, false));
     assert_eq!(findings.iter().map(|finding| (finding.code, finding.severity)).collect::<Vec<_>>(), [("NoNft", Severity::Fatal)]);
     let findings = node.run(|| {
-        caps::drop(None, caps::CapSet::Effective, caps::Capability::CAP_NET_ADMIN).unwrap();
+        let mut held = capabilities(None).unwrap();
+        held.effective -= CapabilitySet::NET_ADMIN;
+        set_capabilities(None, held).unwrap();
         preflight(&config(), false)
     });
     assert!(findings.iter().any(|finding| finding.code == "NoNetAdmin" && finding.remedy.contains("CAP_NET_ADMIN")), "{findings:?}");
