@@ -2,7 +2,7 @@
 //! leaves everything in force.
 
 use crate::config::{Config, DockerSocket};
-use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, preflight};
+use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, KernelThread};
@@ -45,6 +45,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     if let Some(finding) = findings.iter().find(|finding| finding.severity == Severity::Fatal) {
         bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
     }
+    let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
     let kernel_thread = open_kernel(&dataplane).await?;
 
     let stop = CancellationToken::new();

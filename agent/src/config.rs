@@ -47,6 +47,9 @@ pub enum Command {
         /// The Docker engine's socket, if there may be an engine.
         #[arg(long)]
         docker_socket: Option<PathBuf>,
+        /// Take the kernel to have no filters of system calls.
+        #[arg(long)]
+        without_filter: bool,
     },
     /// Print the version.
     Version,
@@ -114,6 +117,9 @@ options! {
     set_bridge_sysctls: bool = "FIREBREAK_SET_BRIDGE_SYSCTLS", "BOOL";
     /// The nft program. Default: nft
     nft: PathBuf = "FIREBREAK_NFT", "PATH";
+    /// What this kernel is taken to lack, by the names of docs/kernels.md: the agent takes its fallback or refuses to start.
+    #[arg(value_parser = words, hide = true)]
+    without_feature: Words = "FIREBREAK_WITHOUT_FEATURE", "NAME,...";
     /// How log lines are written, to standard error. Default: text
     #[arg(value_enum)]
     log_format: LogFormat = "FIREBREAK_LOG_FORMAT", "FORMAT";
@@ -204,6 +210,7 @@ impl Config {
             nflog_group,
             set_bridge_sysctls,
             nft,
+            without_feature,
             log_format,
             log,
         } = options.or(file);
@@ -216,12 +223,15 @@ impl Config {
         ensure!(!patterns.is_empty(), "--workload-interfaces is empty: nothing would be denied by default");
         let interface_patterns =
             patterns.iter().map(|text| InterfacePattern::new(text).context("--workload-interfaces")).collect::<Result<_, _>>()?;
+        let absent = without_feature.unwrap_or_default().0;
+        let absent = absent.iter().map(|name| name.parse().context("--without-feature")).collect::<anyhow::Result<_>>()?;
         let defaults = DataplaneConfig::default();
         let dataplane = DataplaneConfig {
             interface_patterns,
             nflog_group: nflog_group.unwrap_or(defaults.nflog_group),
             set_bridge_sysctls: set_bridge_sysctls.unwrap_or(defaults.set_bridge_sysctls),
             nft: nft.map_or_else(|| defaults.nft.clone(), Into::into),
+            absent,
             ..defaults
         };
         let docker = match docker_socket.as_deref() {

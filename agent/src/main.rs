@@ -5,7 +5,7 @@ use anyhow::Context;
 use clap::Parser;
 use firebreak_agent::config::{Cli, Command, Config, DockerSocket, LogFormat, Options};
 use firebreak_agent::confine::{Confined, Role, confine, names};
-use firebreak_agent::dataplane::{DataplaneConfig, Finding, Nft, Severity};
+use firebreak_agent::dataplane::{DataplaneConfig, Feature, Finding, Nft, Severity};
 use firebreak_agent::discovery::docker::watch;
 use firebreak_agent::helper::{Helper, HelperLife, serve};
 use firebreak_agent::{app, dataplane};
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Some(Command::Uninstall) => uninstall(),
         Some(Command::Preflight(options)) => preflight(options),
         Some(Command::DockerWatch { socket }) => docker_watch(&socket),
-        Some(Command::Helper { nft, docker_socket }) => helper(&nft, docker_socket),
+        Some(Command::Helper { nft, docker_socket, without_filter }) => helper(&nft, docker_socket, !without_filter),
         Some(Command::Version) => {
             println!("firebreak-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
@@ -63,15 +63,19 @@ fn confined(config: &mut Config) -> anyhow::Result<(Helper, HelperLife)> {
         DockerSocket::At(socket) | DockerSocket::IfPresent(socket) => Some(socket.as_path()),
     };
     let program = config.dataplane.nft.program().to_owned();
-    let (helper, life) = Helper::start(&program, docker_socket)?;
+    let with_filter = !config.dataplane.absent.contains(&Feature::SeccompFilter);
+    let (helper, life) = Helper::start(&program, docker_socket, with_filter)?;
     config.dataplane.nft = Nft::Helper { helper: helper.clone(), program };
-    let Confined { capabilities, bounded, filtered } = confine(Role::Agent, true).context("giving up privileges")?;
+    let Confined { capabilities, bounded, filtered } = confine(Role::Agent, with_filter).context("giving up privileges")?;
+    if !filtered {
+        config.dataplane.absent.insert(Feature::SeccompFilter);
+    }
     tracing::info!(capabilities = names(capabilities), bounded, filtered, "privileges given up");
     Ok((helper, life))
 }
 
-fn helper(nft: &Path, docker_socket: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    serve(nft, docker_socket, true)?;
+fn helper(nft: &Path, docker_socket: Option<PathBuf>, with_filter: bool) -> anyhow::Result<ExitCode> {
+    serve(nft, docker_socket, with_filter)?;
     Ok(ExitCode::SUCCESS)
 }
 

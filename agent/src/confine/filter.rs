@@ -100,6 +100,14 @@ const X32: libc::c_long = 0x4000_0000;
 #[cfg(target_arch = "x86_64")]
 const X32_OWN: [libc::c_long; 6] = [520, 521, 528, 539, 540, 545];
 
+/// Whether this kernel can filter, and answer with an error number.
+pub(crate) fn probe() -> Result<(), String> {
+    const PATH: &str = "/proc/sys/kernel/seccomp/actions_avail";
+    let actions = std::fs::read_to_string(PATH).map_err(|error| format!("{PATH}: {error}"))?;
+    let answers = actions.split_ascii_whitespace().any(|action| action == "errno");
+    if answers { Ok(()) } else { Err(format!("{PATH}: no errno among {}", actions.trim())) }
+}
+
 /// Puts the filters in force for every thread. `false`: this kernel has no seccomp filters.
 pub(super) fn install(role: Role) -> Result<bool, Error> {
     let programs = programs(role)?;

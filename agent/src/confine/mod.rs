@@ -3,6 +3,8 @@
 
 mod filter;
 
+pub(crate) use filter::probe as probe_filter;
+
 use rustix::io;
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,

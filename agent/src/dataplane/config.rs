@@ -1,6 +1,8 @@
 //! What the dataplane is told once, at start.
 
+use super::feature::Feature;
 use super::nft::Nft;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -21,6 +23,9 @@ pub struct DataplaneConfig {
     pub set_bridge_sysctls: bool,
     /// How `nft` is run: for the fixed rules and the preflight, never for a commit and never at `uninstall`.
     pub nft: Nft,
+    /// What this kernel is taken to lack: what the preflight found, and what `--without-feature` says. Where there is a fallback it
+    /// is taken.
+    pub absent: BTreeSet<Feature>,
 }
 
 impl Default for DataplaneConfig {
@@ -33,6 +38,7 @@ impl Default for DataplaneConfig {
             midstream_grace: Duration::from_secs(120),
             set_bridge_sysctls: true,
             nft: "nft".into(),
+            absent: BTreeSet::new(),
         }
     }
 }

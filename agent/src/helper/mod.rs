@@ -83,16 +83,19 @@ impl HelperLife {
 }
 
 impl Helper {
-    /// Starts it, in the namespaces of the calling thread, which must live as long as the process: the helper ends with it.
+    /// Starts it, with a filter of system calls or without, in the namespaces of the calling thread, which must live as long as the process: the helper ends with it.
     ///
     /// # Errors
     /// [`HelperError::Start`].
-    pub fn start(nft: &Path, docker_socket: Option<&Path>) -> Result<(Self, HelperLife), HelperError> {
+    pub fn start(nft: &Path, docker_socket: Option<&Path>, with_filter: bool) -> Result<(Self, HelperLife), HelperError> {
         let (ours, theirs) = UnixStream::pair().map_err(HelperError::Start)?;
         let mut command = own_program();
         command.arg("helper").arg("--nft").arg(nft);
         if let Some(socket) = docker_socket {
             command.arg("--docker-socket").arg(socket);
+        }
+        if !with_filter {
+            command.arg("--without-filter");
         }
         let (life, held) = io::pipe().map_err(HelperError::Start)?;
         // It is not waited for: it outlives every wait, and what remains of it when it does end is one entry in the process table.
