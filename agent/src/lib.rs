@@ -9,6 +9,8 @@ pub mod discovery;
 pub mod enforce;
 pub mod flows;
 pub mod helper;
+pub mod http;
 pub mod identity;
 pub mod local;
+pub mod metrics;
 pub mod session;
