@@ -3,6 +3,7 @@
 pub mod app;
 pub mod config;
 pub mod core;
+pub mod cuts;
 pub mod dataplane;
 pub mod discovery;
 pub mod enforce;
