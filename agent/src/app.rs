@@ -3,20 +3,24 @@
 
 use crate::config::{Config, DockerSocket};
 use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
-use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, SkeletonState, preflight};
-use crate::discovery::docker::{self, DockerConfig, DockerView};
+use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, SkeletonState, absent, preflight};
+use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
-use crate::enforce::{self, EnforceLinks, KernelThread};
+use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
+use crate::helper::{Helper, HelperLife};
+use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
+use crate::metrics::Sources;
 use crate::session::{self, Applied, Backoff, NodeStatus, SessionConfig, SessionLinks};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,13 +34,26 @@ const DOCKER_LOOK: Duration = Duration::from_secs(5);
 
 type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 
-/// Runs the agent until `shutdown` is done (it names the reason) or a task ends by itself, which is an error.
+/// Runs the agent until `shutdown` is done (it names the reason) or a task ends by itself, which is an error. `dataplane.nft` of the
+/// configuration is the helper's; this process needs no more than [`crate::confine::Role::Agent`] has.
 ///
 /// # Errors
 /// What could not be opened, or which task ended and why.
-pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
-    let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, set_conntrack_acct, log_format: _, log: _ } =
-        config;
+pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
+    let (helper, helper_life) = helper;
+    let Config {
+        node,
+        node_labels,
+        controller,
+        state_dir,
+        docker,
+        netns_dir,
+        dataplane,
+        set_conntrack_acct,
+        metrics_listen,
+        log_format: _,
+        log: _,
+    } = config;
     let state = StateDir::open(&state_dir)?;
     let (instance_id, boot_id, kernel) = (state.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
     tracing::info!(node = %node, version = env!("CARGO_PKG_VERSION"), kernel = %kernel, controller = %controller.uri(), "starting");
@@ -44,6 +61,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
     if let Some(finding) = findings.iter().find(|finding| finding.severity == Severity::Fatal) {
         bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
     }
+    let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
     let stop = CancellationToken::new();
     let mut tasks: Tasks = JoinSet::new();
     let (local_sender, local) = watch::channel(LocalWorkloads::unknown());
@@ -57,12 +75,16 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
     let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
     let kernel_thread = open_kernel(&dataplane, set_conntrack_acct, links).await?;
 
-    let docker_view = start_docker(&mut tasks, docker, stop.clone())?;
-    let config = DiscoveryConfig { node: node.clone(), patterns: dataplane.interface_patterns.clone(), netns_dir };
+    let task = async move { Ok(helper_life.ended().await?) };
+    spawn(&mut tasks, "helper", watched(task, stop.clone()));
+    let docker_view = start_docker(&mut tasks, docker, helper.clone(), stop.clone());
+    let config = DiscoveryConfig { node: node.clone(), patterns: dataplane.interface_patterns.clone(), netns_dir, helper: Some(helper) };
     let task = discovery::run(config, declared, docker_view, local_sender, stop.clone());
     spawn(&mut tasks, "discovery", task.map(Ok));
 
-    let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone() };
+    let enforcement = Arc::new(EnforceStats::default());
+    let stats = enforcement.clone();
+    let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());
     spawn(&mut tasks, "enforcement", async move { Ok(task.await?) });
 
@@ -75,6 +97,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
         kernel,
         backoff: Backoff::default(),
     };
+    let flows_stats = Arc::new(FlowsStats::default());
+    let sources =
+        Sources { flows: flows_stats.clone(), enforcement, applied: applied.clone(), status: status.clone(), local: local.clone() };
+    if let Some(address) = metrics_listen {
+        serve_metrics(&mut tasks, address, sources, &status_sender, stop.clone()).await;
+    }
     let links =
         SessionLinks { local: local.clone(), status, applied: applied.clone(), declared: declared_sender, committed: committed_sender };
     let task = session::run(config, links, stop.clone());
@@ -93,7 +121,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
         timing: flows::Timing::default(),
         limits: Limits::default(),
     };
-    let task = flows::run(config, ends, Arc::new(FlowsStats::default()), other_records, stop.clone());
+    let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
@@ -124,6 +152,14 @@ fn unexpected(ended: Option<Result<(&'static str, anyhow::Result<()>), tokio::ta
         Some(Ok((name, Ok(())))) => anyhow!("the task {name:?} ended by itself"),
         Some(Ok((name, Err(error)))) => error.context(format!("the task {name:?} ended")),
         Some(Err(error)) => anyhow!(error).context("a task broke off"),
+    }
+}
+
+/// A task that is left alone when the agent stops.
+async fn watched(task: impl Future<Output = anyhow::Result<()>>, stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = task => ended,
     }
 }
 
@@ -182,8 +218,31 @@ fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
     }
 }
 
+/// Enforcement does not depend on who takes the port first: where it cannot be had, the node says so and goes on.
+async fn serve_metrics(
+    tasks: &mut Tasks,
+    address: SocketAddr,
+    sources: Sources,
+    status: &watch::Sender<NodeStatus>,
+    stop: CancellationToken,
+) {
+    match TcpListener::bind(address).await {
+        Ok(listener) => {
+            tracing::info!(%address, "listening for scrapers of metrics and health");
+            spawn(tasks, "metrics", http::serve(listener, sources, stop).map(Ok));
+        }
+        Err(error) => {
+            tracing::error!(%address, reason = %error, "metrics and health are not served");
+            let message = format!("metrics and health are not served: {address}: {error} (choose another with --metrics-listen)");
+            status.send_modify(|status| {
+                status.warnings.insert(Warning::new("MetricsUnavailable", message));
+            });
+        }
+    }
+}
+
 /// The containers of the engine, if there is one or when there will be one.
-fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken) -> anyhow::Result<watch::Receiver<Arc<DockerView>>> {
+fn start_docker(tasks: &mut Tasks, socket: DockerSocket, helper: Helper, stop: CancellationToken) -> watch::Receiver<Arc<DockerView>> {
     let expected = match &socket {
         DockerSocket::None => false,
         DockerSocket::IfPresent(socket) => socket.exists(),
@@ -191,7 +250,6 @@ fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken
     };
     // An engine that comes later holds up nothing.
     let (sender, view) = watch::channel(Arc::new(if expected { DockerView::default() } else { DockerView::without_engine() }));
-    let program = std::env::current_exe().context("finding this program for the Docker watcher")?;
     spawn(tasks, "Docker engine", async move {
         match socket {
             DockerSocket::IfPresent(socket) | DockerSocket::At(socket) => {
@@ -201,14 +259,14 @@ fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken
                         () = tokio::time::sleep(DOCKER_LOOK) => {}
                     }
                 }
-                docker::supervise(DockerConfig { socket, program, patience: DOCKER_PATIENCE }, sender, stop).await;
+                docker::supervise(helper, DOCKER_PATIENCE, sender, stop).await;
             }
             // The sender is held, so that the view never counts as gone.
             DockerSocket::None => stop.cancelled().await,
         }
         Ok(())
     });
-    Ok(view)
+    view
 }
 
 /// Tells the collection of denied flows who holds which address, and which generation is enforced.

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use firebreak_policy::model::NodeName;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tonic::transport::Endpoint;
 
@@ -31,12 +32,25 @@ pub enum Command {
     Uninstall,
     /// Say what this node lacks for enforcement. Exit code 1 when it cannot enforce.
     Preflight(Options),
-    /// Watch a Docker engine and print typed events, one JSON object per line. The agent starts this by itself.
+    /// Watch a Docker engine and print typed events, one JSON object per line. The agent's helper starts this by itself.
     #[command(hide = true)]
     DockerWatch {
         /// The engine's socket.
         #[arg(long)]
         socket: PathBuf,
+    },
+    /// Run programs for the agent at the other end of standard input. The agent starts this by itself.
+    #[command(hide = true)]
+    Helper {
+        /// The `nft` program.
+        #[arg(long)]
+        nft: PathBuf,
+        /// The Docker engine's socket, if there may be an engine.
+        #[arg(long)]
+        docker_socket: Option<PathBuf>,
+        /// Take the kernel to have no filters of system calls.
+        #[arg(long)]
+        without_filter: bool,
     },
     /// Print the version.
     Version,
@@ -109,6 +123,14 @@ options! {
     set_bridge_sysctls: bool = "FIREBREAK_SET_BRIDGE_SYSCTLS", "BOOL";
     /// The nft program. Default: nft
     nft: PathBuf = "FIREBREAK_NFT", "PATH";
+    /// Where metrics and health are served over HTTP, or `none`. Any address but loopback needs --insecure-listen. Default: 127.0.0.1:9465
+    metrics_listen: String = "FIREBREAK_AGENT_METRICS_LISTEN", "ADDRESS:PORT";
+    /// Whether metrics may be served beyond this machine, without encryption. Default: false
+    #[arg(action = clap::ArgAction::Set)]
+    insecure_listen: bool = "FIREBREAK_AGENT_INSECURE_LISTEN", "BOOL";
+    /// What this kernel is taken to lack, by the names of docs/kernels.md: the agent takes its fallback or refuses to start.
+    #[arg(value_parser = words, hide = true)]
+    without_feature: Words = "FIREBREAK_WITHOUT_FEATURE", "NAME,...";
     /// How log lines are written, to standard error. Default: text
     #[arg(value_enum)]
     log_format: LogFormat = "FIREBREAK_LOG_FORMAT", "FORMAT";
@@ -169,6 +191,8 @@ pub struct Config {
     pub dataplane: DataplaneConfig,
     /// Whether conntrack may be told to count.
     pub set_conntrack_acct: bool,
+    /// Where metrics and health are served; `None` is nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// Which log lines are written.
@@ -203,6 +227,9 @@ impl Config {
             set_conntrack_acct,
             set_bridge_sysctls,
             nft,
+            metrics_listen,
+            insecure_listen,
+            without_feature,
             log_format,
             log,
         } = options.or(file);
@@ -220,13 +247,16 @@ impl Config {
             "--cut-label {}: a conntrack label has bits 0 to 127",
             cut_label.unwrap_or_default()
         );
+        let absent = without_feature.unwrap_or_default().0;
+        let absent = absent.iter().map(|name| name.parse().context("--without-feature")).collect::<anyhow::Result<_>>()?;
         let defaults = DataplaneConfig::default();
         let dataplane = DataplaneConfig {
             interface_patterns,
             nflog_group: nflog_group.unwrap_or(defaults.nflog_group),
             cut_label: cut_label.unwrap_or(defaults.cut_label),
             set_bridge_sysctls: set_bridge_sysctls.unwrap_or(defaults.set_bridge_sysctls),
-            nft: nft.unwrap_or_else(|| defaults.nft.clone()),
+            nft: nft.map_or_else(|| defaults.nft.clone(), Into::into),
+            absent,
             ..defaults
         };
         let docker = match docker_socket.as_deref() {
@@ -244,6 +274,7 @@ impl Config {
             netns_dir: netns_dir.unwrap_or_else(|| PathBuf::from("/run/netns")),
             dataplane,
             set_conntrack_acct: set_conntrack_acct.unwrap_or(true),
+            metrics_listen: metrics_address(metrics_listen.as_deref(), insecure_listen.unwrap_or_default())?,
             log_format: log_format.unwrap_or_default(),
             log: log.unwrap_or_else(|| "info".to_owned()),
         })
@@ -253,6 +284,19 @@ impl Config {
 fn read_file(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("reading {}", path.display()))
+}
+
+fn metrics_address(given: Option<&str>, insecure_listen: bool) -> anyhow::Result<Option<SocketAddr>> {
+    let text = given.unwrap_or("127.0.0.1:9465");
+    if text == "none" {
+        return Ok(None);
+    }
+    let address: SocketAddr = text.parse().with_context(|| format!("--metrics-listen {text:?}: give ADDRESS:PORT, or `none`"))?;
+    ensure!(
+        address.ip().is_loopback() || insecure_listen,
+        "--metrics-listen {address} is not a loopback address: nothing is encrypted there; if the network is trusted, say --insecure-listen true"
+    );
+    Ok(Some(address))
 }
 
 /// As the Kubernetes API names nodes (RFC 1123 subdomain).

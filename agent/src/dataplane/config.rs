@@ -1,7 +1,9 @@
 //! What the dataplane is told once, at start.
 
+use super::feature::Feature;
+use super::nft::Nft;
+use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of the kernel side. The agent's configuration makes one.
@@ -21,8 +23,11 @@ pub struct DataplaneConfig {
     pub cut_label: u8,
     /// Whether `net.bridge.bridge-nf-call-*` may be put right.
     pub set_bridge_sysctls: bool,
-    /// The `nft` program; it runs at start and at `uninstall` never.
-    pub nft: PathBuf,
+    /// How `nft` is run: for the fixed rules and the preflight, never for a commit and never at `uninstall`.
+    pub nft: Nft,
+    /// What this kernel is taken to lack: what the preflight found, and what `--without-feature` says. Where there is a fallback it
+    /// is taken.
+    pub absent: BTreeSet<Feature>,
 }
 
 impl Default for DataplaneConfig {
@@ -35,7 +40,8 @@ impl Default for DataplaneConfig {
             midstream_grace: Duration::from_secs(120),
             cut_label: 127,
             set_bridge_sysctls: true,
-            nft: PathBuf::from("nft"),
+            nft: "nft".into(),
+            absent: BTreeSet::new(),
         }
     }
 }

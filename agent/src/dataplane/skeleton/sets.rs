@@ -153,7 +153,7 @@ const REVOKED_SIZE: u32 = 131_072;
 /// ```text
 /// set revoked4 {
 ///     type ipv4_addr . inet_service . ipv4_addr . inet_service . inet_proto
-///     size 65536; flags dynamic,timeout; timeout 5m
+///     size 131072; flags dynamic,timeout; timeout 5m
 /// }
 /// ```
 pub(super) fn revoked_sets() -> Vec<SetSpec> {
