@@ -168,9 +168,9 @@ fn interfaces(
 /// Who has it of several is decided later, with what is bound already (`dataplane::bind`).
 fn claim(interface: &LocalInterface, acknowledged: &LocalEndpoint, local: &LocalWorkloads) -> Claim {
     let may_bind = |address: &IpAddr| {
-        let own = !local.node_addresses.contains(address) && !local.node_link_addresses.contains(address);
+        let nodes = local.node_addresses.contains(address) || local.own_addresses.contains(address);
         let told = interface.vouched.as_ref().map_or(&acknowledged.addresses, |vouched| &vouched.addresses);
-        own && (told.contains(address) || matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()))
+        !nodes && (told.contains(address) || matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()))
     };
     let may_have = |mac: &MacAddress| {
         let told = interface.vouched.as_ref().is_none_or(|vouched| vouched.macs.is_empty() || vouched.macs.contains(mac));

@@ -206,7 +206,7 @@ fn a_guard_binds_nothing_that_the_workload_alone_says() {
             None,
             &[ip(2)],
         ),
-        ("the node's MAC address", &[2], |_, local| drop(local.node_macs.insert(mac(7))), None, &[ip(2)]),
+        ("the node's MAC address", &[2], |_, local| local.node_macs = [mac(7)].into(), None, &[ip(2)]),
         ("a group's MAC address", &[2], |interface, _| interface.mac = Some(MacAddress([1, 0, 0x5e, 0, 0, 1])), None, &[ip(2)]),
         (
             "a link-local address",
@@ -224,7 +224,7 @@ fn a_guard_binds_nothing_that_the_workload_alone_says() {
             |interface, local| {
                 let address: IpAddr = "fe80::7".parse().unwrap();
                 interface.addresses.insert(NetworkAddress { network: NetworkName::default_network(), address });
-                local.node_link_addresses.insert(address);
+                local.own_addresses.insert(address);
             },
             Some(mac(7)),
             &[ip(2)],

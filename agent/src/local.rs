@@ -26,8 +26,8 @@ pub struct LocalWorkloads {
     pub unknown: BTreeMap<u32, InterfaceName>,
     /// The node's own addresses: of global scope, bridges included.
     pub node_addresses: BTreeSet<IpAddr>,
-    /// The node's own link-local addresses, whatever the link.
-    pub node_link_addresses: BTreeSet<IpAddr>,
+    /// The same of every scope: loopback and link-local ones too.
+    pub own_addresses: BTreeSet<IpAddr>,
     /// The MAC addresses of the node's own interfaces.
     pub node_macs: BTreeSet<MacAddress>,
     /// Whether a workload's interface is a bridge's port: `bridge-nf-call` matters then.

@@ -52,6 +52,9 @@ fn harmless(number: usize) -> String {
     )
 }
 
+/// Probes of each sort that show something.
+const ENOUGH: u64 = 500;
+
 #[test]
 fn kills_at_random_moments_lose_nothing_open_nothing_and_stop_nothing() {
     let kills = scaled(6, 30);
@@ -86,7 +89,9 @@ fn kills_at_random_moments_lose_nothing_open_nothing_and_stop_nothing() {
     let mut acknowledged = BTreeSet::new();
     let mut number = 0;
     let mut killed = [0_usize; 3];
-    while killed.iter().any(|count| *count < kills) {
+    // On a fast machine the kills are over before enough was sent to tell.
+    let too_few = || checker.counts().permitted <= ENOUGH || checker.counts().forbidden <= ENOUGH;
+    while killed.iter().any(|count| *count < kills) || too_few() {
         let victim = usize::try_from(dice.below(3)).unwrap();
         let at = Instant::now() + Duration::from_millis(dice.below(150));
         while Instant::now() < at {
@@ -133,7 +138,7 @@ fn kills_at_random_moments_lose_nothing_open_nothing_and_stop_nothing() {
         acknowledged.len()
     );
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-    assert!(counts.permitted > 500 && counts.forbidden > 500, "too few probes to tell: {counts:?}");
+    assert!(counts.permitted > ENOUGH && counts.forbidden > ENOUGH, "too few probes to tell: {counts:?}");
     assert_eq!(counts.passed, 0, "forbidden probes passed: {counts:?}");
     assert_eq!(counts.refused, 0, "permitted probes failed: {counts:?}");
     let (seen, leaked) = arrivals.split_at(arrivals_permitted);

@@ -30,7 +30,10 @@ pub(super) struct Binding {
 /// By ifindex, what the guards are to let pass.
 pub(super) fn bindings(actual: &KernelState, desired: &Desired) -> BTreeMap<u32, Binding> {
     let macs = winners(
-        desired.interfaces.iter().filter_map(|(index, interface)| Some((*index, (interface.claim.link, interface.claim.mac?), &interface.claim))),
+        desired
+            .interfaces
+            .iter()
+            .filter_map(|(index, interface)| Some((*index, (interface.claim.link, interface.claim.mac?), &interface.claim))),
         |index, (_, mac)| actual.binds(index, Bound::Mac(index, *mac)),
     );
     let addresses = winners(
@@ -78,7 +81,8 @@ fn winners<'a, K: Hash + Eq>(
             }
             let vouched: Vec<u32> = claimants.iter().filter(|(_, vouched)| *vouched).map(|(index, _)| *index).collect();
             let among = if vouched.is_empty() { claimants.iter().map(|(index, _)| *index).collect() } else { vouched };
-            let winner = if among.len() == 1 { only(among) } else { only(among.into_iter().filter(|index| has_it(*index, &key)).collect()) };
+            let winner =
+                if among.len() == 1 { only(among) } else { only(among.into_iter().filter(|index| has_it(*index, &key)).collect()) };
             (key, winner)
         })
         .collect()
@@ -94,12 +98,7 @@ pub(super) fn elements(bindings: &BTreeMap<u32, Binding>, set: SetRef) -> BTreeM
             (BoundForm::Guarded, _) => put(Entry::Interface(*index)),
             // Without a MAC address no frame can be the workload's.
             (
-                BoundForm::Mac
-                | BoundForm::Chaddr
-                | BoundForm::Address(_)
-                | BoundForm::Ip4
-                | BoundForm::Quoted4
-                | BoundForm::Target6,
+                BoundForm::Mac | BoundForm::Chaddr | BoundForm::Address(_) | BoundForm::Ip4 | BoundForm::Quoted4 | BoundForm::Target6,
                 None,
             ) => {}
             (BoundForm::Mac | BoundForm::Chaddr, Some(mac)) => put(Entry::Bound(Bound::Mac(*index, mac))),
@@ -152,12 +151,37 @@ mod tests {
         type Case<'a> = (&'a str, &'a [(u32, u8, &'a [u8], bool)], &'a [(u32, u8, &'a [u8], bool)], &'a [(u32, bool, &'a [u8])]);
         let table: &[Case<'_>] = &[
             ("nobody else claims it", &[], &[(7, 7, &[2], false)], &[(7, true, &[2])]),
-            ("the first has it", &[(7, 7, &[2], false)], &[(7, 7, &[2], false), (8, 8, &[2, 3], false)], &[(7, true, &[2]), (8, true, &[3])]),
-            ("until it gives it up", &[(7, 7, &[2], false)], &[(7, 7, &[4], false), (8, 8, &[2], false)], &[(7, true, &[4]), (8, true, &[2])]),
+            (
+                "the first has it",
+                &[(7, 7, &[2], false)],
+                &[(7, 7, &[2], false), (8, 8, &[2, 3], false)],
+                &[(7, true, &[2]), (8, true, &[3])],
+            ),
+            (
+                "until it gives it up",
+                &[(7, 7, &[2], false)],
+                &[(7, 7, &[4], false), (8, 8, &[2], false)],
+                &[(7, true, &[4]), (8, true, &[2])],
+            ),
             ("both at once: nobody", &[], &[(7, 7, &[2], false), (8, 8, &[2], false)], &[(7, true, &[]), (8, true, &[])]),
-            ("the vouched one, though later", &[(7, 7, &[2], false)], &[(7, 7, &[2], false), (8, 8, &[2], true)], &[(7, true, &[]), (8, true, &[2])]),
-            ("two vouched: the first", &[(8, 8, &[2], true)], &[(7, 7, &[2], true), (8, 8, &[2], true)], &[(7, true, &[]), (8, true, &[2])]),
-            ("a neighbour's MAC address", &[(7, 7, &[2], false)], &[(7, 7, &[2], false), (8, 7, &[3], false)], &[(7, true, &[2]), (8, false, &[3])]),
+            (
+                "the vouched one, though later",
+                &[(7, 7, &[2], false)],
+                &[(7, 7, &[2], false), (8, 8, &[2], true)],
+                &[(7, true, &[]), (8, true, &[2])],
+            ),
+            (
+                "two vouched: the first",
+                &[(8, 8, &[2], true)],
+                &[(7, 7, &[2], true), (8, 8, &[2], true)],
+                &[(7, true, &[]), (8, true, &[2])],
+            ),
+            (
+                "a neighbour's MAC address",
+                &[(7, 7, &[2], false)],
+                &[(7, 7, &[2], false), (8, 7, &[3], false)],
+                &[(7, true, &[2]), (8, false, &[3])],
+            ),
         ];
         for (case, before, now, expected) in table {
             let mut actual = KernelState::empty(Layer::ALL);
@@ -166,8 +190,10 @@ mod tests {
             let bound = bindings(&actual, &desired(now));
             let bound: Vec<(u32, bool, Vec<IpAddr>)> =
                 bound.into_iter().map(|(index, binding)| (index, binding.mac.is_some(), binding.addresses.into_iter().collect())).collect();
-            let expected: Vec<_> =
-                expected.iter().map(|(index, has_mac, addresses)| (*index, *has_mac, addresses.iter().copied().map(ip).collect::<Vec<_>>())).collect();
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|(index, has_mac, addresses)| (*index, *has_mac, addresses.iter().copied().map(ip).collect::<Vec<_>>()))
+                .collect();
             assert_eq!(bound, expected, "{case}");
         }
     }

@@ -1,8 +1,8 @@
 //! From what the kernel holds and what it is to hold to the change between them. Pure: the same two states give the same plan,
 //! in one order, whatever happened before.
 
-use super::desired::Desired;
 use super::bind::{self, Binding};
+use super::desired::Desired;
 use super::element::{Bound, Entry, tidy};
 use super::names::{BoundForm, Layer, SetRef};
 use super::{Delta, element::Comments};
@@ -378,7 +378,15 @@ mod tests {
                 .iter()
                 .map(|(index, workload, addresses)| {
                     let addresses = addresses.iter().map(|last| local(*last)).collect();
-                    (*index, ManagedInterface { name: InterfaceName::new("veth0"), workload: (*workload).into(), addresses, claim: Claim::default() })
+                    (
+                        *index,
+                        ManagedInterface {
+                            name: InterfaceName::new("veth0"),
+                            workload: (*workload).into(),
+                            addresses,
+                            claim: Claim::default(),
+                        },
+                    )
                 })
                 .collect(),
             exempt: exempt.iter().map(|index| (*index, InterfaceName::new("uplink"))).collect(),

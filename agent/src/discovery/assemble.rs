@@ -135,10 +135,20 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
         }
     }
     let bridged = managed.iter().chain(unknown.keys()).any(|index| by_index.get(index).is_some_and(|link| link.controller.is_some()));
-    let own = |scope| kernel.own.iter().filter(move |held| held.scope == scope).map(|held| held.address).collect();
-    let (node_addresses, node_link_addresses) = (own(Scope::Global), own(Scope::Link));
+    let node_addresses = kernel.own.iter().filter(|held| held.scope == Scope::Global).map(|held| held.address).collect();
+    let own_addresses = kernel.own.iter().map(|held| held.address).collect();
     let node_macs = kernel.links.iter().filter_map(|link| link.mac).collect();
-    LocalWorkloads { in_sync: false, workloads, exempt, unknown, node_addresses, node_link_addresses, node_macs, bridged, warnings: BTreeSet::new() }
+    LocalWorkloads {
+        in_sync: false,
+        workloads,
+        exempt,
+        unknown,
+        node_addresses,
+        own_addresses,
+        node_macs,
+        bridged,
+        warnings: BTreeSet::new(),
+    }
 }
 
 /// The ids of the namespaces whose addresses [`assemble`] asks for, each with the interfaces that lead into it: everything that

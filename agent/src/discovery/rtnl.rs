@@ -7,8 +7,8 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "the netlink crates' enums are open: the kernel adds to them")]
 
-use futures::StreamExt;
 use crate::dataplane::MacAddress;
+use futures::StreamExt;
 use netlink_packet_core::{DefaultNla, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
@@ -143,7 +143,9 @@ impl Rtnl {
             Err(RtnlError::Refused { errno: Errno::EINVAL, .. }) => return Ok(PeerNamespace::default()),
             answers => answers?,
         };
-        let links = answers.into_iter().filter_map(|answer| if let RouteNetlinkMessage::NewLink(link) = answer { Some(read_link(link)) } else { None });
+        let links = answers
+            .into_iter()
+            .filter_map(|answer| if let RouteNetlinkMessage::NewLink(link) = answer { Some(read_link(link)) } else { None });
         Ok(PeerNamespace { addresses, macs: links.filter_map(|link| Some((link.index, link.mac?))).collect() })
     }
 
@@ -244,8 +246,15 @@ impl Rtnl {
 }
 
 fn read_link(message: LinkMessage) -> Link {
-    let mut link =
-        Link { index: message.header.index, name: String::new(), veth: false, controller: None, peer_nsid: None, peer_index: None, mac: None };
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        veth: false,
+        controller: None,
+        peer_nsid: None,
+        peer_index: None,
+        mac: None,
+    };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,

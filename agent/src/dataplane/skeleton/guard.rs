@@ -357,11 +357,7 @@ fn own(family: Family) -> Statement<'static> {
 
 /// `ip daddr 255.255.255.255 udp sport 68 udp dport 67`
 fn dhcp_client() -> [Statement<'static>; 3] {
-    [
-        is(field("ip", "daddr"), "255.255.255.255"),
-        is_number(field("udp", "sport"), 68),
-        is_number(field("udp", "dport"), 67),
-    ]
+    [is(field("ip", "daddr"), "255.255.255.255"), is_number(field("udp", "sport"), 68), is_number(field("udp", "dport"), 67)]
 }
 
 /// `iif . @th,288,48 @bound_chaddr`

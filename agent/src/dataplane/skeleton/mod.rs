@@ -2,6 +2,7 @@
 //! Pure: builds the text, does not run anything.
 
 mod accounting;
+mod cut;
 mod guard;
 mod policy;
 mod sets;
@@ -55,6 +56,8 @@ pub(super) struct Skeleton {
     written: Vec<SetSpec>,
     /// Those that the kernel writes.
     counted: Vec<SetSpec>,
+    /// Those that the kernel writes and that outlive their rules.
+    kept: Vec<SetSpec>,
     /// As it is at a first install, and without its element.
     midstream: Option<(SetSpec, SetSpec)>,
     rules: Rules,
@@ -73,13 +76,15 @@ impl Skeleton {
             }
             Layer::Netdev => guard::from_workload(&mut rules, config),
         }
-        let mut counted = sets::refused(layer, config);
+        let (mut counted, mut kept) = (sets::refused(layer, config), Vec::new());
         let mut midstream = None;
         match layer {
             Layer::Inet => {
                 policy::add(&mut rules);
+                cut::add(&mut rules, config.cut_label);
                 accounting::add(&mut rules, config);
                 counted.extend(sets::counted(config));
+                kept = sets::revoked_sets();
                 midstream = Some((sets::midstream(config, true), sets::midstream(config, false)));
             }
             Layer::Bridge | Layer::Arp | Layer::Netdev => {}
@@ -87,8 +92,8 @@ impl Skeleton {
         let written = sets::written(layer);
         let form = fingerprint(&written)?;
         let later = midstream.as_ref().map(|(_, later)| later);
-        let rules_stamp = fingerprint(&(&counted, later, &rules.counters, &rules.chains, &rules.rules))?;
-        Ok(Self { layer, written, counted, midstream, rules, stamp: Stamp { form, rules: rules_stamp } })
+        let rules_stamp = fingerprint(&(&counted, &kept, later, &rules.counters, &rules.chains, &rules.rules))?;
+        Ok(Self { layer, written, counted, kept, midstream, rules, stamp: Stamp { form, rules: rules_stamp } })
     }
 
     /// What it is known by.
@@ -107,7 +112,8 @@ impl Skeleton {
     /// The commands that fill a table with nothing but the prelude in it.
     pub(super) fn install(&self) -> Result<Vec<Value>, serde_json::Error> {
         let first = self.midstream.as_ref().map(|(first, _)| first);
-        let sets = self.written.iter().filter(|set| set.type_of.is_none()).chain(&self.counted).chain(first);
+        let plain = self.written.iter().filter(|set| set.type_of.is_none());
+        let sets = plain.chain(&self.counted).chain(&self.kept).chain(first);
         let mut commands = sets.map(add_set).collect::<Result<Vec<Value>, _>>()?;
         for counter in self.rules.counters.iter().chain([&self.stamp.counter()]) {
             commands.push(add_object(&words::counter_object(self.layer, counter))?);
@@ -129,7 +135,8 @@ impl Skeleton {
         let is_port = |chain: &str| self.layer == Layer::Netdev && is_port_chain(chain);
         let gone = present.chains.iter().filter(|chain| !wanted.contains(&chain.as_str()) && !is_port(chain));
         commands.extend(gone.map(|chain| named("chain", chain)));
-        for set in self.written.iter().filter(|set| set.type_of.is_none() && !present.sets.contains(&set.name)) {
+        let plain = self.written.iter().filter(|set| set.type_of.is_none());
+        for set in plain.chain(&self.kept).filter(|set| !present.sets.contains(&set.name)) {
             commands.push(add_set(set)?);
         }
         for set in &self.counted {
@@ -196,6 +203,7 @@ mod tests {
             DataplaneConfig { nflog_group: 6, ..config.clone() },
             DataplaneConfig { interface_patterns: vec![InterfacePattern::new("cali*").unwrap()], ..config.clone() },
             DataplaneConfig { denied_size: 1024, ..config.clone() },
+            DataplaneConfig { cut_label: 3, ..config.clone() },
         ] {
             assert_ne!(stamp(&other).rules, ours.rules);
             assert_eq!(stamp(&other).form, ours.form, "the sets of the agent's elements do not depend on configuration");

@@ -130,7 +130,8 @@ fn given(settings: Option<&NetworkSettings>) -> Result<Vec<Given>, InspectError>
 
 /// Six bytes in hex with colons between them, as Go's `net.HardwareAddr` prints them.
 fn mac(text: &str) -> Option<[u8; 6]> {
-    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect::<Option<_>>()?;
+    let bytes: Vec<u8> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect::<Option<_>>()?;
     bytes.try_into().ok()
 }
 
