@@ -189,7 +189,8 @@ fn claimed(controller: &NodeState, local: &LocalWorkloads) -> (Option<MacAddress
 fn a_guard_binds_nothing_that_the_workload_alone_says() {
     type Change = fn(&mut LocalInterface, &mut LocalWorkloads);
     let link_local: IpAddr = "fe80::7".parse().unwrap();
-    let table: &[(&str, &[u8], Change, Option<MacAddress>, &[IpAddr])] = &[
+    type Case<'a> = (&'a str, &'a [u8], Change, Option<MacAddress>, &'a [IpAddr]);
+    let table: &[Case<'_>] = &[
         ("as the controller has it", &[2], |_, _| {}, Some(mac(7)), &[ip(2)]),
         ("an address that the controller has not heard of", &[2, 9], |_, _| {}, Some(mac(7)), &[ip(2)]),
         (

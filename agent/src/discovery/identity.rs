@@ -101,7 +101,7 @@ mod tests {
             image_labels: pairs(image_labels),
             network: Network::Own,
             bridges: vec![Bridge { name: "br-1".to_owned(), hidden: true }, Bridge { name: "br-2".to_owned(), hidden: false }],
-            given: vec![Given { mac: Some([2, 66, 172, 17, 0, 2]), addresses: vec!["172.17.0.2".parse().unwrap()] }],
+            given: vec![Given { mac: Some([2, 66, 172, 17, 0, 2]), addresses: vec![IpAddr::from([172, 17, 0, 2])] }],
             ports: vec![Port { protocol: 6, host_address: None, host_port: 8080, container_port: 80 }],
         }
     }
