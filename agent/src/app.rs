@@ -2,7 +2,7 @@
 //! leaves everything in force.
 
 use crate::config::{Config, DockerSocket};
-use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, absent, preflight};
+use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Opened, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, KernelThread};
@@ -10,7 +10,8 @@ use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals
 use crate::helper::{Helper, HelperLife};
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
-use crate::session::{self, Applied, Backoff, NodeStatus, SessionConfig, SessionLinks};
+use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
+use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use std::collections::{BTreeSet, HashMap};
@@ -38,23 +39,33 @@ type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
     let (helper, helper_life) = helper;
     let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, log_format: _, log: _ } = config;
-    let state = StateDir::open(&state_dir)?;
-    let (instance_id, boot_id, kernel) = (state.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
+    let folder = StateDir::open(&state_dir)?;
+    let (instance_id, boot_id, kernel) = (folder.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
     tracing::info!(node = %node, version = env!("CARGO_PKG_VERSION"), kernel = %kernel, controller = %controller.uri(), "starting");
     let findings = check(&dataplane, false).await?;
     if let Some(finding) = findings.iter().find(|finding| finding.severity == Severity::Fatal) {
         bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
     }
     let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
-    let kernel_thread = open_kernel(&dataplane).await?;
+    let file = StateFile::new(folder.path(), node.clone());
+    let marker = Marker::open(folder.path(), &boot_id)?;
+    let (kernel_side, opened) = open_kernel(&dataplane).await?;
+    let Restored { kept, enforce, refused } = state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed);
+    let kernel_thread = KernelThread::start(kernel_side, Some(marker)).context("starting the dataplane's thread")?;
 
     let stop = CancellationToken::new();
     let mut tasks: Tasks = JoinSet::new();
     let (local_sender, local) = watch::channel(LocalWorkloads::unknown());
-    let (declared_sender, declared) = watch::channel(None);
-    let (committed_sender, committed) = watch::channel(None);
+    let (declared_sender, declared) = watch::channel(kept.as_ref().map(|kept| kept.declared.clone()));
+    let (committed_sender, committed) = watch::channel(kept.as_ref().filter(|_| enforce).map(|kept| kept.committed.clone()));
     let (applied_sender, applied) = watch::channel(None);
-    let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
+    let mut warnings = warnings_of(&findings);
+    warnings.extend(refused);
+    let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings });
+    let kept = kept.unwrap_or_default();
+    let links =
+        KeepLinks { committed: committed.clone(), applied: applied.clone(), declared: declared.clone(), status: status_sender.clone() };
+    spawn(&mut tasks, "state on disk", state::keep(file, kept.clone(), links, stop.clone()).map(Ok));
 
     let task = async move { Ok(helper_life.ended().await?) };
     spawn(&mut tasks, "helper", watched(task, stop.clone()));
@@ -78,7 +89,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     };
     let links =
         SessionLinks { local: local.clone(), status, applied: applied.clone(), declared: declared_sender, committed: committed_sender };
-    let task = session::run(config, links, stop.clone());
+    let task = session::run(config, Held::restored(node.clone(), kept.committed), links, stop.clone());
     spawn(&mut tasks, "session", task.map(Ok));
 
     let ends = Arc::new(RecentLocals::new());
@@ -89,7 +100,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         instance_id,
         boot_id,
         endpoint: controller,
-        state_dir: state.path().to_owned(),
+        state_dir: folder.path().to_owned(),
         nflog_group: dataplane.nflog_group,
         read_interval: FlowsConfig::DEFAULT_READ_INTERVAL,
         timing: flows::Timing::default(),
@@ -155,11 +166,11 @@ fn warnings_of(findings: &[Finding]) -> BTreeSet<Warning> {
     findings.iter().map(|finding| Warning::new(finding.code, format!("{} ({})", finding.message, finding.remedy))).collect()
 }
 
-async fn open_kernel(config: &DataplaneConfig) -> anyhow::Result<KernelThread> {
+async fn open_kernel(config: &DataplaneConfig) -> anyhow::Result<(Dataplane, Opened)> {
     let config = config.clone();
     let (kernel, opened) = tokio::task::spawn_blocking(move || Dataplane::open(&config)).await?.context("opening the kernel side")?;
     tracing::info!(rules = ?opened.skeleton, owned = opened.owned, elements = opened.elements, "kernel tables are in force");
-    KernelThread::start(kernel).context("starting the dataplane's thread")
+    Ok((kernel, opened))
 }
 
 /// The containers of the engine, if there is one or when there will be one.

@@ -12,3 +12,4 @@ pub mod helper;
 pub mod identity;
 pub mod local;
 pub mod session;
+pub mod state;
