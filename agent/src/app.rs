@@ -5,19 +5,22 @@ use crate::config::{Config, DockerSocket};
 use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Opened, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
-use crate::enforce::{self, EnforceLinks, KernelThread};
+use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
 use crate::helper::{Helper, HelperLife};
+use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
+use crate::metrics::Sources;
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +41,7 @@ type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 /// What could not be opened, or which task ended and why.
 pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
     let (helper, helper_life) = helper;
-    let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, log_format: _, log: _ } = config;
+    let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, metrics_listen, log_format: _, log: _ } = config;
     let folder = StateDir::open(&state_dir)?;
     let (instance_id, boot_id, kernel) = (folder.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
     tracing::info!(node = %node, version = env!("CARGO_PKG_VERSION"), kernel = %kernel, controller = %controller.uri(), "starting");
@@ -74,7 +77,9 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let task = discovery::run(config, declared, docker_view, local_sender, stop.clone());
     spawn(&mut tasks, "discovery", task.map(Ok));
 
-    let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone() };
+    let enforcement = Arc::new(EnforceStats::default());
+    let stats = enforcement.clone();
+    let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());
     spawn(&mut tasks, "enforcement", async move { Ok(task.await?) });
 
@@ -87,6 +92,12 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         kernel,
         backoff: Backoff::default(),
     };
+    let flows_stats = Arc::new(FlowsStats::default());
+    let sources =
+        Sources { flows: flows_stats.clone(), enforcement, applied: applied.clone(), status: status.clone(), local: local.clone() };
+    if let Some(address) = metrics_listen {
+        serve_metrics(&mut tasks, address, sources, &status_sender, stop.clone()).await;
+    }
     let links =
         SessionLinks { local: local.clone(), status, applied: applied.clone(), declared: declared_sender, committed: committed_sender };
     let task = session::run(config, Held::restored(node.clone(), kept.committed), links, stop.clone());
@@ -106,7 +117,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         timing: flows::Timing::default(),
         limits: Limits::default(),
     };
-    let task = flows::run(config, ends, Arc::new(FlowsStats::default()), stop.clone());
+    let task = flows::run(config, ends, flows_stats, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
@@ -171,6 +182,29 @@ async fn open_kernel(config: &DataplaneConfig) -> anyhow::Result<(Dataplane, Ope
     let (kernel, opened) = tokio::task::spawn_blocking(move || Dataplane::open(&config)).await?.context("opening the kernel side")?;
     tracing::info!(rules = ?opened.skeleton, owned = opened.owned, elements = opened.elements, "kernel tables are in force");
     Ok((kernel, opened))
+}
+
+/// Enforcement does not depend on who takes the port first: where it cannot be had, the node says so and goes on.
+async fn serve_metrics(
+    tasks: &mut Tasks,
+    address: SocketAddr,
+    sources: Sources,
+    status: &watch::Sender<NodeStatus>,
+    stop: CancellationToken,
+) {
+    match TcpListener::bind(address).await {
+        Ok(listener) => {
+            tracing::info!(%address, "listening for scrapers of metrics and health");
+            spawn(tasks, "metrics", http::serve(listener, sources, stop).map(Ok));
+        }
+        Err(error) => {
+            tracing::error!(%address, reason = %error, "metrics and health are not served");
+            let message = format!("metrics and health are not served: {address}: {error} (choose another with --metrics-listen)");
+            status.send_modify(|status| {
+                status.warnings.insert(Warning::new("MetricsUnavailable", message));
+            });
+        }
+    }
 }
 
 /// The containers of the engine, if there is one or when there will be one.

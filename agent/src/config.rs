@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use firebreak_policy::model::NodeName;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tonic::transport::Endpoint;
 
@@ -117,6 +118,11 @@ options! {
     set_bridge_sysctls: bool = "FIREBREAK_SET_BRIDGE_SYSCTLS", "BOOL";
     /// The nft program. Default: nft
     nft: PathBuf = "FIREBREAK_NFT", "PATH";
+    /// Where metrics and health are served over HTTP, or `none`. Any address but loopback needs --insecure-listen. Default: 127.0.0.1:9465
+    metrics_listen: String = "FIREBREAK_AGENT_METRICS_LISTEN", "ADDRESS:PORT";
+    /// Whether metrics may be served beyond this machine, without encryption. Default: false
+    #[arg(action = clap::ArgAction::Set)]
+    insecure_listen: bool = "FIREBREAK_AGENT_INSECURE_LISTEN", "BOOL";
     /// What this kernel is taken to lack, by the names of docs/kernels.md: the agent takes its fallback or refuses to start.
     #[arg(value_parser = words, hide = true)]
     without_feature: Words = "FIREBREAK_WITHOUT_FEATURE", "NAME,...";
@@ -178,6 +184,8 @@ pub struct Config {
     pub netns_dir: PathBuf,
     /// The kernel side.
     pub dataplane: DataplaneConfig,
+    /// Where metrics and health are served; `None` is nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// Which log lines are written.
@@ -210,6 +218,8 @@ impl Config {
             nflog_group,
             set_bridge_sysctls,
             nft,
+            metrics_listen,
+            insecure_listen,
             without_feature,
             log_format,
             log,
@@ -248,6 +258,7 @@ impl Config {
             docker,
             netns_dir: netns_dir.unwrap_or_else(|| PathBuf::from("/run/netns")),
             dataplane,
+            metrics_listen: metrics_address(metrics_listen.as_deref(), insecure_listen.unwrap_or_default())?,
             log_format: log_format.unwrap_or_default(),
             log: log.unwrap_or_else(|| "info".to_owned()),
         })
@@ -257,6 +268,19 @@ impl Config {
 fn read_file(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("reading {}", path.display()))
+}
+
+fn metrics_address(given: Option<&str>, insecure_listen: bool) -> anyhow::Result<Option<SocketAddr>> {
+    let text = given.unwrap_or("127.0.0.1:9465");
+    if text == "none" {
+        return Ok(None);
+    }
+    let address: SocketAddr = text.parse().with_context(|| format!("--metrics-listen {text:?}: give ADDRESS:PORT, or `none`"))?;
+    ensure!(
+        address.ip().is_loopback() || insecure_listen,
+        "--metrics-listen {address} is not a loopback address: nothing is encrypted there; if the network is trusted, say --insecure-listen true"
+    );
+    Ok(Some(address))
 }
 
 /// As the Kubernetes API names nodes (RFC 1123 subdomain).

@@ -13,6 +13,7 @@ use firebreak_policy::model::Generation;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,6 +45,19 @@ pub struct EnforceLinks {
     pub applied: watch::Sender<Option<Arc<Applied>>>,
     /// What people should know of it.
     pub status: watch::Sender<NodeStatus>,
+    /// What is counted.
+    pub stats: Arc<EnforceStats>,
+}
+
+/// Counts of enforcing, for the metrics.
+#[derive(Debug, Default)]
+pub struct EnforceStats {
+    /// Transactions that changed something.
+    pub commits: AtomicU64,
+    /// Changes that the kernel refused, retries too.
+    pub failures: AtomicU64,
+    /// Elements that our sets hold.
+    pub elements: AtomicU64,
 }
 
 struct Job {
@@ -151,7 +165,9 @@ fn tell(links: &EnforceLinks, committed: &Committed, outcome: Outcome, owed: boo
     let Outcome { at, took, result } = outcome;
     let failure = match &result {
         Ok(report) => {
+            links.stats.elements.store(u64::try_from(report.elements).unwrap_or(u64::MAX), Ordering::Relaxed);
             if report.bytes > 0 {
+                links.stats.commits.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(
                     generation = generation.0,
                     revision = revision.0,
@@ -165,6 +181,7 @@ fn tell(links: &EnforceLinks, committed: &Committed, outcome: Outcome, owed: boo
             None
         }
         Err(error) => {
+            links.stats.failures.fetch_add(1, Ordering::Relaxed);
             tracing::error!(generation = generation.0, revision = revision.0, reason = %error, "the kernel refused a change; its former state stays");
             Some(error.to_string())
         }

@@ -4,6 +4,7 @@
 //! Stopping leaves everything in force: only [`uninstall`] takes it away.
 
 mod config;
+mod counters;
 mod desired;
 mod element;
 mod error;
@@ -24,6 +25,7 @@ mod watch;
 mod wire;
 
 pub use config::{DataplaneConfig, InterfacePattern, PatternError};
+pub use counters::{KernelCounter, read_counters};
 pub use desired::{Desired, ManagedInterface};
 pub use error::{CommitError, OpenError, ReadBackError, Refusal, UninstallError};
 pub use feature::{Feature, UnknownFeature};

@@ -143,7 +143,7 @@ fn names(
 /// How often a dump that somebody else's change interrupts is begun again.
 pub(super) const DUMP_ATTEMPTS: u32 = 10;
 
-fn wrap(act: &'static str, layer: Layer, error: RequestError) -> OpenError {
+pub(super) fn wrap(act: &'static str, layer: Layer, error: RequestError) -> OpenError {
     match error {
         RequestError::Socket(error) => OpenError::Socket(error),
         RequestError::Refused(source) => OpenError::Kernel { act, layer, source },
