@@ -2,6 +2,7 @@
 //! leaves everything in force.
 
 use crate::config::{Config, DockerSocket};
+use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
 use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Opened, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
@@ -21,7 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +42,19 @@ type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 /// What could not be opened, or which task ended and why.
 pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
     let (helper, helper_life) = helper;
-    let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, metrics_listen, log_format: _, log: _ } = config;
+    let Config {
+        node,
+        node_labels,
+        controller,
+        state_dir,
+        docker,
+        netns_dir,
+        dataplane,
+        set_conntrack_acct,
+        metrics_listen,
+        log_format: _,
+        log: _,
+    } = config;
     let folder = StateDir::open(&state_dir)?;
     let (instance_id, boot_id, kernel) = (folder.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
     tracing::info!(node = %node, version = env!("CARGO_PKG_VERSION"), kernel = %kernel, controller = %controller.uri(), "starting");
@@ -50,11 +63,16 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
     }
     let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
+    let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
+    let ends = Arc::new(RecentLocals::new());
+    // Other parts' records are few; a full channel makes them wait.
+    let (records, other_records) = mpsc::channel(64);
+    let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
     let file = StateFile::new(folder.path(), node.clone());
     let marker = Marker::open(folder.path(), &boot_id)?;
-    let (kernel_side, opened) = open_kernel(&dataplane).await?;
+    let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
     let Restored { kept, enforce, refused } = state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed);
-    let kernel_thread = KernelThread::start(kernel_side, Some(marker)).context("starting the dataplane's thread")?;
+    let kernel_thread = KernelThread::start(kernel_side, Some(marker), cuts).context("starting the dataplane's thread")?;
 
     let stop = CancellationToken::new();
     let mut tasks: Tasks = JoinSet::new();
@@ -62,9 +80,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let (declared_sender, declared) = watch::channel(kept.as_ref().map(|kept| kept.declared.clone()));
     let (committed_sender, committed) = watch::channel(kept.as_ref().filter(|_| enforce).map(|kept| kept.committed.clone()));
     let (applied_sender, applied) = watch::channel(None);
-    let mut warnings = warnings_of(&findings);
-    warnings.extend(refused);
-    let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings });
+    status_sender.send_modify(|status| status.warnings.extend(refused));
     let kept = kept.unwrap_or_default();
     let links =
         KeepLinks { committed: committed.clone(), applied: applied.clone(), declared: declared.clone(), status: status_sender.clone() };
@@ -103,7 +119,6 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let task = session::run(config, Held::restored(node.clone(), kept.committed), links, stop.clone());
     spawn(&mut tasks, "session", task.map(Ok));
 
-    let ends = Arc::new(RecentLocals::new());
     let task = keep_ends(ends.clone(), local.clone(), applied, stop.clone());
     spawn(&mut tasks, "flow ends", task.map(Ok));
     let config = FlowsConfig {
@@ -117,7 +132,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         timing: flows::Timing::default(),
         limits: Limits::default(),
     };
-    let task = flows::run(config, ends, flows_stats, stop.clone());
+    let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
@@ -177,11 +192,44 @@ fn warnings_of(findings: &[Finding]) -> BTreeSet<Warning> {
     findings.iter().map(|finding| Warning::new(finding.code, format!("{} ({})", finding.message, finding.remedy))).collect()
 }
 
-async fn open_kernel(config: &DataplaneConfig) -> anyhow::Result<(Dataplane, Opened)> {
+/// The kernel side, what opening it found, and what ends connections, where that can be had.
+type KernelSide = (Dataplane, Opened, Option<(CutHandle, Owners)>);
+
+async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: CutLinks) -> anyhow::Result<KernelSide> {
     let config = config.clone();
-    let (kernel, opened) = tokio::task::spawn_blocking(move || Dataplane::open(&config)).await?.context("opening the kernel side")?;
+    let opening = tokio::task::spawn_blocking(move || {
+        if set_conntrack_acct {
+            cuts::count_connections();
+        }
+        let (kernel, opened) = Dataplane::open(&config)?;
+        let known = kernel.known_interfaces();
+        let at_start = match opened.skeleton {
+            SkeletonState::Installed => None,
+            SkeletonState::Adopted | SkeletonState::Replaced => Some(known),
+        };
+        let cuts = start_cuts(&config, links).map(|cuts| (cuts, Owners::new(at_start)));
+        Ok::<_, anyhow::Error>((kernel, opened, cuts))
+    });
+    let (kernel, opened, cuts) = opening.await?.context("opening the kernel side")?;
     tracing::info!(rules = ?opened.skeleton, owned = opened.owned, elements = opened.elements, "kernel tables are in force");
-    Ok((kernel, opened))
+    Ok((kernel, opened, cuts))
+}
+
+/// Without ctnetlink everything is enforced but for connections that are established already; the node says so.
+fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
+    let status = links.status.clone();
+    match cuts::start(CutConfig { label: config.cut_label, midstream_grace: config.midstream_grace }, links) {
+        Ok(cuts) => Some(cuts),
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "established connections are not cut when policy forbids them");
+            let message =
+                format!("established connections are not cut when policy forbids them: {error} (load the module nf_conntrack_netlink)");
+            status.send_modify(|status| {
+                status.warnings.insert(Warning::new(cuts::WARNING, message));
+            });
+            None
+        }
+    }
 }
 
 /// Enforcement does not depend on who takes the port first: where it cannot be had, the node says so and goes on.

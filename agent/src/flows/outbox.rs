@@ -98,7 +98,7 @@ impl Outbox {
                 Phase::Opened => 1,
                 Phase::Closed => 2,
             },
-            Told::Lost { .. } => 2,
+            Told::Lost { .. } | Told::Cut(_) => 2,
         };
         self.unsent.insert(self.next_order, record);
         self.droppable[class].push_back(self.next_order);
@@ -122,6 +122,7 @@ impl Outbox {
         let (direction, packets) = match record.told {
             Told::Flow(flow) => (flow.key.direction, if flow.phase == Phase::Closed { flow.packets } else { 0 }),
             Told::Lost { direction, packets, reason: _ } => (direction, packets),
+            Told::Cut(cut) => (cut.direction, 0),
         };
         let slot = &mut self.dropped[slot(direction)];
         slot.records += 1;
