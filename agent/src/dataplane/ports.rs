@@ -11,7 +11,9 @@
 //! the interface is deleted, and the next one of that name meets it with nothing bound to its ifindex, so that all is refused.
 
 use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain, port_chain};
+use super::plan::PortChange;
 use super::wire::{CREATE, LIST_ELEMENT, Message, Received, Writer, chain, rule};
+use serde_json::json;
 
 /// Before connection tracking and everybody else.
 const PRIORITY: i32 = -500;
@@ -64,6 +66,25 @@ pub(super) fn remove(writer: &mut Writer, sequence: &mut u32, device: &str) {
     writer.text(chain::TABLE, TABLE);
     writer.text(chain::NAME, &port_chain(device));
     writer.end(open);
+}
+
+/// The same, coming and going, as commands for `nft -j`.
+pub(super) fn text(change: &PortChange) -> Vec<String> {
+    let (family, priority) = (Layer::Netdev.as_str(), PRIORITY);
+    let gone = change
+        .remove
+        .iter()
+        .map(|device| json!({ "delete": { "chain": { "family": family, "table": TABLE, "name": port_chain(device) } } }));
+    let come = change.put.iter().flat_map(|device| {
+        let name = port_chain(device);
+        let hook = json!({ "family": family, "table": TABLE, "name": name, "type": "filter", "hook": "ingress", "dev": device, "prio": priority, "policy": "drop" });
+        let jump = json!({ "jump": { "target": CHAIN_FROM_WORKLOAD } });
+        [
+            json!({ "add": { "chain": hook } }),
+            json!({ "add": { "rule": { "family": family, "table": TABLE, "chain": name, "expr": [jump] } } }),
+        ]
+    });
+    gone.chain(come).map(|command| command.to_string()).collect()
 }
 
 /// The device of one chain of a dump; `None` when the chain is no interface's.

@@ -114,6 +114,11 @@ fn written_set(layer: Layer, set: SetRef) -> SetSpec {
     }
 }
 
+/// Raw bytes of a packet, which nft has as `integer` of some length; these names are ours.
+pub(in crate::dataplane) const INTEGER_32: &str = "integer 32";
+pub(in crate::dataplane) const INTEGER_48: &str = "integer 48";
+pub(in crate::dataplane) const INTEGER_128: &str = "integer 128";
+
 /// What guards bind interfaces to.
 ///
 /// ```text
@@ -129,9 +134,9 @@ fn bound_set(layer: Layer, form: BoundForm) -> SetSpec {
         BoundForm::Mac => (vec!["iface_index", "ether_addr"], None),
         BoundForm::Address(family) => (vec!["iface_index", "ether_addr", address(family)], None),
         BoundForm::Ip4 => (vec!["iface_index", "ipv4_addr"], None),
-        BoundForm::Chaddr => (Vec::new(), Some("iif . @th,288,48")),
-        BoundForm::Quoted4 => (Vec::new(), Some("iif . @th,192,32")),
-        BoundForm::Target6 => (Vec::new(), Some("iif . @th,64,128")),
+        BoundForm::Chaddr => (vec!["iface_index", INTEGER_48], Some("iif . @th,288,48")),
+        BoundForm::Quoted4 => (vec!["iface_index", INTEGER_32], Some("iif . @th,192,32")),
+        BoundForm::Target6 => (vec!["iface_index", INTEGER_128], Some("iif . @th,64,128")),
     };
     SetSpec { type_of, ..SetSpec::plain(layer, form.name().to_owned(), fields) }
 }
