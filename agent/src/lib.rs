@@ -12,5 +12,6 @@ pub mod helper;
 pub mod http;
 pub mod identity;
 pub mod local;
+pub mod memory;
 pub mod metrics;
 pub mod session;
