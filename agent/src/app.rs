@@ -2,7 +2,8 @@
 //! leaves everything in force.
 
 use crate::config::{Config, DockerSocket};
-use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, absent, preflight};
+use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
+use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
@@ -20,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +41,19 @@ type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 /// What could not be opened, or which task ended and why.
 pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
     let (helper, helper_life) = helper;
-    let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, metrics_listen, log_format: _, log: _ } = config;
+    let Config {
+        node,
+        node_labels,
+        controller,
+        state_dir,
+        docker,
+        netns_dir,
+        dataplane,
+        set_conntrack_acct,
+        metrics_listen,
+        log_format: _,
+        log: _,
+    } = config;
     let state = StateDir::open(&state_dir)?;
     let (instance_id, boot_id, kernel) = (state.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
     tracing::info!(node = %node, version = env!("CARGO_PKG_VERSION"), kernel = %kernel, controller = %controller.uri(), "starting");
@@ -49,8 +62,6 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
     }
     let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
-    let kernel_thread = open_kernel(&dataplane).await?;
-
     let stop = CancellationToken::new();
     let mut tasks: Tasks = JoinSet::new();
     let (local_sender, local) = watch::channel(LocalWorkloads::unknown());
@@ -58,6 +69,11 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let (committed_sender, committed) = watch::channel(None);
     let (applied_sender, applied) = watch::channel(None);
     let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
+    let ends = Arc::new(RecentLocals::new());
+    // Other parts' records are few; a full channel makes them wait.
+    let (records, other_records) = mpsc::channel(64);
+    let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
+    let kernel_thread = open_kernel(&dataplane, set_conntrack_acct, links).await?;
 
     let task = async move { Ok(helper_life.ended().await?) };
     spawn(&mut tasks, "helper", watched(task, stop.clone()));
@@ -92,7 +108,6 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let task = session::run(config, links, stop.clone());
     spawn(&mut tasks, "session", task.map(Ok));
 
-    let ends = Arc::new(RecentLocals::new());
     let task = keep_ends(ends.clone(), local.clone(), applied, stop.clone());
     spawn(&mut tasks, "flow ends", task.map(Ok));
     let config = FlowsConfig {
@@ -106,7 +121,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         timing: flows::Timing::default(),
         limits: Limits::default(),
     };
-    let task = flows::run(config, ends, flows_stats, stop.clone());
+    let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
@@ -166,11 +181,41 @@ fn warnings_of(findings: &[Finding]) -> BTreeSet<Warning> {
     findings.iter().map(|finding| Warning::new(finding.code, format!("{} ({})", finding.message, finding.remedy))).collect()
 }
 
-async fn open_kernel(config: &DataplaneConfig) -> anyhow::Result<KernelThread> {
+async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: CutLinks) -> anyhow::Result<KernelThread> {
     let config = config.clone();
-    let (kernel, opened) = tokio::task::spawn_blocking(move || Dataplane::open(&config)).await?.context("opening the kernel side")?;
+    let opening = tokio::task::spawn_blocking(move || {
+        if set_conntrack_acct {
+            cuts::count_connections();
+        }
+        let (kernel, opened) = Dataplane::open(&config)?;
+        let known = kernel.known_interfaces();
+        let at_start = match opened.skeleton {
+            SkeletonState::Installed => None,
+            SkeletonState::Adopted | SkeletonState::Replaced => Some(known),
+        };
+        let cuts = start_cuts(&config, links).map(|cuts| (cuts, Owners::new(at_start)));
+        Ok::<_, anyhow::Error>((kernel, opened, cuts))
+    });
+    let (kernel, opened, cuts) = opening.await?.context("opening the kernel side")?;
     tracing::info!(rules = ?opened.skeleton, owned = opened.owned, elements = opened.elements, "kernel tables are in force");
-    KernelThread::start(kernel).context("starting the dataplane's thread")
+    KernelThread::start(kernel, cuts).context("starting the dataplane's thread")
+}
+
+/// Without ctnetlink everything is enforced but for connections that are established already; the node says so.
+fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
+    let status = links.status.clone();
+    match cuts::start(CutConfig { label: config.cut_label, midstream_grace: config.midstream_grace }, links) {
+        Ok(cuts) => Some(cuts),
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "established connections are not cut when policy forbids them");
+            let message =
+                format!("established connections are not cut when policy forbids them: {error} (load the module nf_conntrack_netlink)");
+            status.send_modify(|status| {
+                status.warnings.insert(Warning::new(cuts::WARNING, message));
+            });
+            None
+        }
+    }
 }
 
 /// Enforcement does not depend on who takes the port first: where it cannot be had, the node says so and goes on.

@@ -5,6 +5,7 @@
 //! until then the kernel keeps what it has.
 
 use crate::core::desired;
+use crate::cuts::{CutHandle, Owners};
 use crate::dataplane::{CommitError, CommitReport, Dataplane, Desired};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
@@ -75,19 +76,27 @@ struct Outcome {
 pub struct KernelThread(mpsc::Sender<Job>);
 
 impl KernelThread {
-    /// Starts the thread, in the network namespace of the calling one.
+    /// Starts the thread, in the network namespace of the calling one. `cuts` hears of each commit, if there is one.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(mut kernel: impl Kernel) -> io::Result<Self> {
+    pub fn start(mut kernel: impl Kernel, mut cuts: Option<(CutHandle, Owners)>) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(Job { committed, local, reply }) = jobs.blocking_recv() {
                 let begun = Instant::now();
                 let desired = desired(&committed.state, &local, firebreak_policy::flatten);
+                if let Some((cuts, owners)) = &mut cuts {
+                    cuts.forget(&owners.newly_owned(&desired));
+                }
                 let result = kernel.commit(&desired);
                 // Nobody waits any more when the agent is stopping; the kernel has it all the same.
+                let is_in_force = result.is_ok();
                 let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result });
+                if let Some((cuts, owners)) = cuts.as_mut().filter(|_| is_in_force) {
+                    owners.take(&desired);
+                    cuts.committed(committed, local);
+                }
             }
         })?;
         Ok(Self(sender))

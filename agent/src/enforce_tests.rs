@@ -31,7 +31,7 @@ struct Stage {
 
 fn stage(outcomes: Vec<Result<CommitReport, CommitError>>) -> Stage {
     let (sender, seen) = sync_mpsc::channel();
-    let kernel = KernelThread::start(Stand { seen: sender, outcomes: outcomes.into_iter() }).unwrap();
+    let kernel = KernelThread::start(Stand { seen: sender, outcomes: outcomes.into_iter() }, None).unwrap();
     let (committed, committed_of_task) = watch::channel(None);
     let (local, local_of_task) = watch::channel(LocalWorkloads::unknown());
     let (applied_of_task, applied) = watch::channel(None);

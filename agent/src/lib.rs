@@ -4,6 +4,7 @@ pub mod app;
 pub mod config;
 pub mod confine;
 pub mod core;
+pub mod cuts;
 pub mod dataplane;
 pub mod discovery;
 pub mod enforce;

@@ -104,7 +104,7 @@ impl Outbox {
                 Phase::Opened => 1,
                 Phase::Closed => 2,
             },
-            Told::Lost { .. } => 2,
+            Told::Lost { .. } | Told::Cut(_) => 2,
         };
         self.unsent.insert(self.next_order, record);
         self.droppable[class].push_back(self.next_order);
@@ -266,6 +266,7 @@ fn loss(told: &Told) -> (Direction, u64) {
     match told {
         Told::Flow(flow) => (flow.key.direction, if flow.phase == Phase::Closed { flow.packets } else { 0 }),
         Told::Lost { direction, packets, reason: _ } => (*direction, *packets),
+        Told::Cut(cut) => (cut.direction, 0),
     }
 }
 
