@@ -13,6 +13,7 @@ use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
+use crate::ready;
 use crate::session::{self, Applied, Backoff, NodeStatus, SessionConfig, SessionLinks};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
@@ -74,6 +75,9 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let (records, other_records) = mpsc::channel(64);
     let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
     let kernel_thread = open_kernel(&dataplane, set_conntrack_acct, links).await?;
+    if let Err(error) = ready::tell_systemd(std::env::var_os("NOTIFY_SOCKET").as_deref()) {
+        tracing::warn!(reason = %error, "systemd cannot be told that enforcement is in force");
+    }
 
     let task = async move { Ok(helper_life.ended().await?) };
     spawn(&mut tasks, "helper", watched(task, stop.clone()));

@@ -15,4 +15,5 @@ pub mod identity;
 pub mod local;
 pub mod memory;
 pub mod metrics;
+pub mod ready;
 pub mod session;

@@ -16,6 +16,9 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// Threads for what blocks: files, names, questions to the helper and the kernel. Three of them are busy at most.
+const BLOCKING: usize = 16;
+
 fn main() -> ExitCode {
     memory::one_heap();
     let Cli { command, run: default } = Cli::parse();
@@ -47,7 +50,7 @@ fn run(options: Options) -> anyhow::Result<ExitCode> {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
     }
     let helper = confined(&mut config)?;
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(BLOCKING).enable_all().build()?.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         app::run(config, helper, async move {
             tokio::select! {
