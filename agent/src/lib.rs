@@ -17,3 +17,4 @@ pub mod memory;
 pub mod metrics;
 pub mod ready;
 pub mod session;
+pub mod state;
