@@ -76,8 +76,9 @@ impl fmt::Display for NftRefusal {
 
 /// Applies commands in one transaction; all or nothing. Not with the helper of crate `nftables`: that lets the program's
 /// complaint go to our own standard error, where no error value carries it.
-pub(super) fn apply(nft: &Nft, commands: Vec<Value>) -> Result<(), OpenError> {
-    let done = nft.run(NftTask::Apply, &skeleton::document(commands));
+/// `elements` are commands as text, after the others.
+pub(super) fn apply(nft: &Nft, commands: &[Value], elements: &[String]) -> Result<(), OpenError> {
+    let done = nft.run(NftTask::Apply, &skeleton::document(commands, elements));
     done.map_err(|refusal| OpenError::Nft(format!("{}: {refusal}", nft.program().display())))
 }
 

@@ -10,9 +10,18 @@ use super::wire::{Message, Received, element};
 
 /// Reads every set that the agent writes, of the tables that are there.
 pub(super) fn read_back(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<KernelState, ReadBackError> {
+    read_back_of(socket, layers, |_| true)
+}
+
+/// The same of some sets; of the others it is as if they were empty.
+pub(super) fn read_back_of(
+    socket: &mut NetfilterSocket,
+    layers: &[Layer],
+    which: impl Fn(SetRef) -> bool,
+) -> Result<KernelState, ReadBackError> {
     let mut state = KernelState::empty(layers.iter().copied());
     let mut comments = Comments::default();
-    for set in SetRef::all().into_iter().filter(|set| layers.contains(&set.layer())) {
+    for set in SetRef::all().into_iter().filter(|set| layers.contains(&set.layer()) && which(*set)) {
         read_set(socket, set, &mut comments, &mut state)?;
     }
     Ok(state)

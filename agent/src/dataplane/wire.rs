@@ -86,6 +86,20 @@ pub(super) mod chain {
 pub(super) mod set {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const NAME: u16 = 2;
+    pub(crate) const FLAGS: u16 = 3;
+    pub(crate) const KEY_TYPE: u16 = 4;
+    pub(crate) const KEY_LENGTH: u16 = 5;
+    pub(crate) const DESCRIPTION: u16 = 9;
+    pub(crate) const DESCRIPTION_SIZE: u16 = 1;
+    pub(crate) const TIMEOUT: u16 = 11;
+    pub(crate) const EXPRESSION: u16 = 17;
+    pub(crate) const EXPRESSIONS: u16 = 18;
+    pub(crate) const FLAG_ANONYMOUS: u32 = 0x1;
+    pub(crate) const FLAG_INTERVAL: u32 = 0x4;
+    pub(crate) const FLAG_MAP: u32 = 0x8;
+    pub(crate) const FLAG_TIMEOUT: u32 = 0x10;
+    pub(crate) const FLAG_EVAL: u32 = 0x20;
+    pub(crate) const FLAG_OBJECT: u32 = 0x40;
 }
 
 /// `NFTA_SET_ELEM_LIST_*` and `NFTA_SET_ELEM_*`.
@@ -108,6 +122,22 @@ pub(super) mod object {
     pub(crate) const DATA: u16 = 4;
     /// `NFT_OBJECT_COUNTER`.
     pub(crate) const COUNTER: u32 = 1;
+
+    /// nft's word for a kind of named objects (`NFT_OBJECT_*`) that can be deleted by it.
+    pub(crate) fn word(kind: u32) -> Option<&'static str> {
+        Some(match kind {
+            COUNTER => "counter",
+            2 => "quota",
+            3 => "ct helper",
+            4 => "limit",
+            7 => "ct timeout",
+            8 => "secmark",
+            9 => "ct expectation",
+            10 => "synproxy",
+            _ => return None,
+        })
+    }
+
     /// `NFTA_COUNTER_BYTES` and `NFTA_COUNTER_PACKETS`, in the data of a counter.
     pub(crate) const BYTES: u16 = 1;
     pub(crate) const PACKETS: u16 = 2;

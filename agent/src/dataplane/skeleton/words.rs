@@ -56,11 +56,6 @@ impl Rules {
             ..Rule::default()
         }));
     }
-
-    /// The names of the chains.
-    pub(super) fn chain_names(&self) -> impl Iterator<Item = &str> {
-        self.chains.iter().filter_map(|object| if let NfListObject::Chain(chain) = object { Some(chain.name.as_ref()) } else { None })
-    }
 }
 
 /// A counter to add. Both numbers are given: nft reads a missing one as null and refuses that.
