@@ -75,7 +75,8 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     if let Err(error) = ready::tell_systemd(std::env::var_os("NOTIFY_SOCKET").as_deref()) {
         tracing::warn!(reason = %error, "systemd cannot be told that enforcement is in force");
     }
-    let Restored { kept, enforce, refused } = state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed);
+    let Restored { kept, enforce, refused } =
+        state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed && opened.elements == 0);
     let kernel_thread = KernelThread::start(kernel_side, Some(marker), cuts).context("starting the dataplane's thread")?;
 
     let stop = CancellationToken::new();
@@ -209,7 +210,7 @@ async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: 
         let known = kernel.known_interfaces();
         let at_start = match opened.skeleton {
             SkeletonState::Installed => None,
-            SkeletonState::Adopted | SkeletonState::Replaced => Some(known),
+            SkeletonState::Adopted | SkeletonState::Replaced | SkeletonState::Outdated => Some(known),
         };
         let cuts = start_cuts(&config, links).map(|cuts| (cuts, Owners::new(at_start)));
         Ok::<_, anyhow::Error>((kernel, opened, cuts))
