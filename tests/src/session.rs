@@ -3,8 +3,8 @@
 use crate::namespace::Namespace;
 use anyhow::{Context as _, ensure};
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -74,11 +74,12 @@ impl Session {
         let (ends, stop) = ([Arc::<End>::default(), Arc::default()], Arc::<AtomicBool>::default());
         let name = format!("{name} {to} {}", over.as_str());
         let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
-        let local = SocketAddr::new(any, at);
+        // At the address itself, so that answers come from it; behind a translation it is another.
+        let (exact, local) = (SocketAddr::new(to.ip(), at), SocketAddr::new(any, at));
         let [of_client, of_server] = ends.clone();
         let from = match over {
             Over::Tcp => {
-                let listener = server.run(move || TcpListener::bind(local))??;
+                let listener = server.run(move || TcpListener::bind(exact).or_else(|_| TcpListener::bind(local)))??;
                 let (flag, stopped) = (of_server, Arc::clone(&stop));
                 let accepting = std::thread::spawn(move || {
                     if let Ok((stream, _)) = listener.accept() {
@@ -94,7 +95,7 @@ impl Session {
                 from
             }
             Over::Udp => {
-                let there = server.run(move || UdpSocket::bind(local))??;
+                let there = server.run(move || UdpSocket::bind(exact).or_else(|_| UdpSocket::bind(local)))??;
                 let here = client.run(move || -> std::io::Result<_> {
                     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
                     socket.connect(to)?;
@@ -177,4 +178,46 @@ fn tick_datagrams(socket: &UdpSocket, mut peer: Option<SocketAddr>, end: &End, s
             end.hear();
         }
     }
+}
+
+/// Counts what arrives at some UDP ports; ends when it is dropped.
+#[derive(Debug)]
+pub struct Heard {
+    count: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Heard {
+    /// Datagrams so far.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Listens on UDP ports of a namespace, on every address of both families.
+///
+/// # Errors
+/// A port is taken.
+pub fn listen(inside: &Namespace, ports: &[u16]) -> anyhow::Result<Heard> {
+    let heard = Heard { count: Arc::default(), stop: Arc::default() };
+    for port in ports.iter().copied() {
+        let socket = inside.run(move || UdpSocket::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))))??;
+        socket.set_read_timeout(Some(TICK))?;
+        let (count, stop) = (Arc::clone(&heard.count), Arc::clone(&heard.stop));
+        std::thread::spawn(move || {
+            let mut buffer = [0_u8; 256];
+            while !stop.load(Ordering::Relaxed) {
+                if socket.recv_from(&mut buffer).is_ok() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+    Ok(heard)
 }
