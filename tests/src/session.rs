@@ -71,6 +71,22 @@ impl Session {
     /// # Errors
     /// They do not meet.
     pub fn start(name: &str, client: &Namespace, server: &Namespace, over: Over, to: SocketAddr, at: u16) -> anyhow::Result<Self> {
+        Self::start_every(TICK, name, client, server, over, to, at)
+    }
+
+    /// The same with another time between two ticks.
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub fn start_every(
+        tick: Duration,
+        name: &str,
+        client: &Namespace,
+        server: &Namespace,
+        over: Over,
+        to: SocketAddr,
+        at: u16,
+    ) -> anyhow::Result<Self> {
         let (ends, stop) = ([Arc::<End>::default(), Arc::default()], Arc::<AtomicBool>::default());
         let name = format!("{name} {to} {}", over.as_str());
         let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
@@ -83,14 +99,14 @@ impl Session {
                 let (flag, stopped) = (of_server, Arc::clone(&stop));
                 let accepting = std::thread::spawn(move || {
                     if let Ok((stream, _)) = listener.accept() {
-                        tick_stream(stream, &flag, &stopped);
+                        tick_stream(stream, tick, &flag, &stopped);
                     }
                 });
                 let stream =
                     client.run(move || TcpStream::connect_timeout(&to, PATIENCE))?.with_context(|| format!("{name}: connecting"))?;
                 let from = stream.local_addr()?;
                 let stopped = Arc::clone(&stop);
-                std::thread::spawn(move || tick_stream(stream, &of_client, &stopped));
+                std::thread::spawn(move || tick_stream(stream, tick, &of_client, &stopped));
                 drop(accepting);
                 from
             }
@@ -103,8 +119,8 @@ impl Session {
                 })??;
                 let from = here.local_addr()?;
                 let (one, other) = (Arc::clone(&stop), Arc::clone(&stop));
-                std::thread::spawn(move || tick_datagrams(&there, None, &of_server, &one));
-                std::thread::spawn(move || tick_datagrams(&here, Some(to), &of_client, &other));
+                std::thread::spawn(move || tick_datagrams(&there, tick, None, &of_server, &one));
+                std::thread::spawn(move || tick_datagrams(&here, tick, Some(to), &of_client, &other));
                 from
             }
         };
@@ -133,17 +149,17 @@ impl Drop for Session {
     }
 }
 
-fn tick_stream(mut stream: TcpStream, end: &End, stop: &AtomicBool) {
-    if stream.set_read_timeout(Some(TICK)).is_err() || stream.set_nodelay(true).is_err() {
+fn tick_stream(mut stream: TcpStream, tick: Duration, end: &End, stop: &AtomicBool) {
+    if stream.set_read_timeout(Some(tick)).is_err() || stream.set_nodelay(true).is_err() {
         return;
     }
     let mut buffer = [0_u8; 256];
-    let mut sent = Instant::now() - TICK;
+    let mut sent = Instant::now() - tick;
     while !stop.load(Ordering::Relaxed) {
-        if sent.elapsed() >= TICK {
+        if sent.elapsed() >= tick {
             sent = Instant::now();
             // A full buffer is a peer that does not answer: what is in it is tried again by TCP.
-            if stream.set_write_timeout(Some(TICK)).is_err() || (stream.write(b"tick").is_err_and(|error| !is_wait(&error))) {
+            if stream.set_write_timeout(Some(tick)).is_err() || (stream.write(b"tick").is_err_and(|error| !is_wait(&error))) {
                 return;
             }
         }
@@ -161,15 +177,15 @@ fn is_wait(error: &std::io::Error) -> bool {
 }
 
 /// A server learns its peer from the first datagram and goes on sending to it, whatever errors come back.
-fn tick_datagrams(socket: &UdpSocket, mut peer: Option<SocketAddr>, end: &End, stop: &AtomicBool) {
-    if socket.set_read_timeout(Some(TICK)).is_err() {
+fn tick_datagrams(socket: &UdpSocket, tick: Duration, mut peer: Option<SocketAddr>, end: &End, stop: &AtomicBool) {
+    if socket.set_read_timeout(Some(tick)).is_err() {
         return;
     }
     let is_connected = peer.is_some();
     let mut buffer = [0_u8; 256];
-    let mut sent = Instant::now() - TICK;
+    let mut sent = Instant::now() - tick;
     while !stop.load(Ordering::Relaxed) {
-        if let Some(peer) = peer.filter(|_| sent.elapsed() >= TICK) {
+        if let Some(peer) = peer.filter(|_| sent.elapsed() >= tick) {
             sent = Instant::now();
             let _ = if is_connected { socket.send(b"tick") } else { socket.send_to(b"tick", peer) };
         }

@@ -382,8 +382,13 @@ fn the_next_owner_of_an_address_inherits_no_connection() {
     for (node, client) in [("bridged", "shop/web-routed"), ("routed", "shop/web-bridged")] {
         let mut port = 9_000;
         let former = format!("shop/db-{node}");
-        let sessions = open(&site, client, &former, &mut port);
         let addresses = site.addresses(&former).unwrap();
+        let sessions = addresses.map(|address| {
+            port += 1;
+            let (web, db) = (site.namespace(client).unwrap(), site.namespace(&former).unwrap());
+            let (every, to) = (Duration::from_millis(1), SocketAddr::new(address, port));
+            Session::start_every(every, &format!("{client} -> {former}"), web, db, Over::Udp, to, port).unwrap()
+        });
         // Its own end of the sessions keeps the namespace, so the interface is taken away by itself.
         site.namespace(node).unwrap().ip("link del fbw2").unwrap();
         drop(site.end(&former).unwrap());
