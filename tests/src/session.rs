@@ -4,6 +4,7 @@ use crate::namespace::Namespace;
 use anyhow::{Context as _, ensure};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,14 +21,18 @@ pub enum Over {
     Tcp,
     /// Datagrams between two sockets.
     Udp,
+    /// Echo requests with one identifier, answered by the other end's kernel: only the client hears.
+    Ping,
 }
 
 impl Over {
-    /// As nft and `firebreak flows` call it.
-    pub fn as_str(self) -> &'static str {
+    /// As `firebreak flows` calls it.
+    pub fn protocol(self, is_ipv4: bool) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Ping if is_ipv4 => "icmp",
+            Self::Ping => "icmpv6",
         }
     }
 }
@@ -87,8 +92,11 @@ impl Session {
         to: SocketAddr,
         at: u16,
     ) -> anyhow::Result<Self> {
-        let (ends, stop) = ([Arc::<End>::default(), Arc::default()], Arc::<AtomicBool>::default());
-        let name = format!("{name} {to} {}", over.as_str());
+        let (mut ends, stop) = ([Arc::<End>::default(), Arc::default()], Arc::<AtomicBool>::default());
+        if over == Over::Ping {
+            ends[1] = Arc::clone(&ends[0]);
+        }
+        let name = format!("{name} {to} {}", over.protocol(to.is_ipv4()));
         let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
         // At the address itself, so that answers come from it; behind a translation it is another.
         let (exact, local) = (SocketAddr::new(to.ip(), at), SocketAddr::new(any, at));
@@ -110,6 +118,16 @@ impl Session {
                 drop(accepting);
                 from
             }
+            Over::Ping => {
+                let (raw, from) = client.run(move || -> anyhow::Result<_> {
+                    let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+                    socket.connect(to)?;
+                    Ok((crate::probe::ping_socket(to.ip(), tick)?, socket.local_addr()?))
+                })??;
+                let stopped = Arc::clone(&stop);
+                std::thread::spawn(move || tick_echoes(&raw, to.ip(), at, tick, &of_client, &stopped));
+                from
+            }
             Over::Udp => {
                 let there = server.run(move || UdpSocket::bind(exact).or_else(|_| UdpSocket::bind(local)))??;
                 let here = client.run(move || -> std::io::Result<_> {
@@ -123,6 +141,10 @@ impl Session {
                 std::thread::spawn(move || tick_datagrams(&here, tick, Some(to), &of_client, &other));
                 from
             }
+        };
+        let from = match over {
+            Over::Ping => SocketAddr::new(from.ip(), at),
+            Over::Tcp | Over::Udp => from,
         };
         let session = Self { name, over, from, to, ends, stop };
         crate::wait::until(&format!("{} to be open", session.name), PATIENCE, || {
@@ -191,6 +213,19 @@ fn tick_datagrams(socket: &UdpSocket, tick: Duration, mut peer: Option<SocketAdd
         }
         if let Ok((_, from)) = socket.recv_from(&mut buffer) {
             peer = peer.or(Some(from));
+            end.hear();
+        }
+    }
+}
+
+fn tick_echoes(raw: &OwnedFd, to: IpAddr, identifier: u16, tick: Duration, end: &End, stop: &AtomicBool) {
+    let mut sent = Instant::now() - tick;
+    while !stop.load(Ordering::Relaxed) {
+        if sent.elapsed() >= tick {
+            sent = Instant::now();
+            crate::probe::send_echo(raw, to, identifier);
+        }
+        if crate::probe::hear_echo(raw, to, identifier) {
             end.hear();
         }
     }

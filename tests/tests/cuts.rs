@@ -4,6 +4,7 @@
 use firebreak_tests::conntrack;
 use firebreak_tests::follower::{Follower, Line};
 use firebreak_tests::scaled;
+use firebreak_tests::sctp::{self, Association, Chunks};
 use firebreak_tests::session::{Over, Session};
 use firebreak_tests::site::Site;
 use firebreak_tests::wait;
@@ -55,6 +56,16 @@ fn open(site: &Site, from: &str, to: &str, port: &mut u16) -> Vec<Session> {
     sessions
 }
 
+/// Opens sessions of echoes over both families; identifiers rise from the given one.
+fn pings(site: &Site, from: &str, to: &str, identifier: &mut u16) -> Vec<Session> {
+    let open = |address| {
+        *identifier += 1;
+        let (client, server) = (site.namespace(from).unwrap(), site.namespace(to).unwrap());
+        Session::start(&format!("{from} -> {to}"), client, server, Over::Ping, SocketAddr::new(address, 7), *identifier).unwrap()
+    };
+    site.addresses(to).unwrap().map(open).into()
+}
+
 /// Makes both ends deaf to what would end their connections, so that they go on trying: an attacker's stacks.
 fn ignore_endings(site: &Site, end: &str) {
     let inside = site.namespace(end).unwrap();
@@ -99,7 +110,7 @@ fn is_of(record: &Value, session: &Session, from: IpAddr) -> bool {
     record["cut"].is_object()
         && record["sourcePort"] == session.from.port()
         && record["source"]["address"] == from.to_string()
-        && record["transport"]["protocol"] == session.over.as_str()
+        && record["transport"]["protocol"] == session.over.protocol(session.to.is_ipv4())
 }
 
 /// One cut event for each session, and no other.
@@ -415,4 +426,95 @@ fn the_next_owner_of_an_address_inherits_no_connection() {
 fn open_one(site: &Site, from: &str, to: &str, address: IpAddr, port: u16) -> Session {
     let (client, server) = (site.namespace(from).unwrap(), site.namespace(to).unwrap());
     Session::start(&format!("{from} -> {to}"), client, server, Over::Udp, SocketAddr::new(address, port), port).unwrap()
+}
+
+#[test]
+fn a_hundred_thousand_entries_do_not_hold_up_the_cut() {
+    const ENTRIES: u32 = 100_000;
+    let mut site = site("k10");
+    let node = site.namespace("bridged").unwrap();
+    let IpAddr::V4(free) = site.addresses("shop/free-bridged").unwrap()[0] else { panic!("IPv4 comes first") };
+    conntrack::fill(node, free, ENTRIES).unwrap();
+    assert!(conntrack::count(node).unwrap() >= ENTRIES);
+    let mut port = 9_000;
+    let cut = open(&site, "shop/web-bridged", "shop/db-bridged", &mut port);
+    let controls = open(&site, "shop/free-bridged", "shop/web-bridged", &mut port);
+    let begun = Instant::now();
+    site.controller.apply(&close_db()).unwrap();
+    assert_ended(&cut, begun, Instant::now());
+    assert!(conntrack::count(node).unwrap() >= ENTRIES, "what does not concern the change stays");
+    // Everything is judged when the agent starts.
+    site.restart("bridged", &["--log", "info,firebreak_agent::cuts=debug"]).unwrap();
+    wait::until("the first pass of the next agent", Duration::from_secs(20), || {
+        let log = site.log("bridged");
+        anyhow::ensure!(log.matches("connections judged").count() >= 2, "{log}");
+        Ok(())
+    })
+    .unwrap();
+    let log = site.log("bridged");
+    for line in log.lines().filter(|line| line.contains("connections cut") || line.contains("connections judged")) {
+        println!("{line}");
+    }
+    let heard: Vec<_> = controls.iter().map(Session::heard).collect();
+    wait::until("the controls to go on", Duration::from_secs(5), || {
+        anyhow::ensure!(controls.iter().zip(&heard).all(|(session, heard)| session.heard()[0] > heard[0]), "{heard:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert_stay_ended(&cut, &[]);
+}
+
+#[test]
+fn echoes_are_cut_by_identifier_and_the_other_direction_goes_on() {
+    let site = site("k11");
+    let follower = Follower::start(&site.controller, &["--cuts"]).unwrap();
+    let mut identifier = 20_000;
+    let mut cut = pings(&site, "shop/web-bridged", "shop/db-bridged", &mut identifier);
+    cut.extend(pings(&site, "shop/web-routed", "shop/db-bridged", &mut identifier));
+    let mut controls = pings(&site, "shop/db-bridged", "shop/web-bridged", &mut identifier);
+    controls.extend(pings(&site, "shop/web-bridged", "shop/free-bridged", &mut identifier));
+    // An exchange of the other direction under an identifier that is cut.
+    let mut same = 20_000;
+    controls.extend(pings(&site, "shop/db-bridged", "shop/web-bridged", &mut same));
+    let begun = Instant::now();
+    site.controller.apply(&close_db()).unwrap();
+    assert_ended(&cut, begun, Instant::now());
+    let told = assert_told(&follower, &site, &cut, client_address);
+    assert!(told.iter().all(|line| line.record["transport"]["icmpType"].is_u64()), "{told:?}");
+    conntrack::flush(site.namespace("bridged").unwrap()).unwrap();
+    assert_stay_ended(&cut, &controls);
+}
+
+#[test]
+fn an_sctp_association_is_cut_and_a_heartbeat_of_its_other_end_does_not_bring_it_back() {
+    let site = site("k12");
+    let (web, db) = (site.namespace("shop/web-bridged").unwrap(), site.namespace("shop/db-bridged").unwrap());
+    let [from, to] = ["shop/web-bridged", "shop/db-bridged"].map(|name| site.addresses(name).unwrap()[0]);
+    let (at_web, at_db) = (Chunks::listen(web).unwrap(), Chunks::listen(db).unwrap());
+    let association = Association::begin(web, db, (from, 5_000), (to, 5_001)).unwrap();
+    let [web_tag, db_tag] = association.tags;
+    let arrives = |chunks: &Chunks, tag, kind, before: usize| {
+        wait::until_true("the chunk to arrive", Duration::from_secs(2), || chunks.count(tag, kind) > before).is_ok()
+    };
+    association.send(web, true, sctp::DATA).unwrap();
+    assert!(arrives(&at_db, db_tag, sctp::DATA, 0), "the association works");
+    site.controller.apply(&close_db()).unwrap();
+    std::thread::sleep(BOUND);
+    association.send(web, true, sctp::DATA).unwrap();
+    association.send(db, false, sctp::DATA).unwrap();
+    let told = site.controller.ask(&["flows", "--cuts", "--protocol", "sctp"]).unwrap();
+    assert_eq!(told.matches("CUT").count(), 1, "{told}");
+    conntrack::flush(site.namespace("bridged").unwrap()).unwrap();
+    for _ in 0..3 {
+        association.send(db, false, sctp::HEARTBEAT).unwrap();
+        association.send(db, false, sctp::DATA).unwrap();
+        association.send(web, true, sctp::DATA).unwrap();
+    }
+    // The same between other ports is a new association's, and allowed.
+    let control = Association { client: (from, 5_002), server: (to, 5_003), tags: [web_tag + 1_000_000, db_tag + 1_000_000] };
+    control.send(db, false, sctp::HEARTBEAT).unwrap();
+    assert!(arrives(&at_web, control.tags[0], sctp::HEARTBEAT, 0), "a heartbeat of nobody's association passes");
+    assert_eq!(at_web.count(web_tag, sctp::HEARTBEAT), 0);
+    assert_eq!(at_web.count(web_tag, sctp::DATA), 0);
+    assert_eq!(at_db.count(db_tag, sctp::DATA), 1, "only what was sent before the cut");
 }
