@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod conntrack;
+pub mod crowd;
 pub mod docker;
 pub mod docker_demo;
 pub mod docker_site;
