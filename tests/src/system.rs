@@ -229,6 +229,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Further arguments from the next start on.
+    pub fn set_extra(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(ToString::to_string).collect();
+    }
+
     fn log_file(&self) -> PathBuf {
         self.folder.join(format!("agent-{}.log", self.name))
     }
