@@ -49,6 +49,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         docker,
         netns_dir,
         dataplane,
+        flow_timing,
         set_conntrack_acct,
         metrics_listen,
         log_format: _,
@@ -118,7 +119,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         state_dir: state.path().to_owned(),
         nflog_group: dataplane.nflog_group,
         read_interval: FlowsConfig::DEFAULT_READ_INTERVAL,
-        timing: flows::Timing::default(),
+        timing: flow_timing,
         limits: Limits::default(),
     };
     let task = flows::run(config, ends, flows_stats, other_records, stop.clone());

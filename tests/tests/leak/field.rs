@@ -77,7 +77,7 @@ impl Field {
     }
 }
 
-fn policies() -> String {
+pub(crate) fn policies() -> String {
     segment(
         "srv",
         "app: srv",

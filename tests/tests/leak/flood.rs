@@ -1,0 +1,221 @@
+//! Denied floods: every packet counted, every flow reported, and permitted traffic goes on.
+
+use crate::field::{Field, segment};
+use firebreak_tests::flood::{Flood, Interface, Stream};
+use firebreak_tests::follower::Follower;
+use firebreak_tests::{scaled, wait};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+const NODE: &str = "bridged";
+const FROM: &str = "field/open-bridged";
+const TO: &str = "field/srv-bridged";
+
+/// A denied flow is closed after so many seconds, so that totals come soon.
+const IDLE: &str = "8";
+
+/// 20,000 flows over both families, and nothing that the policies allow.
+const PORTS: Range<u16> = 20_000..30_000;
+
+/// A field whose bridged node is flooded from `FROM` to `TO`, and what is told of it.
+struct Arena {
+    field: Field,
+    follower: Follower,
+    counted_before: u64,
+}
+
+impl Arena {
+    fn start(area: &str) -> Self {
+        let mut field = Field::start(area).unwrap();
+        // The test takes in every record, at its own pace.
+        field.site.controller.terminate().unwrap();
+        field.site.controller.set_extra(&["--kept-flows", "300000"]);
+        field.site.start_controller_again().unwrap();
+        field.site.agent(NODE).unwrap().terminate().unwrap();
+        field.site.agent(NODE).unwrap().set_extra(&["--flow-idle", IDLE]);
+        field.start_agent(NODE).unwrap();
+        // What the workloads' own kernels send now and then is no part of the flood.
+        field.site.controller.apply(&segment("quiet", "app: none", "  ingress: []")).unwrap();
+        let follower = Follower::start(&field.site.controller, &["--node", NODE]).unwrap();
+        let mut arena = Self { field, follower, counted_before: 0 };
+        arena.counted_before = arena.counted();
+        arena
+    }
+
+    /// The kernel's own sum of denied packets, at both ends.
+    fn counted(&self) -> u64 {
+        let node = &self.field.site.node(NODE).unwrap().namespace;
+        ["denied_in", "denied_out"]
+            .map(|name| {
+                let listed: Value = serde_json::from_str(&node.output(&format!("nft -j list counter inet firebreak {name}")).unwrap()).unwrap();
+                listed["nftables"].as_array().unwrap().iter().find_map(|entry| entry["counter"]["packets"].as_u64()).unwrap()
+            })
+            .iter()
+            .sum()
+    }
+
+    fn stream(&self, per_second: Option<u64>, packets: Option<u64>) -> Stream {
+        Stream { to: self.field.site.addresses(TO).unwrap().to_vec(), ports: PORTS, per_second, packets }
+    }
+
+    fn flood(&self, stream: Stream) -> Flood {
+        Flood::start(self.field.site.namespace(FROM).unwrap(), stream).unwrap()
+    }
+
+    fn interface(&self) -> Interface {
+        Interface::read(self.field.site.namespace(FROM).unwrap(), "eth0").unwrap()
+    }
+
+    /// What was told: flows, packets in their newest totals, packets in `lost` records by reason.
+    fn told(&self) -> Told {
+        let mut flows: BTreeMap<String, (u64, bool)> = BTreeMap::new();
+        let mut told = Told::default();
+        let mut keys = std::collections::BTreeSet::new();
+        for line in self.follower.lines() {
+            let record = line.record;
+            if let Some(lost) = record["lost"].as_object() {
+                let reason = lost["reason"].as_str().unwrap_or_default().to_owned();
+                *told.lost.entry(reason).or_default() += lost["packets"].as_u64().unwrap_or_default();
+                continue;
+            }
+            let Some(id) = record["flowId"].as_str() else { continue };
+            let packets = record["packets"].as_u64().unwrap();
+            let flow = flows.entry(id.to_owned()).or_default();
+            *flow = (packets.max(flow.0), flow.1 || record["phase"] == "closed");
+            if record["phase"] == "opened" {
+                told.opened += 1;
+            }
+            keys.insert((record["destination"]["address"].to_string(), record["transport"]["port"].to_string()));
+        }
+        told.keys = keys.len();
+        told.flows = flows.len();
+        told.open = flows.values().filter(|(_, closed)| !closed).count();
+        told.packets = flows.values().map(|(packets, _)| packets).sum();
+        told
+    }
+
+    /// Waits until every packet that the kernel denied is told, and every flow closed.
+    fn settle(&self) -> (u64, Told) {
+        let counted = self.counted() - self.counted_before;
+        let settled = wait::until("every packet to be told", Duration::from_secs(90), || {
+            let told = self.told();
+            anyhow::ensure!(told.sum() >= counted && told.open == 0, "{counted} denied packets, told {told:?}");
+            Ok(told)
+        });
+        let told = settled.unwrap().0;
+        // Nothing more comes that would make it too many.
+        assert_eq!(self.counted() - self.counted_before, counted, "the flood is over");
+        (counted, told)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    keys: usize,
+    flows: usize,
+    opened: usize,
+    open: usize,
+    packets: u64,
+    lost: BTreeMap<String, u64>,
+}
+
+impl Told {
+    fn sum(&self) -> u64 {
+        self.packets + self.lost.values().sum::<u64>()
+    }
+}
+
+/// CPU time and memory of a process.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    cpu: Duration,
+    resident_peak_kib: u64,
+}
+
+fn cost(process: u32) -> Cost {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<u64> = stat.rsplit(") ").next().unwrap().split(' ').filter_map(|it| it.parse().ok()).collect();
+    // utime and stime, in ticks of 10 ms; the state letter before them is no number, and neither are negative fields there.
+    let after_state: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let ticks: u64 = after_state[11].parse::<u64>().unwrap() + after_state[12].parse::<u64>().unwrap();
+    assert!(!fields.is_empty());
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    Cost { cpu: Duration::from_millis(ticks * 10), resident_peak_kib: peak.trim().trim_end_matches(" kB").parse().unwrap() }
+}
+
+#[test]
+fn every_packet_of_a_denied_flood_is_counted_and_every_flow_reported() {
+    let mut arena = Arena::start("fc");
+    let packets = u64::try_from(scaled(600_000, 15_000_000)).unwrap();
+    let agent = arena.field.site.agent(NODE).unwrap().process().unwrap().id();
+    let controller = arena.field.site.controller.process().unwrap().id();
+    let (before, before_there, wire) = (cost(agent), cost(controller), arena.interface());
+    let stream = arena.stream(None, Some(packets));
+    let flows = stream.flows();
+    let (sent, lasted) = arena.flood(stream).join().unwrap();
+    let (after, after_there) = (cost(agent), cost(controller));
+    let not_taken = arena.interface().not_taken - wire.not_taken;
+    let (counted, told) = arena.settle();
+    let (end, end_there) = (cost(agent), cost(controller));
+    let rate = sent as f64 / lasted.as_secs_f64();
+    println!(
+        "{sent} packets over {flows} flows in {lasted:?} ({rate:.0}/s), {not_taken} not taken by the node's queue, {counted} denied; told: {} flows, {} opened, \
+         {} packets, lost {:?}",
+        told.flows, told.opened, told.packets, told.lost
+    );
+    println!(
+        "agent: {:?} CPU during the flood ({:.0} % of a core), {:?} until all was told, peak {} KiB; controller: {:?}, {:?}, peak {} KiB",
+        after.cpu - before.cpu,
+        (after.cpu - before.cpu).as_secs_f64() / lasted.as_secs_f64() * 100.0,
+        end.cpu - before.cpu,
+        end.resident_peak_kib,
+        after_there.cpu - before_there.cpu,
+        end_there.cpu - before_there.cpu,
+        end_there.resident_peak_kib
+    );
+    assert_eq!(sent, packets);
+    assert_eq!(counted, sent - not_taken, "the node denied what it took");
+    assert_eq!(told.sum(), counted, "flows and losses together are what was denied: {told:?}");
+    assert_eq!(told.keys, flows, "every flow is reported");
+    assert_eq!(told.lost, BTreeMap::new(), "nothing had to be told as lost");
+}
+
+#[test]
+fn an_agent_killed_in_a_flood_tells_every_packet_when_it_is_back() {
+    let mut arena = Arena::start("fk");
+    let wire = arena.interface();
+    let flood = arena.flood(arena.stream(Some(100_000), None));
+    for _ in 0..scaled(2, 10) {
+        let reached = flood.sent() + 60_000;
+        wait::until_true("the flood to go on", Duration::from_secs(60), || flood.sent() >= reached).unwrap();
+        arena.field.site.agent(NODE).unwrap().kill().unwrap();
+        let reached = flood.sent() + 60_000;
+        wait::until_true("the flood to go on without an agent", Duration::from_secs(60), || flood.sent() >= reached).unwrap();
+        arena.field.site.start_agent_again(NODE).unwrap();
+    }
+    arena.field.wait_converged().unwrap();
+    let (sent, lasted) = flood.stop().unwrap();
+    let not_taken = arena.interface().not_taken - wire.not_taken;
+    let (counted, told) = arena.settle();
+    println!(
+        "{sent} packets in {lasted:?} with the agent killed again and again, {counted} denied; told: {} flows, {} packets, lost {:?}",
+        told.flows, told.packets, told.lost
+    );
+    assert_eq!(counted, sent - not_taken);
+    assert_eq!(told.sum(), counted, "{told:?}");
+    assert_eq!(told.keys, PORTS.len() * 2, "every flow is reported");
+}
+
+#[allow(dead_code)]
+fn family(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "ip" } else { "ip6" }
+}
+
+#[allow(dead_code)]
+fn since(at: Instant) -> Duration {
+    at.elapsed()
+}
