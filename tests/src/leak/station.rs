@@ -74,23 +74,27 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Opens them in the calling thread's namespace. Datagrams are answered from the address that they came to.
+    /// Opens them in the calling thread's namespace. Datagrams are answered from the address that they came to. A port that somebody has is one of
+    /// [`crate::server::Servers`], which answers as well.
     pub(super) fn open(plan: &Plan) -> anyhow::Result<Self> {
-        let listen = |port: &u16| {
-            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).with_context(|| format!("cannot listen on {port}/tcp"))?;
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        };
-        let bind = |at: SocketAddr| {
-            let socket = UdpSocket::bind(at).with_context(|| format!("cannot bind {at}/udp"))?;
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        };
-        let datagrams = plan.udp.iter().flat_map(|port| plan.addresses.map(|address| SocketAddr::new(address, *port)));
-        Ok(Self {
-            listeners: plan.tcp.iter().map(listen).collect::<anyhow::Result<_>>()?,
-            datagrams: datagrams.map(bind).collect::<anyhow::Result<_>>()?,
-        })
+        let mut sockets = Self { listeners: Vec::new(), datagrams: Vec::new() };
+        for port in &plan.tcp {
+            match TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)) {
+                Ok(listener) => sockets.listeners.push(listener),
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot listen on {port}/tcp")),
+            }
+        }
+        for at in plan.udp.iter().flat_map(|port| plan.addresses.map(|address| SocketAddr::new(address, *port))) {
+            match UdpSocket::bind(at) {
+                Ok(socket) => sockets.datagrams.push(socket),
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot bind {at}/udp")),
+            }
+        }
+        sockets.listeners.iter().try_for_each(|it| it.set_nonblocking(true))?;
+        sockets.datagrams.iter().try_for_each(|it| it.set_nonblocking(true))?;
+        Ok(sockets)
     }
 }
 

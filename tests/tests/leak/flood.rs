@@ -5,10 +5,9 @@ use firebreak_tests::flood::{Flood, Interface, Stream};
 use firebreak_tests::follower::Follower;
 use firebreak_tests::{scaled, wait};
 use serde_json::Value;
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const NODE: &str = "bridged";
 const FROM: &str = "field/open-bridged";
@@ -24,6 +23,7 @@ const PORTS: Range<u16> = 20_000..30_000;
 struct Arena {
     field: Field,
     follower: Follower,
+    heard: Heard,
     counted_before: u64,
 }
 
@@ -40,7 +40,7 @@ impl Arena {
         // What the workloads' own kernels send now and then is no part of the flood.
         field.site.controller.apply(&segment("quiet", "app: none", "  ingress: []")).unwrap();
         let follower = Follower::start(&field.site.controller, &["--node", NODE]).unwrap();
-        let mut arena = Self { field, follower, counted_before: 0 };
+        let mut arena = Self { field, follower, heard: Heard::default(), counted_before: 0 };
         arena.counted_before = arena.counted();
         arena
     }
@@ -69,36 +69,16 @@ impl Arena {
         Interface::read(self.field.site.namespace(FROM).unwrap(), "eth0").unwrap()
     }
 
-    /// What was told: flows, packets in their newest totals, packets in `lost` records by reason.
-    fn told(&self) -> Told {
-        let mut flows: BTreeMap<String, (u64, bool)> = BTreeMap::new();
-        let mut told = Told::default();
-        let mut keys = std::collections::BTreeSet::new();
-        for line in self.follower.lines() {
-            let record = line.record;
-            if let Some(lost) = record["lost"].as_object() {
-                let reason = lost["reason"].as_str().unwrap_or_default().to_owned();
-                *told.lost.entry(reason).or_default() += lost["packets"].as_u64().unwrap_or_default();
-                continue;
-            }
-            let Some(id) = record["flowId"].as_str() else { continue };
-            let packets = record["packets"].as_u64().unwrap();
-            let flow = flows.entry(id.to_owned()).or_default();
-            *flow = (packets.max(flow.0), flow.1 || record["phase"] == "closed");
-            if record["phase"] == "opened" {
-                told.opened += 1;
-            }
-            keys.insert((record["destination"]["address"].to_string(), record["transport"]["port"].to_string()));
+    /// What was told so far.
+    fn told(&mut self) -> Told {
+        for line in self.follower.take() {
+            self.heard.hear(&line.record);
         }
-        told.keys = keys.len();
-        told.flows = flows.len();
-        told.open = flows.values().filter(|(_, closed)| !closed).count();
-        told.packets = flows.values().map(|(packets, _)| packets).sum();
-        told
+        self.heard.told()
     }
 
     /// Waits until every packet that the kernel denied is told, and every flow closed.
-    fn settle(&self) -> (u64, Told) {
+    fn settle(&mut self) -> (u64, Told) {
         let counted = self.counted() - self.counted_before;
         let settled = wait::until("every packet to be told", Duration::from_secs(90), || {
             let told = self.told();
@@ -109,6 +89,45 @@ impl Arena {
         // Nothing more comes that would make it too many.
         assert_eq!(self.counted() - self.counted_before, counted, "the flood is over");
         (counted, told)
+    }
+}
+
+/// What the records said, flow by flow.
+#[derive(Default)]
+struct Heard {
+    /// Packets in the newest total, and whether it is the last.
+    flows: HashMap<String, (u64, bool)>,
+    keys: HashSet<(String, u64)>,
+    opened: usize,
+    lost: BTreeMap<String, u64>,
+}
+
+impl Heard {
+    fn hear(&mut self, record: &Value) {
+        if let Some(lost) = record["lost"].as_object() {
+            let reason = lost["reason"].as_str().unwrap_or_default().to_owned();
+            *self.lost.entry(reason).or_default() += lost["packets"].as_u64().unwrap_or_default();
+            return;
+        }
+        let Some(id) = record["flowId"].as_str() else { return };
+        let packets = record["packets"].as_u64().unwrap();
+        let flow = self.flows.entry(id.to_owned()).or_default();
+        *flow = (packets.max(flow.0), flow.1 || record["phase"] == "closed");
+        self.opened += usize::from(record["phase"] == "opened");
+        if let (Some(address), Some(port)) = (record["destination"]["address"].as_str(), record["transport"]["port"].as_u64()) {
+            self.keys.insert((address.to_owned(), port));
+        }
+    }
+
+    fn told(&self) -> Told {
+        Told {
+            keys: self.keys.len(),
+            flows: self.flows.len(),
+            opened: self.opened,
+            open: self.flows.values().filter(|(_, closed)| !closed).count(),
+            packets: self.flows.values().map(|(packets, _)| packets).sum(),
+            lost: self.lost.clone(),
+        }
     }
 }
 
@@ -137,11 +156,9 @@ struct Cost {
 
 fn cost(process: u32) -> Cost {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let fields: Vec<u64> = stat.rsplit(") ").next().unwrap().split(' ').filter_map(|it| it.parse().ok()).collect();
-    // utime and stime, in ticks of 10 ms; the state letter before them is no number, and neither are negative fields there.
+    // utime and stime, in ticks of 10 ms: the 12th and 13th behind the name.
     let after_state: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
     let ticks: u64 = after_state[11].parse::<u64>().unwrap() + after_state[12].parse::<u64>().unwrap();
-    assert!(!fields.is_empty());
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     Cost { cpu: Duration::from_millis(ticks * 10), resident_peak_kib: peak.trim().trim_end_matches(" kB").parse().unwrap() }
@@ -208,14 +225,4 @@ fn an_agent_killed_in_a_flood_tells_every_packet_when_it_is_back() {
     assert_eq!(counted, sent - not_taken);
     assert_eq!(told.sum(), counted, "{told:?}");
     assert_eq!(told.keys, PORTS.len() * 2, "every flow is reported");
-}
-
-#[allow(dead_code)]
-fn family(address: IpAddr) -> &'static str {
-    if address.is_ipv4() { "ip" } else { "ip6" }
-}
-
-#[allow(dead_code)]
-fn since(at: Instant) -> Duration {
-    at.elapsed()
 }
