@@ -23,6 +23,7 @@ pub mod control;
 pub mod cursor;
 mod cut;
 mod error;
+pub mod journal;
 mod key;
 mod locals;
 pub(crate) mod netlink;

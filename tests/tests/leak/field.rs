@@ -28,6 +28,11 @@ pub(crate) struct Field {
 
 impl Field {
     pub(crate) fn start(area: &str) -> anyhow::Result<Self> {
+        Self::start_with(area, &[])
+    }
+
+    /// With further arguments for the agents.
+    pub(crate) fn start_with(area: &str, extra: &[&str]) -> anyhow::Result<Self> {
         let mut site = Site::with_two_nodes(area)?;
         let mut manifests = policies();
         for node in NODES {
@@ -37,7 +42,7 @@ impl Field {
                 manifests += &site.workload(node, &format!("field/{app}-{node}"), &format!("app: {app}"), "")?;
             }
         }
-        site.start(&manifests)?;
+        site.start_with(&manifests, extra)?;
         Ok(Self { site, lines: lines() })
     }
 

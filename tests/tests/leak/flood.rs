@@ -1,11 +1,13 @@
 //! Denied floods: every packet counted, every flow reported, and permitted traffic goes on.
 
 use crate::field::{Field, segment};
-use firebreak_tests::flood::{Flood, Interface, Stream};
+use firebreak_tests::flood::{Flood, Interface, Meter, Rate, Stream};
 use firebreak_tests::follower::Follower;
+use firebreak_tests::lab::Topology;
 use firebreak_tests::{scaled, wait};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -225,4 +227,98 @@ fn an_agent_killed_in_a_flood_tells_every_packet_when_it_is_back() {
     assert_eq!(counted, sent - not_taken);
     assert_eq!(told.sum(), counted, "{told:?}");
     assert_eq!(told.keys, PORTS.len() * 2, "every flow is reported");
+}
+
+/// A node without an agent, whose one nft rule drops the flood; with `tracked` connections are followed too, as on every node that does NAT.
+fn plain(field: &mut Field, name: &str, tracked: bool) {
+    let node = field.site.lab().node(name, Topology::Bridged).unwrap();
+    field.site.add_node(name, node).unwrap();
+    for app in ["open", "srv", "tight"] {
+        field.site.workload(name, &format!("field/{app}-{name}"), "app: plain", "").unwrap();
+    }
+    let [[from4, from6], [to4, to6]] = ["open", "srv"].map(|app| field.site.addresses(&format!("field/{app}-{name}")).unwrap());
+    let track = if tracked { "add rule inet plain forward ct state established accept\n" } else { "" };
+    let text = format!(
+        "add table inet plain\nadd chain inet plain forward {{ type filter hook forward priority 0; }}\n{track}\
+         add rule inet plain forward ip saddr {from4} ip daddr {to4} udp dport {0}-{1} drop\n\
+         add rule inet plain forward ip6 saddr {from6} ip6 daddr {to6} udp dport {0}-{1} drop\n",
+        PORTS.start, PORTS.end
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let output = field.site.node(name).unwrap().namespace.command("nft").arg("-f").arg(file.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    field.site.node(name).unwrap().namespace.sysctl("net.bridge.bridge-nf-call-iptables", "1").unwrap();
+    field.site.node(name).unwrap().namespace.sysctl("net.bridge.bridge-nf-call-ip6tables", "1").unwrap();
+}
+
+/// What a permitted pair of a node gets while the node is flooded, and how much flood there was.
+fn beside_flood(field: &Field, node: &str, per_second: Option<u64>, lasting: Duration) -> (Rate, f64) {
+    let name = |app: &str| format!("field/{app}-{node}");
+    let to = field.site.addresses(&name("srv")).unwrap();
+    let meter = Meter::start(
+        field.site.namespace(&name("tight")).unwrap(),
+        field.site.namespace(&name("srv")).unwrap(),
+        SocketAddr::new(to[0], 9002),
+    )
+    .unwrap();
+    let flood = per_second.map(|per_second| {
+        let stream = Stream { to: to.to_vec(), ports: PORTS, per_second: Some(per_second), packets: None };
+        let flood = Flood::start(field.site.namespace(&name("open")).unwrap(), stream).unwrap();
+        wait::until_true("the flood to begin", Duration::from_secs(20), || flood.sent() > per_second / 4).unwrap();
+        flood
+    });
+    let rate = meter.measure(lasting).unwrap();
+    let flooded = flood.map_or(0.0, |flood| {
+        let (sent, lasted) = flood.stop().unwrap();
+        sent as f64 / lasted.as_secs_f64()
+    });
+    (rate, flooded)
+}
+
+fn median(mut list: Vec<f64>) -> f64 {
+    list.sort_by(f64::total_cmp);
+    list[list.len() / 2]
+}
+
+#[test]
+fn permitted_traffic_keeps_its_rate_beside_a_denied_flood() {
+    let mut field = Field::start("fr").unwrap();
+    plain(&mut field, "plain", false);
+    plain(&mut field, "tracked", true);
+    let lasting = Duration::from_millis(u64::try_from(scaled(700, 2_000)).unwrap());
+    // What the product can take from one sender, so that the flood is the same for all.
+    let to = field.site.addresses(TO).unwrap().to_vec();
+    let most = Stream { to, ports: PORTS, per_second: None, packets: Some(u64::try_from(scaled(200_000, 2_000_000)).unwrap()) };
+    let (sent, lasted) = Flood::start(field.site.namespace(FROM).unwrap(), most).unwrap().join().unwrap();
+    let most = sent as f64 / lasted.as_secs_f64();
+    let wanted = std::env::var("FIREBREAK_FLOOD").ok().and_then(|it| it.parse().ok()).unwrap_or(500_000.0_f64);
+    let per_second = (most * 0.9).min(wanted) as u64;
+    println!("one sender floods {most:.0}/s at most; the rounds use {per_second}/s");
+    let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    let mut ratios: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for round in 0..scaled(3, 15) {
+        let mut order = [NODE, "plain", "tracked"];
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        let mut seen = BTreeMap::new();
+        for node in order {
+            let (rate, flooded) = beside_flood(&field, node, Some(per_second), lasting);
+            println!("round {round}: {node}: {:.0} exchanges/s, connect {:?}, beside {flooded:.0} denied packets/s", rate.exchanges, rate.connect);
+            rates.entry(node).or_default().push(rate.exchanges);
+            seen.insert(node, rate.exchanges);
+        }
+        for other in ["plain", "tracked"] {
+            ratios.entry(other).or_default().push(seen[NODE] / seen[other]);
+        }
+    }
+    let (quiet, _) = beside_flood(&field, NODE, None, lasting);
+    println!("without a flood: {:.0} exchanges/s, connect {:?}", quiet.exchanges, quiet.connect);
+    for (node, list) in rates {
+        println!("{node}: median {:.0} exchanges/s", median(list));
+    }
+    for (other, list) in ratios {
+        println!("the product / one plain rule ({other}): median {:.3} of {} rounds", median(list.clone()), list.len());
+    }
 }

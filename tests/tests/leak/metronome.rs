@@ -88,4 +88,14 @@ impl Beats {
     pub(crate) fn first_seen(&self, allowed: bool, after: Instant) -> Option<Instant> {
         self.0.iter().find(|(at, arrived)| *at >= after && *arrived == allowed).map(|(at, _)| *at)
     }
+
+    /// How many had this verdict.
+    pub(crate) fn seen(&self, allowed: bool) -> usize {
+        self.0.iter().filter(|(_, arrived)| *arrived == allowed).count()
+    }
+
+    /// Whether any of the last ones had this verdict.
+    pub(crate) fn ends_with(&self, allowed: bool, last: usize) -> bool {
+        self.0.iter().rev().take(last).any(|(_, arrived)| *arrived == allowed)
+    }
 }
