@@ -6,6 +6,7 @@ pub mod docker;
 pub mod docker_demo;
 pub mod docker_site;
 pub mod follower;
+pub mod frames;
 pub mod lab;
 pub mod leak;
 pub mod namespace;

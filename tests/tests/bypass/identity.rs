@@ -1,0 +1,104 @@
+//! Group 1: speaking under another's address.
+
+use crate::arena::{Arena, try_all, workload};
+use crate::attack::{Attack, Who, attack};
+use crate::scene::{Party, Scene};
+use firebreak_tests::frames::Mac;
+use firebreak_tests::frames::internet::packet;
+use firebreak_tests::frames::link::framed;
+use firebreak_tests::frames::transport::{SYN, TCP, icmp, icmp_of, tcp};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+#[test]
+fn a_workload_cannot_speak_under_another_s_address() -> anyhow::Result<()> {
+    try_all("b1", &attacks())
+}
+
+/// A datagram from this address to the victim, under this MAC address.
+fn from(scene: &Scene, address: IpAddr, mac: Mac) -> Vec<Vec<u8>> {
+    let datagram = scene.datagram(address, scene.it());
+    scene.ways().into_iter().map(|way| framed(way, mac, &datagram)).collect()
+}
+
+pub(crate) fn attacks() -> Vec<Attack> {
+    const EVERYBODY: &[Who] = &[Who::Victim, Who::Bystander, Who::Friend];
+    vec![
+        attack("the address of one who may", |s| from(s, s.ip(&s.friend), s.attacker.mac)),
+        attack("the address and the MAC address of one who may", |s| from(s, s.ip(&s.friend), s.friend.mac)),
+        attack("the address of one on another node who may", |s| from(s, s.ip(&s.remote_friend), s.attacker.mac)),
+        attack("a TCP connection's first segment under the address of one who may", |s| {
+            let (friend, it) = (s.ip(&s.friend), s.it());
+            s.send(&packet(friend, it, TCP, &tcp(friend, it, (40_000, 80), SYN, (1, 0), &s.text())))
+        }),
+        attack("an echo request under the address of one who may", |s| {
+            let (friend, it) = (s.ip(&s.friend), s.it());
+            let kind = if s.is_v4 { 8 } else { 128 };
+            s.send(&packet(friend, it, icmp_of(friend), &icmp(friend, it, kind, 0, [0, 1, 0, 1], &s.text())))
+        }),
+        attack("the node's address", |s| from(s, s.ip(&s.gateway), s.attacker.mac)),
+        attack("the node's address and MAC address", |s| from(s, s.ip(&s.gateway), s.gateway.mac)),
+        attack("the node's address outside", |s| from(s, s.uplink(), s.attacker.mac)),
+        attack("the victim's own address", |s| from(s, s.it(), s.attacker.mac)),
+        attack("an address that nobody has", |s| from(s, s.nobody(), s.attacker.mac)),
+        attack("an address that nobody has, to one who is not isolated", |s| {
+            let datagram = s.datagram(s.nobody(), s.ip(&s.friend));
+            let way = if s.is_bridged() { s.friend.mac } else { s.gateway.mac };
+            vec![framed(way, s.attacker.mac, &datagram)]
+        })
+        .at(EVERYBODY),
+        attack("an address of the outside world", |s| from(s, s.address("203.0.113.9", "2001:db8::9"), s.attacker.mac)),
+        attack("the loopback address", |s| from(s, s.address("127.0.0.1", "::1"), s.attacker.mac)),
+        attack("the unspecified address", |s| from(s, s.address("0.0.0.0", "::"), s.attacker.mac)),
+        attack("a group's address", |s| from(s, s.address("224.0.0.1", "ff02::1"), s.attacker.mac)),
+        attack("the broadcast address", |s| if s.is_v4 { from(s, Ipv4Addr::BROADCAST.into(), s.attacker.mac) } else { vec![] }),
+        attack("a link-local address that is not its own", |s| link_local(s, s.friend.link_local, s.victim.link_local, s.victim.mac)),
+        attack("an IPv4 address mapped into IPv6", |s| {
+            if s.is_v4 { vec![] } else { from(s, s.friend.v4.to_ipv6_mapped().into(), s.attacker.mac) }
+        }),
+        attack("its own link-local address", |s| link_local(s, s.attacker.link_local, s.victim.link_local, s.victim.mac)),
+        attack("its own link-local address to the victim's global one", |s| link_local(s, s.attacker.link_local, s.victim.v6, s.victim.mac)),
+        attack("the node's link-local address", |s| link_local(s, s.gateway.link_local, s.victim.link_local, s.victim.mac)),
+        attack("the MAC address of one who may, which moves it to the attacker's port", |s| {
+            vec![framed(s.gateway.mac, s.friend.mac, &s.datagram(s.me(), s.ip(&s.gateway)))]
+        })
+        .shows(at_home, |arena, scene| moved(arena, scene, &scene.friend)),
+        attack("the victim's MAC address, which moves it to the attacker's port", |s| {
+            vec![framed(s.gateway.mac, s.victim.mac, &s.datagram(s.me(), s.ip(&s.gateway)))]
+        })
+        .shows(at_home, |arena, scene| moved(arena, scene, &scene.victim)),
+    ]
+}
+
+fn link_local(scene: &Scene, from: Ipv6Addr, to: Ipv6Addr, way: Mac) -> Vec<Vec<u8>> {
+    if scene.is_v4 || !scene.is_bridged() {
+        return vec![];
+    }
+    vec![framed(way, scene.attacker.mac, &scene.datagram(from.into(), to.into()))]
+}
+
+/// Every party has just been heard at its own port.
+fn at_home(arena: &Arena, scene: &Scene) -> anyhow::Result<()> {
+    for (app, party) in [("friend", &scene.friend), ("victim", &scene.victim)] {
+        let frame = framed(scene.gateway.mac, party.mac, &scene.datagram(scene.ip(party), scene.ip(&scene.gateway)));
+        arena.send(&workload(app, scene.node), &[frame])?;
+    }
+    if !scene.is_bridged() {
+        return Ok(());
+    }
+    firebreak_tests::wait::until("the bridge to have learnt them", std::time::Duration::from_secs(5), || {
+        anyhow::ensure!(!moved(arena, scene, &scene.friend)? && !moved(arena, scene, &scene.victim)?, "it has not");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Whether the bridge sends the party's frames to the attacker.
+fn moved(arena: &Arena, scene: &Scene, party: &Party) -> anyhow::Result<bool> {
+    if !scene.is_bridged() {
+        return Ok(false);
+    }
+    let interface = &arena.site.workload_of(&workload("attacker", scene.node))?.interface;
+    let mac: Vec<String> = party.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    let listed = arena.site.namespace(scene.node)?.output(&format!("bridge fdb show br br0 dev {interface}"))?;
+    Ok(listed.lines().any(|line| line.starts_with(&mac.join(":"))))
+}
