@@ -143,9 +143,17 @@ impl Site {
     /// # Errors
     /// What is not as it should be.
     pub fn start(&mut self, manifests: &str) -> anyhow::Result<()> {
+        self.start_with(manifests, &[])
+    }
+
+    /// The same with further arguments for the agents.
+    ///
+    /// # Errors
+    /// What is not as it should be.
+    pub fn start_with(&mut self, manifests: &str, extra: &[&str]) -> anyhow::Result<()> {
         self.controller.apply(manifests)?;
         for (name, node) in &self.nodes {
-            self.agents.insert(name.clone(), Agent::start(node, name, self.folder.path(), &[])?);
+            self.agents.insert(name.clone(), Agent::start(node, name, self.folder.path(), extra)?);
         }
         self.wait_enforced()
     }

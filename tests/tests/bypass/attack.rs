@@ -12,6 +12,8 @@ pub(crate) enum Who {
     Victim,
     Friend,
     Bystander,
+    /// The victim on the other node.
+    RemoteVictim,
 }
 
 /// How its success is seen.

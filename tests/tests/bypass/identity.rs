@@ -77,7 +77,7 @@ fn link_local(scene: &Scene, from: Ipv6Addr, to: Ipv6Addr, way: Mac) -> Vec<Vec<
 }
 
 /// Every party has just been heard at its own port.
-fn at_home(arena: &Arena, scene: &Scene) -> anyhow::Result<()> {
+pub(crate) fn at_home(arena: &Arena, scene: &Scene) -> anyhow::Result<()> {
     for (app, party) in [("friend", &scene.friend), ("victim", &scene.victim)] {
         let frame = framed(scene.gateway.mac, party.mac, &scene.datagram(scene.ip(party), scene.ip(&scene.gateway)));
         arena.send(&workload(app, scene.node), &[frame])?;

@@ -13,6 +13,8 @@ fn nothing_but_untagged_ip_and_arp_leaves_a_workload() -> anyhow::Result<()> {
 
 const ISOLATED: &[Who] = &[Who::Victim, Who::Bystander];
 
+const NO_IP: &str = "br_netfilter and the node's own stack drop what has no IP header before any rule sees it";
+
 /// The frame for each way to the victim and for everybody.
 fn everywhere(scene: &Scene, made: impl Fn(Mac) -> Vec<u8>) -> Vec<Vec<u8>> {
     scene.ways().into_iter().chain([BROADCAST]).map(made).collect()
@@ -93,14 +95,16 @@ pub(crate) fn attacks() -> Vec<Attack> {
         attack("IP under the EtherType of the other version", |s| {
             everywhere(s, |way| ethernet(way, s.attacker.mac, if s.is_v4 { IPV6 } else { IPV4 }, &s.honest()))
         })
-        .at(ISOLATED),
+        .at(ISOLATED)
+        .harmless(NO_IP),
         attack("IPv4 under the EtherType of ARP", |s| everywhere(s, |way| ethernet(way, s.attacker.mac, 0x0806, &s.honest()))).at(ISOLATED),
         attack("an IP header that is cut off", |s| {
             let kind = if s.is_v4 { IPV4 } else { IPV6 };
             let start = &s.honest()[..8];
             everywhere(s, |way| ethernet(way, s.attacker.mac, kind, &[start, &s.text()].concat()))
         })
-        .at(ISOLATED),
+        .at(ISOLATED)
+        .harmless(NO_IP),
     ];
     attacks.extend(TYPES.map(|(name, kind)| {
         attack(format!("EtherType {kind:#06x} ({name})"), move |s| everywhere(s, |way| ethernet(way, s.attacker.mac, kind, &s.text())))

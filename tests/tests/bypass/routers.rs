@@ -49,8 +49,12 @@ fn plain(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<Vec<u8>> {
     vec![v6(from, to, ICMP6, 255, message)]
 }
 
-fn no_router(_: &Arena, _: &Scene) -> anyhow::Result<()> {
-    Ok(())
+fn no_router(arena: &Arena, scene: &Scene) -> anyhow::Result<()> {
+    arena.site.namespace(&workload("victim", scene.node))?.ip("-6 route flush proto ra")
+}
+
+fn not_redirected(arena: &Arena, scene: &Scene) -> anyhow::Result<()> {
+    arena.site.namespace(&workload("victim", scene.node))?.ip("-4 route flush cache")
 }
 
 /// The victim sends to the world through the attacker.
@@ -150,7 +154,7 @@ fn redirect(scene: &Scene, from: IpAddr) -> Vec<Vec<u8>> {
 fn redirects() -> Vec<Attack> {
     vec![
         attack("a redirect under the node's address", |s| if s.is_v4 { redirect(s, s.gateway.v4.into()) } else { vec![] })
-            .shows(|_, _| Ok(()), is_redirected),
+            .shows(not_redirected, is_redirected),
         attack("a redirect under the node's address that anybody may hear", |s| redirect(s, s.ip(&s.gateway))),
         attack("a redirect under the node's link-local address", |s| {
             if s.is_v4 { vec![] } else { redirect(s, s.gateway.link_local.into()) }
