@@ -150,9 +150,8 @@ mod tests {
             let bodies: Vec<u8> = pieces.iter().flat_map(|piece| piece[header..].to_vec()).collect();
             assert_eq!(bodies, payload);
         }
-        let [first, last] = [(0, true), (8, false)].map(|(at, more)| {
-            fragment(Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into(), 17, at, more, 1, &[0; 8])[6..8].to_vec()
-        });
+        let [first, last] = [(0, true), (8, false)]
+            .map(|(at, more)| fragment(Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into(), 17, at, more, 1, &[0; 8])[6..8].to_vec());
         assert_eq!((first, last), (vec![0x20, 0], vec![0, 1]));
     }
 }

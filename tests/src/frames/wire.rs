@@ -46,7 +46,8 @@ fn link(name: &str) -> anyhow::Result<LinkAddr> {
 }
 
 fn raw() -> anyhow::Result<OwnedFd> {
-    socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll).context("cannot open a packet socket (root?)")
+    socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
+        .context("cannot open a packet socket (root?)")
 }
 
 /// Sends frames as they are out of one interface of a namespace.

@@ -4,11 +4,11 @@ use crate::attack::{Attack, Effect, Fate, Who};
 use crate::identity::at_home;
 use crate::scene::{Party, Scene};
 use anyhow::{Context as _, ensure};
+use firebreak_tests::frames::Marker;
 use firebreak_tests::frames::internet::packet;
 use firebreak_tests::frames::link::framed;
 use firebreak_tests::frames::transport::{UDP, udp};
 use firebreak_tests::frames::wire::{Sender, Sniffer, read_interface};
-use firebreak_tests::frames::Marker;
 use firebreak_tests::lab::Topology;
 use firebreak_tests::site::Site;
 use firebreak_tests::wait;
@@ -298,7 +298,9 @@ pub(crate) fn judge(attacks: &[Attack], on: &[Outcome], off: &[Outcome]) -> anyh
         ensure!(on.iter().any(|it| it.attack == number), "{} has frames in no scene", attack.name);
         match attack.fate {
             Fate::Stopped if !with.is_empty() => wrong.push(format!("{}: SUCCEEDS on {}", attack.name, with.join(", "))),
-            Fate::Stopped if without.is_empty() => wrong.push(format!("{}: does not succeed without enforcement: a test that cannot fail", attack.name)),
+            Fate::Stopped if without.is_empty() => {
+                wrong.push(format!("{}: does not succeed without enforcement: a test that cannot fail", attack.name))
+            }
             Fate::Stopped => shown += 1,
             Fate::Harmless(because) => {
                 println!("harmless: {}: {because}", attack.name);
@@ -315,7 +317,11 @@ pub(crate) fn judge(attacks: &[Attack], on: &[Outcome], off: &[Outcome]) -> anyh
         }
     }
     let frames: usize = on.iter().map(|it| it.frames).sum();
-    println!("{} attacks in {} scenes, {frames} frames: {shown} stopped, each seen to succeed without enforcement", attacks.len(), on.len());
+    println!(
+        "{} attacks in {} scenes, {frames} frames: {shown} stopped, each seen to succeed without enforcement",
+        attacks.len(),
+        on.len()
+    );
     ensure!(wrong.is_empty(), "{} of {}:\n  {}", wrong.len(), attacks.len(), wrong.join("\n  "));
     Ok(())
 }

@@ -56,7 +56,9 @@ pub(crate) fn attacks() -> Vec<Attack> {
             if s.is_v4 { vec![] } else { from(s, s.friend.v4.to_ipv6_mapped().into(), s.attacker.mac) }
         }),
         attack("its own link-local address", |s| link_local(s, s.attacker.link_local, s.victim.link_local, s.victim.mac)),
-        attack("its own link-local address to the victim's global one", |s| link_local(s, s.attacker.link_local, s.victim.v6, s.victim.mac)),
+        attack("its own link-local address to the victim's global one", |s| {
+            link_local(s, s.attacker.link_local, s.victim.v6, s.victim.mac)
+        }),
         attack("the node's link-local address", |s| link_local(s, s.gateway.link_local, s.victim.link_local, s.victim.mac)),
         attack("the MAC address of one who may, which moves it to the attacker's port", |s| {
             vec![framed(s.gateway.mac, s.friend.mac, &s.datagram(s.me(), s.ip(&s.gateway)))]

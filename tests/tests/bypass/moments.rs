@@ -4,10 +4,10 @@ use crate::arena::{Arena, NODES, workload};
 use crate::attack::{Attack, Effect};
 use crate::scene::Scene;
 use anyhow::{Context as _, ensure};
+use firebreak_tests::frames::Marker;
 use firebreak_tests::frames::internet::packet;
 use firebreak_tests::frames::link::framed;
 use firebreak_tests::frames::transport::{ACK, PSH, TCP, UDP, tcp, udp};
-use firebreak_tests::frames::Marker;
 use firebreak_tests::lab::Topology;
 use firebreak_tests::wait;
 use std::io::{Read as _, Write as _};
@@ -65,7 +65,14 @@ fn exchange(arena: &Arena, attacks: &[Attack]) -> anyhow::Result<(usize, [Vec<St
     let (mut out, mut back) = (Vec::new(), Vec::new());
     for scene in arena.scenes()? {
         let name = unknown(scene.node);
-        let scene_of = |scene: &Scene| anyhow::Ok(Scene { marker: Marker::unique(), attacker: arena.party(&name)?, gateway: arena.gateway(scene.node, &name)?, ..*scene });
+        let scene_of = |scene: &Scene| {
+            anyhow::Ok(Scene {
+                marker: Marker::unique(),
+                attacker: arena.party(&name)?,
+                gateway: arena.gateway(scene.node, &name)?,
+                ..*scene
+            })
+        };
         for (number, attack) in attacks.iter().enumerate() {
             let scene = scene_of(&scene)?;
             arena.send(&name, &(attack.frames)(&scene))?;
@@ -78,7 +85,11 @@ fn exchange(arena: &Arena, attacks: &[Attack]) -> anyhow::Result<(usize, [Vec<St
         for (app, party) in ALL.into_iter().zip([scene.attacker, scene.victim, scene.friend, scene.bystander]) {
             let (there, here) = (scene.ip(&party), scene.ip(&new));
             let scene = scene_of(&scene)?;
-            let [to_party, to_new] = if scene.is_bridged() { [party.mac, new.mac] } else { [gateway.mac, arena.gateway(scene.node, &workload(app, scene.node))?.mac] };
+            let [to_party, to_new] = if scene.is_bridged() {
+                [party.mac, new.mac]
+            } else {
+                [gateway.mac, arena.gateway(scene.node, &workload(app, scene.node))?.mac]
+            };
             arena.send(&name, &[framed(to_party, new.mac, &scene.datagram(here, there))])?;
             out.push((scene.node, format!("an honest datagram to {app}"), scene.marker));
             let scene = scene_of(&scene)?;
@@ -89,7 +100,8 @@ fn exchange(arena: &Arena, attacks: &[Attack]) -> anyhow::Result<(usize, [Vec<St
     }
     let heard = |node: &str, marker| ALL.iter().any(|app| arena.heard(&workload(app, node), marker) > 0);
     let sent = out.len();
-    let arrived = out.into_iter().filter(|(node, _, marker)| heard(node, *marker)).map(|(node, what, _)| format!("{node}: {what}")).collect();
+    let arrived =
+        out.into_iter().filter(|(node, _, marker)| heard(node, *marker)).map(|(node, what, _)| format!("{node}: {what}")).collect();
     let came_in = back.into_iter().filter(|(node, _, marker)| arena.heard(&unknown(node), *marker) > 0).map(|(_, what, _)| what).collect();
     Ok((sent, [arrived, came_in]))
 }

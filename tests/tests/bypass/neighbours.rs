@@ -112,7 +112,13 @@ fn arp_attacks() -> Vec<Attack> {
         }),
         attack("an ARP packet of another hardware type", |s| {
             let frames = says(s, s.victim.mac, ASK, (s.attacker.mac, s.attacker.v4), (NOBODY, s.victim.v4), &s.text());
-            frames.into_iter().map(|mut frame| { frame[15] = 6; frame }).collect()
+            frames
+                .into_iter()
+                .map(|mut frame| {
+                    frame[15] = 6;
+                    frame
+                })
+                .collect()
         }),
         attack("an ARP packet of another operation, under another's address", |s| {
             says(s, s.victim.mac, 8, (s.attacker.mac, s.friend.v4), (NOBODY, s.victim.v4), &s.text())
@@ -181,8 +187,10 @@ fn discovery_attacks() -> Vec<Attack> {
 
 /// What honest address resolution carries with it.
 fn channels() -> Vec<Attack> {
-    const ANSWERED: &str = "neighbours answer whatever the policy, or an allowed connection could not begin; 18 bytes of padding come along";
-    const OPTIONS: &str = "neighbours answer whatever the policy, or an allowed connection could not begin; some 40 bytes of options come along";
+    const ANSWERED: &str =
+        "neighbours answer whatever the policy, or an allowed connection could not begin; 18 bytes of padding come along";
+    const OPTIONS: &str =
+        "neighbours answer whatever the policy, or an allowed connection could not begin; some 40 bytes of options come along";
     vec![
         attack("eight bytes in the padding of an honest ARP request", |s| {
             says(s, s.victim.mac, ASK, (s.attacker.mac, s.attacker.v4), (NOBODY, s.victim.v4), &s.text())

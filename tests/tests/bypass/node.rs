@@ -55,8 +55,7 @@ fn attacks() -> Vec<Attack> {
             let [a, b, ..] = s.attacker.v6.segments();
             (!s.is_v4).then(|| IpAddr::from([a, b, 0, 0, 0, 0, 0, 0]))
         }),
-        at("the loopback address", |s| Some(s.address("127.0.0.1", "::1")))
-            .harmless("the kernel takes nothing for its loopback address from an interface (route_localnet=0)"),
+        at("the loopback address", |s| Some(s.address("127.0.0.1", "::1"))),
         attack("a port that another node's relay publishes", |s| to_node(s, other(s)))
             .at(&[Who::RemoteVictim])
             .remains("a remote workload is like any client outside to a relay (docker-proxy), which asks nobody; isolate its egress, or publish without the relay"),
@@ -89,7 +88,8 @@ fn forward(site: &Site, node: &str, port: u16, to: [SocketAddr; 2]) -> anyhow::R
     inside.output("nft add chain inet published pre { type nat hook prerouting priority -100 ; }")?;
     for protocol in ["tcp", "udp"] {
         for (family, to) in ["ip", "ip6"].into_iter().zip(to) {
-            inside.output(&format!("nft add rule inet published pre fib daddr type local {protocol} dport {port} dnat {family} to {to}"))?;
+            inside
+                .output(&format!("nft add rule inet published pre fib daddr type local {protocol} dport {port} dnat {family} to {to}"))?;
         }
     }
     Ok(())

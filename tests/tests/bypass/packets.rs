@@ -40,7 +40,8 @@ fn broken() -> Vec<Attack> {
             let segment = tcp(s.me(), s.it(), (40_000, 80), SYN, (1, 0), &[&[0; 4][..], &s.text()].concat());
             s.send_all(&fragments(s.me(), s.it(), TCP, &segment, 8, 5))
         }),
-        attack("a later fragment alone", |s| s.send(&fragment(s.me(), s.it(), UDP, 24, false, 6, &s.text()))).at(&[Who::Victim, Who::Bystander]),
+        attack("a later fragment alone", |s| s.send(&fragment(s.me(), s.it(), UDP, 24, false, 6, &s.text())))
+            .at(&[Who::Victim, Who::Bystander]),
         attack("a first fragment alone", |s| s.send(&fragment(s.me(), s.it(), UDP, 0, true, 7, &long(s, s.me())[..40]))),
         attack("fragments that overlap", |s| {
             let datagram = long(s, s.me());
@@ -85,9 +86,13 @@ fn atomic(scene: &Scene, next: u8, rest: &[u8]) -> Vec<Vec<u8>> {
 fn options() -> Vec<Attack> {
     let with = |name: &'static str, options: fn(&Scene) -> Vec<u8>| {
         attack(name, move |s| match (s.me(), s.it()) {
-            (IpAddr::V4(me), IpAddr::V4(it)) => {
-                s.send(&v4(me, it, UDP, Header { options: &options(s), ..Header::default() }, &udp(s.me(), s.it(), (40_000, 80), &s.text())))
-            }
+            (IpAddr::V4(me), IpAddr::V4(it)) => s.send(&v4(
+                me,
+                it,
+                UDP,
+                Header { options: &options(s), ..Header::default() },
+                &udp(s.me(), s.it(), (40_000, 80), &s.text()),
+            )),
             _ => vec![],
         })
     };
@@ -105,21 +110,25 @@ fn options() -> Vec<Attack> {
     ]
 }
 
-const NO_SOURCE_ROUTES: &str = "neither node nor workload follows source routes (net.ipv4.conf.all.accept_source_route=0, no segment routing)";
+const NO_SOURCE_ROUTES: &str =
+    "neither node nor workload follows source routes (net.ipv4.conf.all.accept_source_route=0, no segment routing)";
 
 /// To friend, who is to send it on to the victim.
 fn source_route(scene: &Scene, kind: u8) -> Vec<Vec<u8>> {
     let (IpAddr::V4(me), IpAddr::V4(it)) = (scene.me(), scene.it()) else { return vec![] };
     let route = [&[1, kind, 7, 4][..], &it.octets()].concat();
     let datagram = udp(me.into(), it.into(), (40_000, 80), &scene.text());
-    let packets = [scene.friend.v4, scene.gateway.v4].map(|hop| v4(me, hop, UDP, Header { options: &route, ..Header::default() }, &datagram));
+    let packets =
+        [scene.friend.v4, scene.gateway.v4].map(|hop| v4(me, hop, UDP, Header { options: &route, ..Header::default() }, &datagram));
     packets.map(|packet| firebreak_tests::frames::link::framed(scene.gateway.mac, scene.attacker.mac, &packet)).to_vec()
 }
 
 fn extensions() -> Vec<Attack> {
     let with = |name: &'static str, kind: u8, body: &'static [u8]| {
         attack(name, move |s| match (s.me(), s.it()) {
-            (IpAddr::V6(me), IpAddr::V6(it)) => s.send(&v6(me, it, kind, 64, &extension(UDP, body, &udp(s.me(), s.it(), (40_000, 80), &s.text())))),
+            (IpAddr::V6(me), IpAddr::V6(it)) => {
+                s.send(&v6(me, it, kind, 64, &extension(UDP, body, &udp(s.me(), s.it(), (40_000, 80), &s.text()))))
+            }
             _ => vec![],
         })
     };
@@ -127,7 +136,8 @@ fn extensions() -> Vec<Attack> {
     vec![
         with("hop-by-hop options", HOP_BY_HOP, &PADDING),
         with("router alert hop by hop", HOP_BY_HOP, &[5, 2, 0, 0, 1, 0]),
-        with("a jumbogram's option", HOP_BY_HOP, &[0xc2, 4, 0, 1, 0, 0]).harmless("no interface here carries jumbograms, and the kernel drops what claims to be one"),
+        with("a jumbogram's option", HOP_BY_HOP, &[0xc2, 4, 0, 1, 0, 0])
+            .harmless("no interface here carries jumbograms, and the kernel drops what claims to be one"),
         with("destination options", DESTINATION, &PADDING),
         with("a routing header of type 0 that is done", ROUTING, &[0, 0, 0, 0, 0, 0]),
         with("a routing header of type 2", ROUTING, &[2, 0, 0, 0, 0, 0]),
@@ -152,9 +162,8 @@ fn extensions() -> Vec<Attack> {
             let datagram = udp(s.me(), s.it(), (40_000, 80), &s.text());
             let hops = [s.friend.v6, s.gateway.v6].into_iter().flat_map(|hop| {
                 // One segment left: type 0 (RFC 2460), type 4 (RFC 8754), which wants the last segment's number.
-                [[0, 1, 0, 0, 0, 0], [4, 1, 0, 0, 0, 0]].map(|kind| {
-                    v6(me, hop, ROUTING, 64, &extension(UDP, &[&kind[..], &it.octets()].concat(), &datagram))
-                })
+                [[0, 1, 0, 0, 0, 0], [4, 1, 0, 0, 0, 0]]
+                    .map(|kind| v6(me, hop, ROUTING, 64, &extension(UDP, &[&kind[..], &it.octets()].concat(), &datagram)))
             });
             hops.map(|packet| firebreak_tests::frames::link::framed(s.gateway.mac, s.attacker.mac, &packet)).collect()
         })

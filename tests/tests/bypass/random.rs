@@ -1,6 +1,7 @@
 //! All groups: frames of the attacks with random damage.
 
 use crate::arena::{Arena, workload};
+use crate::identity::at_home;
 use crate::moments::every_attack;
 use crate::scene::Scene;
 use anyhow::{Context as _, ensure};
@@ -42,17 +43,23 @@ fn no_random_frame_reaches_an_isolated_neighbour() -> anyhow::Result<()> {
     println!("again with FIREBREAK_SEED={seed}");
     let mut arena = Arena::start("bc", |_| String::new())?;
     let count = scaled(4_000, 200_000);
-    let (sent, arrived) = shoot(&arena, &mut Random(seed), count)?;
+    let (sent, arrived) = shoot(&arena, &mut Random(seed), count, |_| Ok(()))?;
     ensure!(arrived.is_empty(), "{} of {sent} random frames arrived: {}", arrived.len(), arrived.join("\n  "));
     arena.remove_enforcement()?;
-    let (without, arrived) = shoot(&arena, &mut Random(seed), count.min(4_000))?;
+    // Without enforcement the attacker has soon moved everybody's MAC address to its own port.
+    let (without, arrived) = shoot(&arena, &mut Random(seed), count.min(4_000), |scene| at_home(&arena, scene))?;
     println!("{sent} random frames: none arrived with enforcement, {} of {without} without", arrived.len());
     ensure!(arrived.len() * 10 > without, "too few arrive without enforcement to show anything: {} of {without}", arrived.len());
     Ok(())
 }
 
-/// Sends so many frames in all; gives how many, and those that arrived at one who is isolated.
-fn shoot(arena: &Arena, random: &mut Random, count: usize) -> anyhow::Result<(usize, Vec<String>)> {
+/// Sends so many frames in all, with something to do after each burst; gives how many, and those that arrived at one who is isolated.
+fn shoot(
+    arena: &Arena,
+    random: &mut Random,
+    count: usize,
+    mend: impl Fn(&Scene) -> anyhow::Result<()>,
+) -> anyhow::Result<(usize, Vec<String>)> {
     // What honest address resolution carries is no finding, and damage makes it of what is nearly that.
     let excluded = crate::neighbours::attacks();
     let attacks: Vec<_> = every_attack().into_iter().filter(|attack| excluded.iter().all(|it| it.name != attack.name)).collect();
@@ -76,6 +83,7 @@ fn shoot(arena: &Arena, random: &mut Random, count: usize) -> anyhow::Result<(us
             }
             let frames: Vec<Vec<u8>> = flying.iter().map(|(_, frame)| frame.clone()).collect();
             arena.send(&workload("attacker", scene.node), &frames)?;
+            mend(scene)?;
             arena.settle(scene, &workload("attacker", scene.node))?;
             sent += flying.len();
             let isolated = ["victim", "bystander"].map(|app| workload(app, scene.node));

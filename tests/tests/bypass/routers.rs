@@ -5,7 +5,7 @@ use crate::attack::{Attack, Who, attack};
 use crate::scene::Scene;
 use firebreak_tests::frames::Mac;
 use firebreak_tests::frames::internet::{
-    DESTINATION, HOP_BY_HOP, Header, PADDING, extension, fragment6, packet, v4, v6, with_hops, FRAGMENT,
+    DESTINATION, FRAGMENT, HOP_BY_HOP, Header, PADDING, extension, fragment6, packet, v4, v6, with_hops,
 };
 use firebreak_tests::frames::link::{BROADCAST, VLAN, framed, tagged};
 use firebreak_tests::frames::transport::{ICMP, ICMP6, UDP, about, dhcp, icmp, option, udp};
@@ -54,7 +54,11 @@ fn no_router(arena: &Arena, scene: &Scene) -> anyhow::Result<()> {
 }
 
 fn not_redirected(arena: &Arena, scene: &Scene) -> anyhow::Result<()> {
-    arena.site.namespace(&workload("victim", scene.node))?.ip("-4 route flush cache")
+    let victim = arena.site.namespace(&workload("victim", scene.node))?;
+    victim.ip("-4 route flush cache")?;
+    // It knows the attacker: a redirect to a stranger only makes it ask for the stranger first.
+    let mac: Vec<String> = scene.attacker.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    victim.ip(&format!("neigh replace {} lladdr {} dev eth0 nud reachable", scene.attacker.v4, mac.join(":")))
 }
 
 /// The victim sends to the world through the attacker.
@@ -122,17 +126,19 @@ fn advertisements() -> Vec<Attack> {
             let (from, to) = (s.me(), IpAddr::from(Ipv4Addr::new(224, 0, 0, 1)));
             let body = [&s.attacker.v4.octets()[..], &[0, 0, 0, 1], &s.text()].concat();
             let message = icmp(from, to, 9, 0, [1, 2, 7, 8], &body);
-            [[1, 0, 0x5e, 0, 0, 1], BROADCAST, s.victim.mac].map(|way| framed(way, s.attacker.mac, &with_hops(from, to, ICMP, 1, &message))).to_vec()
+            [[1, 0, 0x5e, 0, 0, 1], BROADCAST, s.victim.mac]
+                .map(|way| framed(way, s.attacker.mac, &with_hops(from, to, ICMP, 1, &message)))
+                .to_vec()
         })
         .at(ISOLATED),
     ]
 }
 
-/// What the victim would have sent to 198.51.100.7, as a redirect quotes it; the marker stands where its ports would.
+/// What the victim would have sent to 198.51.100.7, as a redirect quotes it. An echo reply over IPv4: Linux then asks for no socket that sent it.
 fn quoted(scene: &Scene) -> Vec<u8> {
     let text = scene.text();
     match scene.it() {
-        IpAddr::V4(it) => v4(it, Ipv4Addr::new(198, 51, 100, 7), UDP, Header::default(), &text),
+        IpAddr::V4(it) => v4(it, Ipv4Addr::new(198, 51, 100, 7), ICMP, Header::default(), &[&[0; 8][..], &text].concat()),
         IpAddr::V6(it) => v6(it, "2001:db8::7".parse().unwrap(), UDP, 64, &text),
     }
 }
@@ -156,9 +162,12 @@ fn redirects() -> Vec<Attack> {
         attack("a redirect under the node's address", |s| if s.is_v4 { redirect(s, s.gateway.v4.into()) } else { vec![] })
             .shows(not_redirected, is_redirected),
         attack("a redirect under the node's address that anybody may hear", |s| redirect(s, s.ip(&s.gateway))),
-        attack("a redirect under the node's link-local address", |s| {
-            if s.is_v4 { vec![] } else { redirect(s, s.gateway.link_local.into()) }
-        }),
+        attack(
+            "a redirect under the node's link-local address",
+            |s| {
+                if s.is_v4 { vec![] } else { redirect(s, s.gateway.link_local.into()) }
+            },
+        ),
         attack("a redirect under its own address", |s| redirect(s, s.me())),
         attack("a redirect under its own link-local address", |s| if s.is_v4 { vec![] } else { redirect(s, s.attacker.link_local.into()) }),
     ]
