@@ -8,6 +8,7 @@ use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
+use crate::guards::{self, GuardLinks};
 use crate::helper::{Helper, HelperLife};
 use crate::http;
 use crate::identity::{self, StateDir};
@@ -68,7 +69,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let ends = Arc::new(RecentLocals::new());
     // Other parts' records are few; a full channel makes them wait.
     let (records, other_records) = mpsc::channel(64);
-    let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
+    let links = CutLinks { view: ends.clone(), records: records.clone(), status: status_sender.clone() };
     let file = StateFile::new(folder.path(), node.clone());
     let marker = Marker::open(folder.path(), &boot_id)?;
     let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
@@ -137,6 +138,9 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         timing: flows::Timing::default(),
         limits: Limits::default(),
     };
+    let links = GuardLinks { local: local.clone(), view: ends.clone(), records };
+    let task = guards::run(dataplane.guard_nflog_group(), links, stop.clone());
+    spawn(&mut tasks, "guards", task.map(Ok));
     let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 

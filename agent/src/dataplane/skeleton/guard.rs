@@ -98,7 +98,7 @@ pub(super) fn from_workload(rules: &mut Rules, config: &DataplaneConfig) {
 /// chain refuse_arp {
 ///     counter name guard_in
 ///     iif . ether type @guard_in_arp drop
-///     update @guard_in_arp { iif . ether type } log prefix "firebreak guard arp" group 5 snaplen 128 drop
+///     update @guard_in_arp { iif . ether type } log prefix "firebreak guard arp" group 6 snaplen 128 drop
 ///     counter name guard_overflow drop
 /// }
 /// ```
@@ -110,7 +110,7 @@ fn refusals(rules: &mut Rules, config: &DataplaneConfig) {
         rules.chain(&chain);
         rules.rule(&chain, [count(COUNTER_GUARD_IN)]);
         rules.rule(&chain, [in_set(key(), &set), drop()]);
-        rules.rule(&chain, [update(&set, key()), log(reason.log_prefix(), config.nflog_group, SNAPLEN), drop()]);
+        rules.rule(&chain, [update(&set, key()), log(reason.log_prefix(), config.guard_nflog_group(), SNAPLEN), drop()]);
         rules.rule(&chain, [count(COUNTER_GUARD_OVERFLOW), drop()]);
     }
 }
