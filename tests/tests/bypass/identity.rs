@@ -1,17 +1,89 @@
 //! Group 1: speaking under another's address.
 
-use crate::arena::{Arena, try_all, workload};
+use crate::arena::{Arena, NODES, try_all, workload};
 use crate::attack::{Attack, Who, attack};
 use crate::scene::{Party, Scene};
-use firebreak_tests::frames::Mac;
 use firebreak_tests::frames::internet::packet;
 use firebreak_tests::frames::link::framed;
 use firebreak_tests::frames::transport::{SYN, TCP, icmp, icmp_of, tcp};
+use firebreak_tests::frames::{Mac, Marker};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_workload_cannot_speak_under_another_s_address() -> anyhow::Result<()> {
     try_all("b1", &attacks())
+}
+
+/// Whoever has root in a container gives it what addresses he likes, and the agent sees them there.
+#[test]
+fn addresses_that_a_container_gives_itself_open_nothing() -> anyhow::Result<()> {
+    let mut arena = Arena::start("bd", |_| String::new())?;
+    // The outside world may, too.
+    arena.site.controller.apply(
+        "---\napiVersion: firebreak.dev/v1alpha1\nkind: SegmentPolicy\nmetadata: {name: world, namespace: shop}\n\
+         spec: {appliesTo: {matchLabels: {app: victim}}, ingress: [{from: [{cidr: {cidr: 203.0.113.0/24}}, {cidr: {cidr: \"2001:db8::/64\"}}]}]}\n",
+    )?;
+    for (node, _) in NODES {
+        // Those of the scenes before anything is taken.
+        let scenes: Vec<Scene> = arena.scenes()?.into_iter().filter(|scene| scene.node == node).collect();
+        let inside = arena.site.namespace(&workload("attacker", node))?;
+        for scene in &scenes {
+            for (_, address) in taken(scene) {
+                let length = if scene.is_v4 { 32 } else { 128 };
+                inside.ip(&format!("addr add {address}/{length} dev eth0{}", if scene.is_v4 { "" } else { " nodad" }))?;
+            }
+        }
+        let mut sent = Vec::new();
+        let begun = Instant::now();
+        // As long as a report to the controller and its answer take, and longer.
+        while begun.elapsed() < Duration::from_secs(3) {
+            for scene in &scenes {
+                sent.extend(take(&arena, scene)?);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let mut wrong: Vec<&str> =
+            sent.iter().filter(|(_, marker)| arena.heard(&workload("victim", node), *marker) > 0).map(|it| it.0).collect();
+        got_in.sort_unstable();
+        got_in.dedup();
+        anyhow::ensure!(got_in.is_empty(), "{node}: it got in with {got_in:?} ({} datagrams)", sent.len());
+    }
+    arena.remove_enforcement()?;
+    for scene in arena.scenes()? {
+        at_home(&arena, &scene)?;
+        let sent = take(&arena, &scene)?;
+        firebreak_tests::wait::until("them to arrive without enforcement", Duration::from_secs(5), || {
+            let count = sent.iter().filter(|(_, marker)| arena.heard(&workload("victim", scene.node), *marker) > 0).count();
+            // The node's own address is a martian source where packets are routed, and the victim's may be anywhere.
+            anyhow::ensure!(count + 2 >= sent.len(), "{count} of {}", sent.len());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// What the attacker would like to be.
+fn taken(scene: &Scene) -> Vec<(&'static str, IpAddr)> {
+    vec![
+        ("friend's address", scene.ip(&scene.friend)),
+        ("a remote friend's address", scene.ip(&scene.remote_friend)),
+        ("the node's address outside", scene.uplink()),
+        ("the victim's address", scene.it()),
+        ("an address that nobody has", scene.nobody()),
+        ("an address of the outside world", scene.address("203.0.113.9", "2001:db8::9")),
+    ]
+}
+
+/// Datagrams to the victim from all of them.
+fn take(arena: &Arena, scene: &Scene) -> anyhow::Result<Vec<(&'static str, Marker)>> {
+    let mut sent = Vec::new();
+    for (name, address) in taken(scene) {
+        let scene = Scene { marker: Marker::unique(), ..*scene };
+        arena.send(&workload("attacker", scene.node), &from(&scene, address, scene.attacker.mac))?;
+        sent.push((name, scene.marker));
+    }
+    Ok(sent)
 }
 
 /// A datagram from this address to the victim, under this MAC address.

@@ -136,7 +136,7 @@ struct Line {
 }
 
 #[test]
-fn the_next_owner_of_an_address_inherits_no_connection() -> anyhow::Result<()> {
+fn an_heir_cannot_go_on_with_the_connections_of_the_one_before() -> anyhow::Result<()> {
     let mut arena = Arena::start("bb", |_| String::new())?;
     for (node, _) in NODES {
         // Long enough for the next owner: the lab makes them short.

@@ -123,7 +123,9 @@ fn connects(arena: &Arena, expected: bool) -> anyhow::Result<Vec<String>> {
     let mut wrong = Vec::new();
     for scene in arena.scenes()? {
         let attacker = arena.site.namespace(&workload("attacker", scene.node))?;
-        for address in [scene.uplink(), scene.ip(&scene.gateway)] {
+        // Routed workloads know the node by a link-local address over IPv6.
+        let beside = (scene.is_v4 || scene.is_bridged()).then(|| scene.ip(&scene.gateway));
+        for address in [scene.uplink()].into_iter().chain(beside) {
             for port in [RELAYED, FORWARDED] {
                 if probe(attacker, address, Kind::Tcp(port))? != expected {
                     wrong.push(format!("{}: {address} port {port}/tcp", scene.node));
