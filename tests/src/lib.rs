@@ -7,6 +7,7 @@ pub mod crowd;
 pub mod docker;
 pub mod docker_demo;
 pub mod docker_site;
+pub mod flood;
 pub mod follower;
 pub mod frames;
 pub mod lab;
