@@ -12,6 +12,8 @@ use firebreak_tests::frames::wire::{Sender, Sniffer, read_interface};
 use firebreak_tests::lab::Topology;
 use firebreak_tests::site::Site;
 use firebreak_tests::wait;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -60,7 +62,7 @@ pub(crate) fn policies() -> String {
 }
 
 impl Arena {
-    /// Everything started and enforced. `spec` gives more of a victim's manifest, by node.
+    /// Everything started and enforced; the calling thread stays on one CPU from here on, whose queue keeps frames in order. `spec` gives more of a victim's manifest, by node.
     pub(crate) fn start(area: &str, spec: fn(&str) -> String) -> anyhow::Result<Self> {
         let mut site = Site::with_two_nodes(area)?;
         let mut manifests = String::new();
@@ -85,6 +87,11 @@ impl Arena {
             }
         }
         arena.site.namespace("bridged")?.sysctl("net.ipv4.neigh.br0.locktime", "0")?;
+        let allowed = sched_getaffinity(Pid::from_raw(0))?;
+        let mut one = CpuSet::new();
+        let cpu = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).context("no CPU")?;
+        one.set(cpu)?;
+        sched_setaffinity(Pid::from_raw(0), &one)?;
         Ok(arena)
     }
 
@@ -185,6 +192,16 @@ impl Arena {
                 ensure!(self.heard(&friend, marker) >= 2, "heard {} times", self.heard(&friend, marker));
                 Ok(())
             })
+        })?;
+        self.catch_up()
+    }
+
+    /// Until everything that has arrived anywhere has been counted.
+    fn catch_up(&self) -> anyhow::Result<()> {
+        let marks = self.sniffers.values().map(|sniffer| Ok((sniffer, sniffer.mark()?))).collect::<anyhow::Result<Vec<_>>>()?;
+        wait::until("the sniffers to have counted everything", SOON, || {
+            ensure!(marks.iter().all(|(sniffer, mark)| sniffer.heard(*mark) > 0), "one is behind");
+            Ok(())
         })?;
         Ok(())
     }
