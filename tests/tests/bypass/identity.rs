@@ -48,7 +48,7 @@ fn addresses_that_a_container_gives_itself_open_nothing() -> anyhow::Result<()> 
         got_in.sort_unstable();
         got_in.dedup();
         // Not closed yet for workloads that no engine vouches for; docs/threat-model.md names it.
-        if got_in.iter().any(|name| *name == WORLD) {
+        if got_in.contains(&WORLD) {
             println!(
                 "remains on {node}: a declared workload that gives itself {WORLD} is taken for it by policies that name the address as a CIDR"
             );
