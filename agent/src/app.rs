@@ -15,6 +15,7 @@ use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
 use crate::ready;
+use crate::relayed;
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use anyhow::{Context, anyhow, bail};
@@ -103,6 +104,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
 
     let enforcement = Arc::new(EnforceStats::default());
     let stats = enforcement.clone();
+    let enforced = committed.clone();
     let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());
     spawn(&mut tasks, "enforcement", async move { Ok(task.await?) });
@@ -146,6 +148,8 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
+    let task = relayed::watch(enforced, status_sender.clone(), stop.clone());
+    spawn(&mut tasks, "published ports", task.map(Ok));
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
     spawn(&mut tasks, "preflight of bridges", task);
 

@@ -139,6 +139,21 @@ impl Lab {
         MacAddress([2, 0, 0, 0, 0, if end == End::A { 0xa } else { 0xb }])
     }
 
+    /// The MAC address of a host-side interface.
+    pub fn host_mac(&self, name: &str) -> [u8; 6] {
+        let listed = self.node.command("ip", &format!("-o link show {name}"));
+        let text = listed.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+        let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
+    }
+
+    /// Everybody asks for its neighbours again.
+    pub fn settle_neighbours(&self) {
+        for namespace in [&self.node, &self.a, &self.b] {
+            namespace.ip("neigh flush all");
+        }
+    }
+
     /// The link-local address of a workload's interface, which the kernel makes of the MAC address (RFC 4291, appendix A).
     pub fn link_local(&self, end: End) -> IpAddr {
         if end == End::A { "fe80::ff:fe00:a" } else { "fe80::ff:fe00:b" }.parse().unwrap()
