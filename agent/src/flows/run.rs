@@ -82,8 +82,17 @@ pub async fn run(
     let random_id = || FlowId(Uuid::new_v4().into_bytes());
     let mut aggregator = Aggregator::new(config.limits, config.timing, random_id, view, stats.clone());
     let journal = restore(&mut aggregator, &files);
-    let collector =
-        Collector { config, files, stats, packets, requests: Some(requests), parts, records: records_in, journal, shutdown: shutdown.clone() };
+    let collector = Collector {
+        config,
+        files,
+        stats,
+        packets,
+        requests: Some(requests),
+        parts,
+        records: records_in,
+        journal,
+        shutdown: shutdown.clone(),
+    };
     tasks.spawn(collector.run(aggregator));
 
     let mut outcome = Ok(());

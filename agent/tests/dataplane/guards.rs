@@ -283,7 +283,6 @@ fn what_a_bridge_floods_reaches_nobody_it_is_not_for() {
     let nobody = [2, 0, 0, 0, 0, 0x55];
     let refused = [
         ("a broadcast", ethernet(BROADCAST, from, 0x0800, &ipv4(outsider, Ipv4Addr::BROADCAST, 17, &[], &data))),
-        ("its own packet in a broadcast", ethernet(BROADCAST, from, 0x0800, &ipv4(outsider, b, 17, &[], &data))),
         ("a broadcast packet in its own frame", ethernet(mac, from, 0x0800, &ipv4(outsider, Ipv4Addr::BROADCAST, 17, &[], &data))),
         ("another's packet in its own frame", ethernet(mac, from, 0x0800, &ipv4(outsider, "10.7.9.9".parse().unwrap(), 17, &[], &data))),
         ("a group", ethernet(ALL_NODES, from, 0x86dd, &ipv6(outsider6, "ff02::1".parse().unwrap(), 17, 64, &data))),
@@ -307,6 +306,7 @@ fn what_a_bridge_floods_reaches_nobody_it_is_not_for() {
         ("a VLAN tag", ethernet(mac, from, 0x8100, &[&[0, 1, 8, 0][..], &ipv4(outsider, b, 17, &[], &data)].concat())),
     ];
     let passes = [
+        ("a packet to it, which policy judges, in whatever frame", ethernet(BROADCAST, from, 0x0800, &ipv4(outsider, b, 17, &[], &data))),
         ("IPv4", ethernet(mac, from, 0x0800, &ipv4(outsider, b, 17, &[], &data))),
         ("IPv6", ethernet(mac, from, 0x86dd, &ipv6(outsider6, b6, 17, 64, &data))),
         ("ARP about it", ethernet(BROADCAST, from, 0x0806, &arp(1, from, outsider, [0; 6], b))),

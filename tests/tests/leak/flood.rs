@@ -52,7 +52,8 @@ impl Arena {
         let node = &self.field.site.node(NODE).unwrap().namespace;
         ["denied_in", "denied_out"]
             .map(|name| {
-                let listed: Value = serde_json::from_str(&node.output(&format!("nft -j list counter inet firebreak {name}")).unwrap()).unwrap();
+                let listed: Value =
+                    serde_json::from_str(&node.output(&format!("nft -j list counter inet firebreak {name}")).unwrap()).unwrap();
                 listed["nftables"].as_array().unwrap().iter().find_map(|entry| entry["counter"]["packets"].as_u64()).unwrap()
             })
             .iter()
@@ -305,7 +306,10 @@ fn permitted_traffic_keeps_its_rate_beside_a_denied_flood() {
         let mut seen = BTreeMap::new();
         for node in order {
             let (rate, flooded) = beside_flood(&field, node, Some(per_second), lasting);
-            println!("round {round}: {node}: {:.0} exchanges/s, connect {:?}, beside {flooded:.0} denied packets/s", rate.exchanges, rate.connect);
+            println!(
+                "round {round}: {node}: {:.0} exchanges/s, connect {:?}, beside {flooded:.0} denied packets/s",
+                rate.exchanges, rate.connect
+            );
             rates.entry(node).or_default().push(rate.exchanges);
             seen.insert(node, rate.exchanges);
         }
