@@ -17,5 +17,6 @@ pub mod local;
 pub mod memory;
 pub mod metrics;
 pub mod ready;
+pub mod relayed;
 pub mod session;
 pub mod state;

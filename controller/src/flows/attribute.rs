@@ -68,7 +68,7 @@ pub(crate) fn attribute(
     Ok(Attribution { source, destination, reason })
 }
 
-/// Names both ends of a cut connection as of now, and judges again to tell the reason.
+/// Names both ends of a cut connection as of the node's time, and judges again to tell the reason.
 ///
 /// # Errors
 /// Names the field that cannot be read.
@@ -77,6 +77,7 @@ pub(crate) fn attribute_cut(
     owners: &Owners,
     node: &NodeName,
     cut: &v1::CutEvent,
+    time: Option<prost_types::Timestamp>,
     now: Timestamp,
 ) -> Result<Attribution, Refusal> {
     if cut.cut_id.len() != 16 {
@@ -104,6 +105,7 @@ pub(crate) fn attribute_cut(
         source_port: cut.source_port,
         generation: cut.generation,
         network: cut.network.clone(),
+        first_seen: time,
         ..v1::FlowEvent::default()
     };
     attribute(published, owners, node, &flow, now)

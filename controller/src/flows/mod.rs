@@ -267,7 +267,7 @@ fn attributed(
             Ok((Outcome::Flow, flow))
         }
         Record::Cut(cut) => {
-            let named = attribute_cut(published, owners, &reporter.node, &cut, now).map_err(|refusal| refusal.within("cut"))?;
+            let named = attribute_cut(published, owners, &reporter.node, &cut, time, now).map_err(|refusal| refusal.within("cut"))?;
             flow.lost = None;
             flow.source = Some(named.source);
             flow.destination = Some(named.destination);
