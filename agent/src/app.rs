@@ -8,12 +8,14 @@ use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
+use crate::guards::{self, GuardLinks};
 use crate::helper::{Helper, HelperLife};
 use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
 use crate::ready;
+use crate::relayed;
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use anyhow::{Context, anyhow, bail};
@@ -69,7 +71,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let ends = Arc::new(RecentLocals::new());
     // Other parts' records are few; a full channel makes them wait.
     let (records, other_records) = mpsc::channel(64);
-    let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
+    let links = CutLinks { view: ends.clone(), records: records.clone(), status: status_sender.clone() };
     let file = StateFile::new(folder.path(), node.clone());
     let marker = Marker::open(folder.path(), &boot_id)?;
     let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
@@ -101,6 +103,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
 
     let enforcement = Arc::new(EnforceStats::default());
     let stats = enforcement.clone();
+    let enforced = committed.clone();
     let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());
     spawn(&mut tasks, "enforcement", async move { Ok(task.await?) });
@@ -138,9 +141,14 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         timing: flows::Timing::default(),
         limits: Limits::default(),
     };
+    let links = GuardLinks { local: local.clone(), view: ends.clone(), records };
+    let task = guards::run(dataplane.guard_nflog_group(), links, stop.clone());
+    spawn(&mut tasks, "guards", task.map(Ok));
     let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
+    let task = relayed::watch(enforced, status_sender.clone(), stop.clone());
+    spawn(&mut tasks, "published ports", task.map(Ok));
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
     spawn(&mut tasks, "preflight of bridges", task);
 

@@ -134,7 +134,11 @@ const PROBE: &str = "firebreak_probe";
 const RULES: [(Feature, &str, &str); 10] = [
     (Feature::InetFamily, "inet", "chain c { type filter hook forward priority -10; policy accept;\n}"),
     (Feature::Conntrack, "inet", "chain c { type filter hook forward priority -10; policy accept; ct state established accept\n}"),
-    (Feature::ConntrackLabels, "inet", "chain c { type filter hook forward priority -10; policy accept; ct label 127 drop\n}"),
+    (
+        Feature::ConntrackLabels,
+        "inet",
+        "chain c { type filter hook forward priority -10; policy accept; ct label 127 drop\nct label set 127\n}",
+    ),
     (Feature::ConcatenatedRanges, "inet", "set s { type ipv6_addr . ipv6_addr . inet_proto . inet_service; flags interval;\n}"),
     (
         Feature::DynamicSets,
@@ -157,7 +161,8 @@ const RULES: [(Feature, &str, &str); 10] = [
     (
         Feature::NetdevIngress,
         "netdev",
-        "chain c { type filter hook ingress device \"lo\" priority 0; policy accept; iifname \"p*\" drop\n}",
+        "set s { typeof iif . @th,64,128;\n}\n\
+         chain c { type filter hook ingress device \"lo\" priority 0; policy accept; iifname \"p*\" log group 5 drop\n}",
     ),
     (Feature::BridgeFamily, "bridge", "chain c { type filter hook prerouting priority -310; policy accept; meta iifname \"p*\" drop\n}"),
     (Feature::ArpFamily, "arp", "chain c { type filter hook input priority -310; policy accept; meta iifname \"p*\" drop\n}"),
