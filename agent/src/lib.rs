@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod discovery;
 pub mod enforce;
 pub mod flows;
+pub mod guards;
 pub mod helper;
 pub mod http;
 pub mod identity;

@@ -8,6 +8,7 @@ use super::nft::{self, NftRefusal};
 use super::socket::NetfilterSocket;
 use super::wire::{CREATE, Message, table};
 use crate::confine;
+use crate::cuts;
 use crate::discovery::probe;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -101,6 +102,12 @@ fn features(config: &DataplaneConfig) -> Vec<Finding> {
     }
     findings.extend(tried(Feature::TargetNamespace, &mut probe::target_namespace));
     findings.extend(tried(Feature::AllNamespaces, &mut probe::all_namespaces));
+    findings.extend(tried(Feature::ConntrackNetlink, &mut || cuts::probe().map(drop).map_err(|error| error.to_string())));
+    findings.extend(tried(Feature::ConntrackFilter, &mut || match cuts::probe() {
+        Ok(selects) if selects.v4 => Ok(()),
+        Ok(_) => Err("another entry was found than the one asked for, or none".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }));
     findings.extend(tried(Feature::SeccompFilter, &mut confine::probe_filter));
     findings
 }
