@@ -1,7 +1,7 @@
 //! The agent's options: by flag, by environment, by file, in this order; then what is built in.
 
-use crate::flows::Timing;
 use crate::dataplane::{DataplaneConfig, InterfacePattern};
+use crate::flows::Timing;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firebreak_policy::model::NodeName;

@@ -154,7 +154,8 @@ impl Interface {
         let output = std::process::Command::new("ip").args(["-n", namespace.name(), "-s", "-j", "link", "show", "dev", device]).output()?;
         ensure!(output.status.success(), "ip link: {}", String::from_utf8_lossy(&output.stderr));
         let listed: Value = serde_json::from_slice(&output.stdout)?;
-        let count = |way: &str, what: &str| listed[0]["stats64"][way][what].as_u64().with_context(|| format!("no {way} {what} in {listed}"));
+        let count =
+            |way: &str, what: &str| listed[0]["stats64"][way][what].as_u64().with_context(|| format!("no {way} {what} in {listed}"));
         Ok(Self { received: count("rx", "packets")?, sent: count("tx", "packets")?, not_taken: count("tx", "dropped")? })
     }
 }
@@ -212,7 +213,8 @@ impl Drop for Meter<'_> {
 fn serve(listener: &TcpListener, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let Ok((mut stream, _)) = listener.accept() else {
-            let _ = nix::poll::poll(&mut [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(listener), nix::poll::PollFlags::POLLIN)], 100_u16);
+            let _ =
+                nix::poll::poll(&mut [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(listener), nix::poll::PollFlags::POLLIN)], 100_u16);
             continue;
         };
         // One client at a time.

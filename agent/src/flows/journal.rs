@@ -93,9 +93,8 @@ impl StateFiles {
             let bytes = fs::read(&path).map_err(|source| FlowsError::State { act: "read", path, source })?;
             let mut left = bytes.as_slice();
             while !left.is_empty() {
-                let is_whole = prost::decode_length_delimiter(left).is_ok_and(|length| {
-                    prost::length_delimiter_len(length).checked_add(length).is_some_and(|whole| whole <= left.len())
-                });
+                let is_whole = prost::decode_length_delimiter(left)
+                    .is_ok_and(|length| prost::length_delimiter_len(length).checked_add(length).is_some_and(|whole| whole <= left.len()));
                 if !is_whole {
                     break;
                 }
@@ -129,8 +128,7 @@ impl StateFiles {
     /// The numbers of this boot's journals, rising.
     fn journals(&self) -> Result<Vec<u64>, FlowsError> {
         let ours = format!("flows-journal.{}.", self.boot_id);
-        let mut numbers: Vec<u64> =
-            self.journal_files()?.iter().filter_map(|(name, _)| name.strip_prefix(&ours)?.parse().ok()).collect();
+        let mut numbers: Vec<u64> = self.journal_files()?.iter().filter_map(|(name, _)| name.strip_prefix(&ours)?.parse().ok()).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
@@ -159,7 +157,7 @@ mod tests {
             destination: IpAddr::from([10, 0, 0, 2]),
             transport: Transport::Port(Protocol::TCP, port),
         };
-        if port % 2 == 0 {
+        if port.is_multiple_of(2) {
             JournalEntry::Uncounted { key, length: port.into() }
         } else {
             JournalEntry::Opened { entry: CursorEntry { key, element: None, flow: None }, told: port.into(), uncounted: port == 3 }

@@ -212,7 +212,8 @@ fn text(is_node: bool, elements: &BTreeMap<String, BTreeSet<Key>>) -> String {
             let types = (format!("{}_icmp{digit}", column.word()), format!("{icmp}_type"), format!("{icmp} type"));
             for (set, kind, fields) in [ports, types] {
                 let Some(keys) = elements.get(&set) else { continue };
-                let keys: Vec<String> = keys.iter().map(|(source, destination, rest)| format!("{source} . {destination} . {rest}")).collect();
+                let keys: Vec<String> =
+                    keys.iter().map(|(source, destination, rest)| format!("{source} . {destination} . {rest}")).collect();
                 text += &format!(
                     "add set {TABLE} {set} {{ type {address} . {address} . {kind}; counter; }}\nadd element {TABLE} {set} {{ {} }}\n\
                      add rule {TABLE} {chain} {header} saddr . {header} daddr . {fields} @{set}\n",
@@ -239,7 +240,10 @@ fn book(namespace: &Namespace, text: &str) -> anyhow::Result<Child> {
 }
 
 fn read_book(namespace: &str) -> anyhow::Result<BTreeMap<(String, Key), u64>> {
-    let output = std::process::Command::new("ip").args(["netns", "exec", namespace, "nft", "-j", "list", "sets", "table"]).args(TABLE.split(' ')).output()?;
+    let output = std::process::Command::new("ip")
+        .args(["netns", "exec", namespace, "nft", "-j", "list", "sets", "table"])
+        .args(TABLE.split(' '))
+        .output()?;
     ensure!(output.status.success(), "nft in {namespace}: {}", String::from_utf8_lossy(&output.stderr).trim());
     // Sets alone: nft 1.0.6 cannot say as JSON that a table is owned.
     let listing: serde_json::Value = serde_json::from_slice(&output.stdout).context("cannot read what nft lists")?;

@@ -17,7 +17,11 @@ pub(crate) fn harmless(number: usize) -> String {
             &format!("  ingress:\n  - from: [{}]", peers("open")),
         ),
         // Another port of a probed workload.
-        1 => segment("more-ports", "app: srv", &format!("  ingress:\n  - from: [{}]\n    ports: [{{protocol: TCP, port: {port}}}]", peers("open"))),
+        1 => segment(
+            "more-ports",
+            "app: srv",
+            &format!("  ingress:\n  - from: [{}]\n    ports: [{{protocol: TCP, port: {port}}}]", peers("open")),
+        ),
         // A range of ports and a block: the sets of intervals change.
         2 => segment(
             "more-ranges",
@@ -102,7 +106,12 @@ fn a_change_that_concerns_a_pair_is_seen_at_once_and_the_old_verdict_never_again
     }
     for (name, times) in ["allow -> deny", "deny -> allow"].into_iter().zip(&mut took) {
         times.sort();
-        println!("{name}: apply to last old verdict: median {:?}, worst {:?}, {} changes", times[times.len() / 2], times[times.len() - 1], times.len());
+        println!(
+            "{name}: apply to last old verdict: median {:?}, worst {:?}, {} changes",
+            times[times.len() / 2],
+            times[times.len() - 1],
+            times.len()
+        );
     }
     checker.stop().unwrap().clean("changes of another pair", ENOUGH / 2).unwrap();
 }

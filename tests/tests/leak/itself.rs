@@ -10,7 +10,9 @@ fn the_checker_sees_leaks_drops_and_resets() {
     assert_eq!(checker.leaked().unwrap(), 0);
     let node = &field.site.node("routed").unwrap().namespace;
     let theirs = |rule: &str| {
-        let text = format!("add table inet theirs ; add chain inet theirs c {{ type filter hook forward priority 10 ; }} ; add rule inet theirs c {rule}");
+        let text = format!(
+            "add table inet theirs ; add chain inet theirs c {{ type filter hook forward priority 10 ; }} ; add rule inet theirs c {rule}"
+        );
         let output = node.command("nft").arg(&text).output().unwrap();
         assert!(output.status.success(), "{text}: {output:?}");
     };
@@ -25,7 +27,11 @@ fn the_checker_sees_leaks_drops_and_resets() {
     checker.wait_for(600).unwrap();
     let outcome = checker.stop().unwrap();
     println!("{outcome}");
-    assert!(outcome.dropped.iter().any(|it| it.contains("field/open-bridged -> field/srv-routed") && it.contains("udp")), "{:?}", outcome.dropped);
+    assert!(
+        outcome.dropped.iter().any(|it| it.contains("field/open-bridged -> field/srv-routed") && it.contains("udp")),
+        "{:?}",
+        outcome.dropped
+    );
     assert!(outcome.refused.iter().any(|it| it.contains("open connection")), "an open connection is reset: {:?}", outcome.refused);
     assert!(outcome.refused.iter().any(|it| !it.contains("open connection")), "a new connection is refused: {:?}", outcome.refused);
     assert_eq!(outcome.leaked.len(), forbidden, "each forbidden pair is a leak: {:#?}", outcome.leaked);
