@@ -147,16 +147,32 @@ impl Site {
         self.start_with(manifests, &[])
     }
 
-    /// The same with further arguments for the agents.
+    /// The same, with further arguments for each agent.
     ///
     /// # Errors
-    /// What is not as it should be.
+    /// As [`Site::start`].
     pub fn start_with(&mut self, manifests: &str, extra: &[&str]) -> anyhow::Result<()> {
         self.controller.apply(manifests)?;
         for (name, node) in &self.nodes {
             self.agents.insert(name.clone(), Agent::start(node, name, self.folder.path(), extra)?);
         }
         self.wait_enforced()
+    }
+
+    /// Kills a node's agent and starts it again on the same files, with these further arguments.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be started.
+    pub fn restart(&mut self, name: &str, extra: &[&str]) -> anyhow::Result<()> {
+        self.agents.get_mut(name).with_context(|| format!("no agent on {name}"))?.kill()?;
+        let node = self.nodes.get(name).with_context(|| format!("no node {name}"))?;
+        self.agents.insert(name.to_owned(), Agent::start(node, name, self.folder.path(), extra)?);
+        Ok(())
+    }
+
+    /// What a node's agent wrote so far.
+    pub fn log(&self, name: &str) -> String {
+        self.agents.get(name).map(Agent::log).unwrap_or_default()
     }
 
     /// Waits until every workload is enforced.

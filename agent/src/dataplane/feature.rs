@@ -35,13 +35,17 @@ pub enum Feature {
     ArpFamily,
     /// Tables that are kept from other processes and outlive their owner.
     TableOwner,
+    /// Conntrack's entries over netlink.
+    ConntrackNetlink,
+    /// Selecting those by address, in the kernel.
+    ConntrackFilter,
     /// Filters of system calls.
     SeccompFilter,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::NfTables,
         Self::InetFamily,
         Self::Conntrack,
@@ -56,6 +60,8 @@ impl Feature {
         Self::BridgeFamily,
         Self::ArpFamily,
         Self::TableOwner,
+        Self::ConntrackNetlink,
+        Self::ConntrackFilter,
         Self::SeccompFilter,
     ];
 
@@ -83,8 +89,8 @@ impl Feature {
             | Self::NetdevIngress
             | Self::TargetNamespace
             | Self::AllNamespaces => Severity::Fatal,
-            Self::BridgeFamily | Self::ArpFamily => Severity::Warning,
-            Self::TableOwner | Self::SeccompFilter => Severity::Notice,
+            Self::BridgeFamily | Self::ArpFamily | Self::ConntrackNetlink => Severity::Warning,
+            Self::TableOwner | Self::ConntrackFilter | Self::SeccompFilter => Severity::Notice,
         }
     }
 
@@ -184,6 +190,18 @@ impl Feature {
                 "NoTableOwner",
                 "the kernel cannot keep other processes off our tables: what they change is noticed and put back",
                 "kernel 6.9 or later; until then keep `nft flush ruleset` out of other programs' configuration",
+            ),
+            Self::ConntrackNetlink => (
+                "conntrack-netlink",
+                "NoConntrackNetlink",
+                "connections are not seen (ctnetlink): those that are established go on when policy forbids them, new ones are judged",
+                "modprobe nf_conntrack_netlink, or a kernel built with CONFIG_NF_CT_NETLINK",
+            ),
+            Self::ConntrackFilter => (
+                "conntrack-filter",
+                "NoConntrackFilter",
+                "the kernel does not select connections by address: each change reads all of them",
+                "kernel 5.8 or later",
             ),
             Self::SeccompFilter => (
                 "seccomp-filter",
