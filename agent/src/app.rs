@@ -3,24 +3,27 @@
 
 use crate::config::{Config, DockerSocket};
 use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
-use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Opened, Severity, SkeletonState, absent, preflight};
+use crate::dataplane::{ChangeWatch, Dataplane, DataplaneConfig, Finding, Opened, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
-use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
+use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, NodeEventKind, NodeTold, RecentLocals, Record};
 use crate::helper::{Helper, HelperLife};
 use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
+use crate::observe::{self, ObserveLinks, RecordFile};
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
+use crate::tamper;
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -63,14 +66,17 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
     }
     let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
-    let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
+    let (status_sender, status) =
+        watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings), observing: None });
     let ends = Arc::new(RecentLocals::new());
     // Other parts' records are few; a full channel makes them wait.
     let (records, other_records) = mpsc::channel(64);
-    let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
+    let links = CutLinks { view: ends.clone(), records: records.clone(), status: status_sender.clone() };
     let file = StateFile::new(folder.path(), node.clone());
     let marker = Marker::open(folder.path(), &boot_id)?;
     let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
+    // An owned table is changed by nobody else, and listening would cost each of our own commits.
+    let change_watch = if opened.owned { None } else { watch_changes(kernel_side.port()) };
     let Restored { kept, enforce, refused } =
         state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed && opened.elements == 0);
     let kernel_thread = KernelThread::start(kernel_side, Some(marker), cuts).context("starting the dataplane's thread")?;
@@ -81,7 +87,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let (declared_sender, declared) = watch::channel(kept.as_ref().map(|kept| kept.declared.clone()));
     let (committed_sender, committed) = watch::channel(kept.as_ref().filter(|_| enforce).map(|kept| kept.committed.clone()));
     let (applied_sender, applied) = watch::channel(None);
-    status_sender.send_modify(|status| status.warnings.extend(refused));
+    status_sender.send_modify(|status| status.warnings.extend(refused.clone()));
     let kept = kept.unwrap_or_default();
     let links =
         KeepLinks { committed: committed.clone(), applied: applied.clone(), declared: declared.clone(), status: status_sender.clone() };
@@ -96,6 +102,22 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
 
     let enforcement = Arc::new(EnforceStats::default());
     let stats = enforcement.clone();
+    let (orders, requests) = mpsc::channel(8);
+    let links = ObserveLinks { requests, status: status_sender.clone(), records: records.clone(), file: RecordFile::new(folder.path()) };
+    let task = observe::run(kernel_thread.clone(), links, stop.clone());
+    spawn(&mut tasks, "observe", async move { Ok(task.await?) });
+    match observe::listen(folder.path()) {
+        Ok(listener) => {
+            let task = observe::serve(listener, orders.clone(), status.clone(), stop.clone());
+            spawn(&mut tasks, "control socket", task.map(Ok));
+        }
+        Err(error) => tracing::error!(reason = %error, "no control socket: `firebreak-agent observe` will not reach this agent"),
+    }
+    let task = tamper::run(kernel_thread.clone(), change_watch, status_sender.clone(), records.clone(), stop.clone());
+    spawn(&mut tasks, "tables", async move { Ok(task.await?) });
+    let task = tell_start(opened, refused, enforce, records.clone(), applied.clone(), stop.clone());
+    spawn(&mut tasks, "start", task.map(Ok));
+
     let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());
     spawn(&mut tasks, "enforcement", async move { Ok(task.await?) });
@@ -115,8 +137,14 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     if let Some(address) = metrics_listen {
         serve_metrics(&mut tasks, address, sources, &status_sender, stop.clone()).await;
     }
-    let links =
-        SessionLinks { local: local.clone(), status, applied: applied.clone(), declared: declared_sender, committed: committed_sender };
+    let links = SessionLinks {
+        local: local.clone(),
+        status,
+        applied: applied.clone(),
+        declared: declared_sender,
+        committed: committed_sender,
+        observe: orders,
+    };
     let task = session::run(config, Held::restored(node.clone(), kept.committed), links, stop.clone());
     spawn(&mut tasks, "session", task.map(Ok));
 
@@ -231,6 +259,55 @@ fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
             None
         }
     }
+}
+
+/// Where notifications cannot be had, the background check alone notices.
+fn watch_changes(ours: u32) -> Option<AsyncFd<ChangeWatch>> {
+    match ChangeWatch::open(ours).and_then(AsyncFd::register) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(reason = %error, "no notifications of nf_tables: changes by others are noticed late");
+            None
+        }
+    }
+}
+
+/// Tells what the start has found, as events.
+async fn tell_start(
+    opened: Opened,
+    refused: Option<Warning>,
+    enforce: bool,
+    records: mpsc::Sender<Vec<Record>>,
+    mut applied: watch::Receiver<Option<Arc<Applied>>>,
+    stop: CancellationToken,
+) {
+    let now = SystemTime::now;
+    // A collector that is gone means that the agent is stopping.
+    if let Some(Warning { code: _, message }) = refused {
+        let _ = records.send(vec![NodeTold::new(NodeEventKind::StateRefused, message).at(now())]).await;
+    }
+    let told = match opened.skeleton {
+        SkeletonState::Installed if enforce => {
+            Some((NodeEventKind::EnforcedFromDisk, "the kernel held nothing; the state on disk is enforced, of generation"))
+        }
+        SkeletonState::Installed | SkeletonState::Adopted => None,
+        SkeletonState::Replaced | SkeletonState::Outdated => Some((
+            NodeEventKind::Upgraded,
+            "the tables of another version of the agent were replaced in one transaction; enforced is generation",
+        )),
+    };
+    if let Some((kind, message)) = told {
+        let first = tokio::select! {
+            () = stop.cancelled() => return,
+            first = applied.wait_for(|applied| applied.as_ref().is_some_and(|applied| applied.failure.is_none())) => {
+                first.ok().and_then(|applied| applied.as_ref().map(|applied| applied.generation))
+            }
+        };
+        if let Some(generation) = first {
+            let _ = records.send(vec![NodeTold::new(kind, format!("{message} {generation}")).at(now())]).await;
+        }
+    }
+    stop.cancelled().await;
 }
 
 /// Enforcement does not depend on who takes the port first: where it cannot be had, the node says so and goes on.

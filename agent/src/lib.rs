@@ -14,5 +14,7 @@ pub mod http;
 pub mod identity;
 pub mod local;
 pub mod metrics;
+pub mod observe;
 pub mod session;
 pub mod state;
+pub mod tamper;

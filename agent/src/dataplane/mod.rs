@@ -3,6 +3,7 @@
 //! The rules are fixed and installed once; policy is the contents of sets, changed in one transaction per generation.
 //! Stopping leaves everything in force: only [`uninstall`] takes it away.
 
+mod check;
 mod config;
 mod counters;
 mod desired;
@@ -13,6 +14,7 @@ mod feature;
 mod install;
 pub mod names;
 mod nft;
+mod observe;
 mod open;
 mod plan;
 mod preflight;
@@ -26,15 +28,17 @@ mod uninstall;
 mod watch;
 mod wire;
 
+pub use check::Check;
 pub use config::{DataplaneConfig, InterfacePattern, PatternError};
 pub use counters::{KernelCounter, read_counters};
 pub use desired::{Desired, ManagedInterface};
-pub use error::{CommitError, OpenError, ReadBackError, Refusal, UninstallError};
+pub use error::{CommitError, ObserveError, OpenError, ReadBackError, Refusal, UninstallError};
 pub use feature::{Feature, UnknownFeature};
 pub use nft::Nft;
 pub(crate) use nft::{NftRefusal, NftTask, run_nft};
+pub use observe::{ObserveElement, observe_without_agent};
 pub use open::Dataplane;
 pub use preflight::{Finding, Severity, absent, preflight};
 pub use report::{CommitReport, Delta, Opened, SkeletonState, UninstallReport};
 pub use uninstall::uninstall;
-pub use watch::ChangeWatch;
+pub use watch::{ChangeWatch, ForeignChange};

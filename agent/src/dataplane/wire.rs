@@ -45,10 +45,12 @@ pub(super) enum Message {
     GetTable = (SUBSYSTEM << 8) | 1,
     DelTable = (SUBSYSTEM << 8) | 2,
     GetChain = (SUBSYSTEM << 8) | 4,
+    GetRule = (SUBSYSTEM << 8) | 7,
     GetSet = (SUBSYSTEM << 8) | 10,
     NewSetElement = (SUBSYSTEM << 8) | 12,
     GetSetElement = (SUBSYSTEM << 8) | 13,
     DelSetElement = (SUBSYSTEM << 8) | 14,
+    NewGeneration = (SUBSYSTEM << 8) | 15,
     GetGeneration = (SUBSYSTEM << 8) | 16,
     GetObject = (SUBSYSTEM << 8) | 19,
 }
@@ -80,6 +82,28 @@ pub(super) mod table {
 pub(super) mod chain {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const NAME: u16 = 3;
+    pub(crate) const HOOK: u16 = 4;
+    pub(crate) const POLICY: u16 = 5;
+    pub(crate) const TYPE: u16 = 7;
+}
+
+/// `NFTA_RULE_*`.
+pub(super) mod rule {
+    pub(crate) const TABLE: u16 = 1;
+    pub(crate) const CHAIN: u16 = 2;
+    pub(crate) const EXPRESSIONS: u16 = 4;
+}
+
+/// `NFTA_EXPR_*`.
+pub(super) mod expression {
+    pub(crate) const NAME: u16 = 1;
+    pub(crate) const DATA: u16 = 2;
+}
+
+/// `NFTA_GEN_*`.
+pub(super) mod generation {
+    pub(crate) const PROCESS_ID: u16 = 2;
+    pub(crate) const PROCESS_NAME: u16 = 3;
 }
 
 /// `NFTA_SET_*`.
@@ -108,6 +132,8 @@ pub(super) mod element {
     pub(crate) const LIST_SET: u16 = 2;
     pub(crate) const LIST_ELEMENTS: u16 = 3;
     pub(crate) const KEY: u16 = 1;
+    pub(crate) const TIMEOUT: u16 = 4;
+    pub(crate) const EXPIRATION: u16 = 5;
     pub(crate) const USERDATA: u16 = 6;
     pub(crate) const KEY_END: u16 = 10;
     /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl, which is what `nft list` shows.

@@ -4,6 +4,7 @@ use super::cut::CutTold;
 use super::error::FlowsError;
 use super::key::{FlowKey, FlowVerdict};
 use super::locals::LocalEnd;
+use super::node_event::NodeTold;
 use bytes::Bytes;
 use firebreak_policy::model::{Direction, Family, Generation, NetworkName, Protocol, Transport};
 use firebreak_proto::v1;
@@ -41,6 +42,8 @@ pub enum Told {
     },
     /// A connection was cut.
     Cut(Box<CutTold>),
+    /// Something happened to the node's enforcement itself.
+    Node(Box<NodeTold>),
 }
 
 /// Where a flow is in its life.
@@ -92,6 +95,7 @@ impl Record {
                 reason: reason.clone().into_owned(),
             }),
             Told::Cut(cut) => v1::flow_record::Record::Cut(cut.to_proto()),
+            Told::Node(event) => v1::flow_record::Record::NodeEvent(event.to_proto()),
         };
         v1::FlowRecord { sequence, time: Some(self.time.into()), record: Some(record) }
     }
@@ -177,6 +181,7 @@ pub(crate) fn from_proto(record: v1::FlowRecord) -> Result<Record, FlowsError> {
             Told::Lost { direction: direction_from_proto(lost.direction)?, packets: lost.packets, reason: Cow::Owned(lost.reason) }
         }
         v1::flow_record::Record::Cut(cut) => Told::Cut(Box::new(CutTold::from_proto(cut)?)),
+        v1::flow_record::Record::NodeEvent(event) => Told::Node(Box::new(NodeTold::from_proto(event)?)),
     };
     Ok(Record { time, told })
 }

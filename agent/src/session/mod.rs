@@ -13,6 +13,7 @@ pub use run::run;
 pub use stream::SessionError;
 
 use crate::local::{LocalWorkloads, Warning};
+use crate::observe::{Observing, Request};
 use firebreak_policy::model::{Generation, NodeName, Revision};
 use firebreak_proto::Refusal;
 use firebreak_proto::hash::ObjectKey;
@@ -20,7 +21,7 @@ use firebreak_proto::workload::DeclaredWorkload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tonic::transport::Endpoint;
 
 /// Who this agent is, and where its controller is.
@@ -55,6 +56,8 @@ pub struct SessionLinks {
     pub declared: watch::Sender<Option<Arc<Vec<DeclaredWorkload>>>>,
     /// The last complete state; `None` until the first.
     pub committed: watch::Sender<Option<Arc<Committed>>>,
+    /// Where an order to observe, or to stop that, goes.
+    pub observe: mpsc::Sender<Request>,
 }
 
 /// What the enforcing side has to say of the node.
@@ -66,6 +69,8 @@ pub struct NodeStatus {
     pub able: bool,
     /// What people should know, beside what discovery found.
     pub warnings: BTreeSet<Warning>,
+    /// Set while what policy denies is let through.
+    pub observing: Option<Observing>,
 }
 
 impl NodeStatus {
