@@ -14,6 +14,7 @@ use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
 use crate::observe::{self, ObserveLinks, RecordFile};
+use crate::ready;
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use crate::tamper;
@@ -77,6 +78,9 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
     // An owned table is changed by nobody else, and listening would cost each of our own commits.
     let change_watch = if opened.owned { None } else { watch_changes(kernel_side.port()) };
+    if let Err(error) = ready::tell_systemd(std::env::var_os("NOTIFY_SOCKET").as_deref()) {
+        tracing::warn!(reason = %error, "systemd cannot be told that enforcement is in force");
+    }
     let Restored { kept, enforce, refused } =
         state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed && opened.elements == 0);
     let kernel_thread = KernelThread::start(kernel_side, Some(marker), cuts).context("starting the dataplane's thread")?;
@@ -263,7 +267,7 @@ fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
 
 /// Where notifications cannot be had, the background check alone notices.
 fn watch_changes(ours: u32) -> Option<AsyncFd<ChangeWatch>> {
-    match ChangeWatch::open(ours).and_then(AsyncFd::register) {
+    match ChangeWatch::open(ours).and_then(ChangeWatch::watched) {
         Ok(watch) => Some(watch),
         Err(error) => {
             tracing::warn!(reason = %error, "no notifications of nf_tables: changes by others are noticed late");

@@ -4,7 +4,7 @@
 //! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or one set.
 
 use super::error::ReadBackError;
-use super::names::{Layer, SetRef, TABLE};
+use super::names::{Layer, SetRef, TABLE, is_port_chain};
 use super::plan::{KernelState, plan_restore};
 use super::read_back::read_back_of;
 use super::socket::{NetfilterSocket, RequestError};
@@ -30,7 +30,7 @@ pub(super) fn prints(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<P
     for layer in layers {
         let mut chains: HashMap<String, blake3::Hasher> = HashMap::new();
         dump(socket, *layer, Message::GetChain, chain::TABLE, |received| {
-            if let Some(name) = text(received, chain::NAME) {
+            if let Some(name) = text(received, chain::NAME).filter(|name| !is_port(*layer, name)) {
                 let hasher = chains.entry(name).or_default();
                 // Not its handle, its counters, or how often it is used.
                 for kind in [chain::HOOK, chain::POLICY, chain::TYPE] {
@@ -41,13 +41,18 @@ pub(super) fn prints(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<P
         })?;
         dump(socket, *layer, Message::GetRule, rule::TABLE, |received| {
             let expressions = received.attributes().find(rule::EXPRESSIONS);
-            if let (Some(name), Some(expressions)) = (text(received, rule::CHAIN), expressions) {
+            if let (Some(name), Some(expressions)) = (text(received, rule::CHAIN).filter(|name| !is_port(*layer, name)), expressions) {
                 hash_rule(chains.entry(name).or_default(), expressions.nested());
             }
         })?;
         prints.extend(chains.into_iter().map(|(name, hasher)| ((*layer, name), hasher.finalize())));
     }
     Ok(prints)
+}
+
+/// The guards' base chains come and go with commits; which there are is compared with those.
+fn is_port(layer: Layer, chain: &str) -> bool {
+    layer == Layer::Netdev && is_port_chain(chain)
 }
 
 /// What a rule says, without what it counts.
@@ -114,6 +119,24 @@ pub(super) fn differences(expected: &Prints, found: &Prints) -> Vec<String> {
         words.push(format!("chain {layer} {TABLE} {name}: added"));
     }
     words
+}
+
+/// Which of the guards' base chains are missing, and which should not be there, in words.
+pub(super) fn port_differences(
+    socket: &mut NetfilterSocket,
+    committed: &KernelState,
+    layers: &[Layer],
+) -> Result<Vec<String>, ReadBackError> {
+    let held = match read_back_of(socket, layers, |_| false) {
+        Ok(held) => held,
+        // Its table is gone, which the rules tell.
+        Err(ReadBackError::Refused { source, .. }) if source.errno == nix::errno::Errno::ENOENT => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let ports = plan_restore(&held, committed).ports;
+    let word = |port: &String, what| format!("guard of interface {port}: {what}");
+    let gone = ports.put.iter().map(|port| word(port, "gone"));
+    Ok(gone.chain(ports.remove.iter().map(|port| word(port, "added"))).collect())
 }
 
 /// What differs between the elements of some sets, in words.

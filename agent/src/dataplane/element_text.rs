@@ -6,10 +6,12 @@ use super::element::{Key, encode, tidy};
 use super::error::CommitError;
 use super::names::{Layer, SetRef, TABLE};
 use super::plan::Plan;
+use super::ports;
+use super::skeleton::{INTEGER_32, INTEGER_48, INTEGER_128};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// The commands of a plan, each as its text: per set what goes, then what comes. `fields` gives the types of a set's fields.
+/// The commands of a plan, each as its text: per set what goes, then what comes; then the guards' base chains. `fields` gives the types of a set's fields.
 ///
 /// # Errors
 /// An element that does not fit its set, or a set of which the fields are not known.
@@ -33,6 +35,7 @@ pub(super) fn commands<'a>(plan: &Plan, fields: impl Fn(Layer, &str) -> Option<&
         commands.extend(command("delete", set.layer(), &name, &gone));
         commands.extend(command("add", set.layer(), &name, &come));
     }
+    commands.extend(ports::text(&plan.ports));
     Ok(commands)
 }
 
@@ -100,6 +103,9 @@ fn field<'a>(name: &str, bytes: &'a [u8]) -> Option<(Value, &'a [u8])> {
             let (address, rest) = bytes.split_first_chunk::<16>()?;
             (Ipv6Addr::from(*address).to_string().into(), rest)
         }
+        INTEGER_32 => raw::<4, 4>(bytes)?,
+        INTEGER_48 => raw::<6, 8>(bytes)?,
+        INTEGER_128 => raw::<16, 16>(bytes)?,
         "ether_addr" => {
             let (padded, rest) = bytes.split_first_chunk::<8>()?;
             let octets: Vec<String> = padded[..6].iter().map(|octet| format!("{octet:02x}")).collect();
@@ -120,4 +126,11 @@ fn field<'a>(name: &str, bytes: &'a [u8]) -> Option<(Value, &'a [u8])> {
         }
         _ => return None,
     })
+}
+
+/// Raw bytes as a number in hex, and what follows their padding.
+fn raw<const BYTES: usize, const PADDED: usize>(bytes: &[u8]) -> Option<(Value, &[u8])> {
+    let (padded, rest) = bytes.split_first_chunk::<PADDED>()?;
+    let digits: String = padded[..BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
+    Some((format!("0x{digits}").into(), rest))
 }

@@ -86,7 +86,8 @@ pub(super) fn survey(socket: &mut NetfilterSocket, config: &DataplaneConfig) -> 
 
 fn is_absent(config: &DataplaneConfig, layer: Layer) -> bool {
     match layer {
-        Layer::Inet => false,
+        // Preflight refuses to start without the netdev family.
+        Layer::Inet | Layer::Netdev => false,
         Layer::Bridge => config.absent.contains(&Feature::BridgeFamily),
         Layer::Arp => config.absent.contains(&Feature::ArpFamily),
     }
@@ -123,7 +124,8 @@ pub(super) enum InstallError {
     Elements(#[from] CommitError),
 }
 
-/// Makes the rules so, in one run of `nft` and one transaction. Nobody may own the tables: `nft` has a socket of its own. `elements`
+/// Makes the rules so, in one run of `nft` and one transaction; before it, a run makes those sets that nft's JSON cannot declare, which
+/// nothing looks at yet. Nobody may own the tables: `nft` has a socket of its own. `elements`
 /// is what has to change beside them, given what the sets that stay hold.
 ///
 /// # Errors
@@ -138,6 +140,7 @@ pub(super) fn bring_about(
     let may_own = !config.absent.contains(&Feature::TableOwner);
     let mut standing = Standing { layers: Vec::new(), persists: may_own };
     let mut commands = Vec::new();
+    let mut prelude = String::new();
     let mut empty = BTreeSet::new();
     for site in sites {
         match site.found {
@@ -155,6 +158,7 @@ pub(super) fn bring_about(
         if let Some(found) = site.found {
             release_check(site.layer, found)?;
         }
+        prelude.push_str(&site.skeleton.prelude(&site.present));
         let transition = site.skeleton.transition(&site.present).map_err(|error| OpenError::Nft(error.to_string()))?;
         let Transition { commands: more, kept } = transition;
         commands.extend(more);
@@ -162,6 +166,9 @@ pub(super) fn bring_about(
     }
     if commands.is_empty() {
         return Ok(standing);
+    }
+    if !prelude.is_empty() {
+        nft::apply_text(&config.nft, &prelude)?;
     }
     let held = read_back_of(socket, &standing.layers, |set| !empty.contains(&set)).map_err(OpenError::from)?;
     let plan = elements(&held);

@@ -3,6 +3,7 @@
 //! The rules are fixed and installed once; policy is the contents of sets, changed in one transaction per generation.
 //! Stopping leaves everything in force: only [`uninstall`] takes it away.
 
+mod bind;
 mod check;
 mod config;
 mod counters;
@@ -17,6 +18,7 @@ mod nft;
 mod observe;
 mod open;
 mod plan;
+mod ports;
 mod preflight;
 mod read_back;
 mod render;
@@ -31,7 +33,7 @@ mod wire;
 pub use check::Check;
 pub use config::{DataplaneConfig, InterfacePattern, PatternError};
 pub use counters::{KernelCounter, read_counters};
-pub use desired::{Desired, ManagedInterface};
+pub use desired::{Claim, Desired, MacAddress, ManagedInterface};
 pub use error::{CommitError, ObserveError, OpenError, ReadBackError, Refusal, UninstallError};
 pub use feature::{Feature, UnknownFeature};
 pub use nft::Nft;

@@ -202,6 +202,7 @@ impl Dataplane {
         let mut words = Vec::new();
         if is_rules {
             words = check::differences(&self.prints, &check::prints(&mut self.socket, &self.layers)?);
+            words.extend(check::port_differences(&mut self.socket, committed, &self.layers)?);
         }
         let chosen = |set: SetRef| how == Check::All || (!is_rules && sets.get(step - 1) == Some(&set));
         words.extend(check::element_differences(&mut self.socket, committed, &self.layers, chosen)?);

@@ -5,7 +5,7 @@
 //! the owner as an orphan, which the next agent takes over (kernel 6.9). A plain table cannot be converted, so it is made right.
 
 use super::error::{OpenError, Refusal};
-use super::names::{COUNTER_UNKNOWN_IN, Layer, SET_KNOWN_IF, TABLE};
+use super::names::{BoundForm, COUNTER_UNKNOWN_IN, Layer, SET_KNOWN_IF, TABLE};
 use super::skeleton::{Present, SetShape, Stamp};
 use super::socket::{NetfilterSocket, RequestError};
 use super::wire::{CREATE, Message, Received, chain, object, set, table};
@@ -129,7 +129,10 @@ pub(super) fn stamp(present: &Present) -> Option<Stamp> {
 
 /// Whether a table without a stamp was made by an agent all the same: somebody may have taken the stamp away.
 pub(super) fn looks_like_ours(present: &Present) -> bool {
-    present.sets.contains_key(SET_KNOWN_IF) || present.chains.iter().any(|chain| chain == COUNTER_UNKNOWN_IN)
+    let from_prelude = BoundForm::Target6.name();
+    present.sets.contains_key(SET_KNOWN_IF)
+        || present.sets.contains_key(from_prelude)
+        || present.chains.iter().any(|chain| chain == COUNTER_UNKNOWN_IN)
 }
 
 fn list<T>(

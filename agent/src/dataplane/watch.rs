@@ -7,6 +7,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
@@ -31,6 +33,16 @@ impl ChangeWatch {
         socket.add_membership(GROUP)?;
         socket.set_non_blocking(true)?;
         Ok(Self { socket, ours })
+    }
+
+    /// For waiting in a runtime.
+    ///
+    /// # Errors
+    /// When the runtime cannot wait for it.
+    #[allow(unsafe_code)]
+    pub fn watched(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the descriptor is that of a socket which `self` owns, and does not change or close while it is registered.
+        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }.map_err(io::Error::from)
     }
 
     /// Reads what there is, without waiting, and says whether somebody else changed a table of ours. Lost notifications count

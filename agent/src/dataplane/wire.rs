@@ -44,7 +44,10 @@ pub(super) enum Message {
     NewTable = SUBSYSTEM << 8,
     GetTable = (SUBSYSTEM << 8) | 1,
     DelTable = (SUBSYSTEM << 8) | 2,
+    NewChain = (SUBSYSTEM << 8) | 3,
     GetChain = (SUBSYSTEM << 8) | 4,
+    DelChain = (SUBSYSTEM << 8) | 5,
+    NewRule = (SUBSYSTEM << 8) | 6,
     GetRule = (SUBSYSTEM << 8) | 7,
     GetSet = (SUBSYSTEM << 8) | 10,
     NewSetElement = (SUBSYSTEM << 8) | 12,
@@ -78,20 +81,40 @@ pub(super) mod table {
     pub(crate) const FLAG_PERSIST: u32 = 4;
 }
 
-/// `NFTA_CHAIN_*`.
+/// `NFTA_CHAIN_*` and `NFTA_HOOK_*`.
 pub(super) mod chain {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const NAME: u16 = 3;
     pub(crate) const HOOK: u16 = 4;
     pub(crate) const POLICY: u16 = 5;
     pub(crate) const TYPE: u16 = 7;
+    pub(crate) const HOOK_NUMBER: u16 = 1;
+    pub(crate) const HOOK_PRIORITY: u16 = 2;
+    pub(crate) const HOOK_DEVICE: u16 = 3;
+    /// `NF_NETDEV_INGRESS`.
+    pub(crate) const INGRESS: u32 = 0;
+    /// `NF_DROP`.
+    pub(crate) const DROP: u32 = 0;
 }
 
-/// `NFTA_RULE_*`.
+/// `NFTA_RULE_*`, `NFTA_EXPR_*`, `NFTA_IMMEDIATE_*`, `NFTA_VERDICT_*`: as much as a `jump` takes.
 pub(super) mod rule {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const CHAIN: u16 = 2;
     pub(crate) const EXPRESSIONS: u16 = 4;
+    pub(crate) const EXPRESSION_NAME: u16 = 1;
+    pub(crate) const EXPRESSION_DATA: u16 = 2;
+    pub(crate) const IMMEDIATE_REGISTER: u16 = 1;
+    pub(crate) const IMMEDIATE_DATA: u16 = 2;
+    pub(crate) const DATA_VERDICT: u16 = 2;
+    pub(crate) const VERDICT_CODE: u16 = 1;
+    pub(crate) const VERDICT_CHAIN: u16 = 2;
+    /// `NFT_REG_VERDICT`.
+    pub(crate) const REGISTER_VERDICT: u32 = 0;
+    /// `NFT_JUMP`, -3.
+    pub(crate) const JUMP: u32 = 0xffff_fffd;
+    /// `NLM_F_APPEND`: at the end of the chain.
+    pub(crate) const APPEND: u16 = 0x800;
 }
 
 /// `NFTA_EXPR_*`.

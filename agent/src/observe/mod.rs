@@ -14,7 +14,7 @@ mod socket;
 
 pub use record::{ObserveRecord, RecordFile};
 pub use run::{ObserveLinks, run};
-pub use socket::{Answer, Order, SOCKET, ask, listen, serve};
+pub use socket::{Answer, Order, SOCKET, ask, listen, serve, without_agent};
 
 use firebreak_proto::v1;
 use std::time::{Duration, SystemTime};

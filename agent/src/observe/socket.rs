@@ -1,7 +1,8 @@
 //! `firebreak-agent observe` asks the agent that runs here over a socket in its state directory. One JSON line each way; who may
 //! enter the directory (0700) may ask.
 
-use super::{Change, Observing, Request};
+use super::{Change, ObserveRecord, Observing, RecordFile, Request, note};
+use crate::dataplane::{ObserveError, observe_without_agent};
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
@@ -127,7 +128,7 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>, observin
 }
 
 /// As events name somebody on the node: `uid 0 on the node`.
-pub fn local_principal(uid: u32) -> String {
+pub(super) fn local_principal(uid: u32) -> String {
     format!("uid {uid} on the node")
 }
 
@@ -144,4 +145,38 @@ pub fn ask(folder: &Path, order: &Order) -> io::Result<Answer> {
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
     Ok(serde_json::from_str(&answer)?)
+}
+
+/// Follows an order where no agent runs; the caller holds the directory's lock. What nobody tells now the next agent tells.
+/// Blocking.
+///
+/// # Errors
+/// As [`crate::dataplane::observe_without_agent`].
+pub fn without_agent(folder: &Path, order: &Order) -> Result<Answer, ObserveError> {
+    let file = RecordFile::new(folder);
+    let known = file.read();
+    let Some(seconds) = order.seconds else {
+        let left = known.filter(|record| record.until() > SystemTime::now());
+        return Ok(left.map_or(Answer::Enforcing, |record| {
+            let ObserveRecord { until: _, principal, reason, told: _ } = record.clone();
+            Answer::of(Some(&Observing { until: record.until(), principal, reason }))
+        }));
+    };
+    let duration = Duration::from_secs(seconds);
+    let change = if seconds == 0 { Change::End } else { Change::Begin(duration) };
+    if let Err(refused) = change.check(&order.reason) {
+        return Ok(Answer::Refused(refused.to_string()));
+    }
+    let principal = local_principal(nix::unistd::getuid().as_raw());
+    if seconds == 0 {
+        observe_without_agent(None)?;
+        // The file stays: it lets the next agent tell that it has ended.
+        return Ok(Answer::Enforcing);
+    }
+    observe_without_agent(Some((duration, &note(&principal, &order.reason))))?;
+    let observing = Observing { until: SystemTime::now() + duration, principal, reason: order.reason.clone() };
+    if let Err(error) = file.write(Some(&ObserveRecord::of(&observing, false))) {
+        eprintln!("the file that lets the next agent tell of this cannot be written: {error}");
+    }
+    Ok(Answer::of(Some(&observing)))
 }

@@ -60,7 +60,7 @@ fn a_second_agent_is_refused_while_the_first_one_lives() {
     let before = node.stable_ruleset();
     let second = node.run(|| Dataplane::open(&config()).map(|_| ()));
     assert!(matches!(second, Err(OpenError::OwnedByAnother { .. })), "{second:?}");
-    assert!(matches!(node.run(uninstall), Err(UninstallError::Tables { failures, removed }) if failures.len() == 3 && removed.is_empty()));
+    assert!(matches!(node.run(uninstall), Err(UninstallError::Tables { failures, removed }) if failures.len() == 4 && removed.is_empty()));
     assert_eq!(node.stable_ruleset(), before);
 }
 
@@ -112,7 +112,7 @@ fn uninstall_removes_what_is_ours_and_nothing_else_and_twice_is_once() {
     dataplane.commit(&everything(3, "ours")).unwrap();
     drop(dataplane);
     let report = node.run(|| uninstall().unwrap());
-    assert_eq!(report.removed, ["table inet firebreak", "table bridge firebreak", "table arp firebreak"]);
+    assert_eq!(report.removed, ["table inet firebreak", "table bridge firebreak", "table arp firebreak", "table netdev firebreak"]);
     assert_eq!(node.stable_ruleset(), before, "an `ip firebreak` of somebody else's is not ours");
     assert!(node.run(|| uninstall().unwrap()).removed.is_empty());
 }

@@ -33,6 +33,7 @@ pub(super) struct Filter {
     protocol: Option<u32>,
     port: Option<u32>,
     cuts: bool,
+    node_events: bool,
 }
 
 /// What filters look at, of a denied flow or of a cut.
@@ -176,6 +177,7 @@ impl Filter {
             port,
             after_cursor: _,
             cuts,
+            node_events,
         } = request;
         let mut violations = Violations::default();
         let direction = v1::Direction::try_from(direction)
@@ -219,6 +221,7 @@ impl Filter {
             protocol,
             port,
             cuts,
+            node_events,
         })
     }
 
@@ -226,6 +229,10 @@ impl Filter {
     fn takes(&self, flow: &v1::AttributedFlow) -> bool {
         if !self.node.is_empty() && self.node != flow.node {
             return false;
+        }
+        if self.node_events || flow.node_event.is_some() {
+            // It is about everything on its node, and about no flow.
+            return flow.node_event.is_some() && !self.cuts;
         }
         let Some(seen) = Seen::of(flow) else { return true };
         if self.cuts && flow.cut.is_none() {

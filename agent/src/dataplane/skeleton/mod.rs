@@ -3,6 +3,7 @@
 
 mod accounting;
 mod cut;
+mod guard;
 mod policy;
 mod sets;
 mod shape;
@@ -10,10 +11,11 @@ mod unknown;
 mod words;
 
 use super::config::DataplaneConfig;
-use super::names::{Layer, TABLE};
+use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sets::SetSpec;
+pub(super) use sets::{INTEGER_32, INTEGER_48, INTEGER_128};
 pub(super) use shape::SetShape;
 use std::collections::{BTreeMap, BTreeSet};
 use words::Rules;
@@ -75,20 +77,27 @@ impl Skeleton {
     /// For a configuration.
     pub(super) fn new(layer: Layer, config: &DataplaneConfig) -> Result<Self, serde_json::Error> {
         let mut rules = Rules::new(layer);
-        unknown::add(&mut rules, layer, config);
-        let (mut counted, mut kept, mut timed) = (Vec::new(), Vec::new(), Vec::new());
+        match layer {
+            Layer::Inet | Layer::Arp => unknown::add(&mut rules, layer, config),
+            Layer::Bridge => {
+                unknown::add(&mut rules, layer, config);
+                guard::to_workload(&mut rules);
+            }
+            Layer::Netdev => guard::from_workload(&mut rules, config),
+        }
+        let (mut counted, mut kept, mut timed) = (sets::refused(layer, config), Vec::new(), Vec::new());
         let mut midstream = None;
         match layer {
             Layer::Inet => {
                 policy::add(&mut rules);
                 cut::add(&mut rules, config.cut_label);
                 accounting::add(&mut rules, config);
-                counted = sets::counted(config);
+                counted.extend(sets::counted(config));
                 kept = sets::revoked_sets();
                 timed = vec![sets::observe()];
                 midstream = Some((sets::midstream(config, true), sets::midstream(config, false)));
             }
-            Layer::Bridge | Layer::Arp => {}
+            Layer::Bridge | Layer::Arp | Layer::Netdev => {}
         }
         let written = sets::written(layer);
         let form = fingerprint(&written)?;
@@ -102,9 +111,18 @@ impl Skeleton {
         &self.stamp
     }
 
+    /// The sets that have to be made before the rest, as text for `nft -f`: those that its JSON cannot declare. Empty when none is
+    /// missing. Nothing looks at them before the transition.
+    pub(super) fn prelude(&self, present: &Present) -> String {
+        let missing = self.written.iter().filter(|set| !present.sets.contains_key(&set.name));
+        missing
+            .filter_map(|set| Some(format!("add set {} {TABLE} {} {{ typeof {}; }}\n", self.layer.as_str(), set.name, set.type_of?)))
+            .collect()
+    }
+
     /// The commands that make of what is there, whatever it is, these rules, in one transaction. A set that is there in the same form
     /// stays with its elements; every other one is made anew and empty. So is everything else: chains, rules, maps, and objects
-    /// that we do not have. Counters go on counting.
+    /// that we do not have. Counters go on counting. The guards' base chains stay, and get their one rule back.
     pub(super) fn transition(&self, present: &Present) -> Result<Transition, serde_json::Error> {
         let family = self.layer.as_str();
         let named = |kind: &str, name: &str| json!({ "delete": { kind: { "family": family, "table": TABLE, "name": name } } });
@@ -114,14 +132,17 @@ impl Skeleton {
             let shape = sets.iter().find(|(set, _)| set.name == name).and_then(|(set, is_dynamic)| SetShape::of(set, *is_dynamic));
             shape.is_some() && present.sets.get(name) == shape.as_ref()
         };
-        let kept: BTreeSet<String> = present.sets.keys().filter(|name| is_kept(name)).cloned().collect();
+        let mut kept: BTreeSet<String> = present.sets.keys().filter(|name| is_kept(name)).cloned().collect();
+        let from_prelude = self.written.iter().filter(|set| set.type_of.is_some());
+        kept.extend(from_prelude.map(|set| set.name.clone()));
         let mut commands = Vec::new();
         if !is_first {
             commands.push(json!({ "flush": { "table": { "family": family, "name": TABLE } } }));
         }
         // Maps first: their elements may hold chains.
         commands.extend(present.sets.iter().filter(|(_, shape)| shape.is_map()).map(|(name, _)| named("map", name)));
-        commands.extend(present.chains.iter().map(|chain| named("chain", chain)));
+        let is_port = |chain: &str| self.layer == Layer::Netdev && is_port_chain(chain);
+        commands.extend(present.chains.iter().filter(|chain| !is_port(chain)).map(|chain| named("chain", chain)));
         let goes = |name: &str, shape: &SetShape| !shape.is_map() && !kept.contains(name);
         commands.extend(present.sets.iter().filter(|(name, shape)| goes(name, shape)).map(|(name, _)| named("set", name)));
         let stamp = self.stamp.counter();
@@ -135,7 +156,11 @@ impl Skeleton {
         for counter in self.rules.counters.iter().filter(|name| !present.counters.contains(name)).chain([&stamp]) {
             commands.push(add_object(&words::counter_object(self.layer, counter))?);
         }
-        for object in self.rules.chains.iter().chain(&self.rules.rules) {
+        let mut ports = Rules::new(self.layer);
+        for chain in present.chains.iter().filter(|chain| is_port(chain)) {
+            ports.rule(chain, [words::jump(CHAIN_FROM_WORKLOAD)]);
+        }
+        for object in self.rules.chains.iter().chain(&self.rules.rules).chain(&ports.rules) {
             commands.push(add_object(object)?);
         }
         Ok(Transition { commands, kept })

@@ -1,7 +1,7 @@
 //! The form of a set: as we declare it, and as the kernel has it. Where the two are the same, its elements can stay when the rules
 //! are replaced.
 
-use super::sets::SetSpec;
+use super::sets::{INTEGER_32, INTEGER_48, INTEGER_128, SetSpec};
 use crate::dataplane::wire::{Attributes, set};
 
 /// What must be the same for a set to go on as it is.
@@ -30,7 +30,11 @@ fn field(name: &str) -> Option<(u32, u32)> {
         "nf_proto" => (2, 1),
         "ipv4_addr" => (7, 4),
         "ipv6_addr" => (8, 16),
+        INTEGER_32 => (4, 4),
+        INTEGER_48 => (4, 6),
+        INTEGER_128 => (4, 16),
         "ether_addr" => (9, 6),
+        "ether_type" => (10, 2),
         "inet_proto" => (12, 1),
         "inet_service" => (13, 2),
         "icmp_type" => (14, 1),
