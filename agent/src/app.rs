@@ -3,11 +3,12 @@
 
 use crate::config::{Config, DockerSocket};
 use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
-use crate::dataplane::{ChangeWatch, Dataplane, DataplaneConfig, Finding, Opened, Severity, SkeletonState, absent, preflight};
+use crate::dataplane::{ChangeWatch, Dataplane, DataplaneConfig, Feature, Finding, Opened, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, NodeEventKind, NodeTold, RecentLocals, Record};
+use crate::guards::{self, GuardLinks};
 use crate::helper::{Helper, HelperLife};
 use crate::http;
 use crate::identity::{self, StateDir};
@@ -15,11 +16,13 @@ use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
 use crate::observe::{self, ObserveLinks, RecordFile};
 use crate::ready;
+use crate::relayed;
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use crate::tamper;
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
+use nix::net::if_::{Interface, if_nameindex};
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -54,6 +57,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         docker,
         netns_dir,
         dataplane,
+        flow_timing,
         set_conntrack_acct,
         metrics_listen,
         log_format: _,
@@ -122,6 +126,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let task = tell_start(opened, refused, enforce, records.clone(), applied.clone(), stop.clone());
     spawn(&mut tasks, "start", task.map(Ok));
 
+    let enforced = committed.clone();
     let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());
     spawn(&mut tasks, "enforcement", async move { Ok(task.await?) });
@@ -162,12 +167,17 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         state_dir: folder.path().to_owned(),
         nflog_group: dataplane.nflog_group,
         read_interval: FlowsConfig::DEFAULT_READ_INTERVAL,
-        timing: flows::Timing::default(),
+        timing: flow_timing,
         limits: Limits::default(),
     };
+    let links = GuardLinks { local: local.clone(), view: ends.clone(), records };
+    let task = guards::run(dataplane.guard_nflog_group(), links, stop.clone());
+    spawn(&mut tasks, "guards", task.map(Ok));
     let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
+    let task = relayed::watch(enforced, status_sender.clone(), stop.clone());
+    spawn(&mut tasks, "published ports", task.map(Ok));
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
     spawn(&mut tasks, "preflight of bridges", task);
 
@@ -234,11 +244,12 @@ async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: 
         if set_conntrack_acct {
             cuts::count_connections();
         }
+        let interfaces = if_nameindex().context("listing interfaces")?;
         let (kernel, opened) = Dataplane::open(&config)?;
-        let known = kernel.known_interfaces();
         let at_start = match opened.skeleton {
-            SkeletonState::Installed => None,
-            SkeletonState::Adopted | SkeletonState::Replaced | SkeletonState::Outdated => Some(known),
+            // Whoever was there before our rules, or under those of another version, may have connections from before.
+            SkeletonState::Installed | SkeletonState::Outdated => interfaces.iter().map(Interface::index).collect(),
+            SkeletonState::Adopted | SkeletonState::Replaced => kernel.known_interfaces(),
         };
         let cuts = start_cuts(&config, links).map(|cuts| (cuts, Owners::new(at_start)));
         Ok::<_, anyhow::Error>((kernel, opened, cuts))
@@ -248,15 +259,18 @@ async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: 
     Ok((kernel, opened, cuts))
 }
 
-/// Without ctnetlink everything is enforced but for connections that are established already; the node says so.
+/// Without ctnetlink everything is enforced but for connections that are established already; preflight says so.
 fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
+    if config.absent.contains(&Feature::ConntrackNetlink) {
+        return None;
+    }
     let status = links.status.clone();
-    match cuts::start(CutConfig { label: config.cut_label, midstream_grace: config.midstream_grace }, links) {
+    let selects = !config.absent.contains(&Feature::ConntrackFilter);
+    match cuts::start(CutConfig { label: config.cut_label, midstream_grace: config.midstream_grace, selects }, links) {
         Ok(cuts) => Some(cuts),
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "established connections are not cut when policy forbids them");
-            let message =
-                format!("established connections are not cut when policy forbids them: {error} (load the module nf_conntrack_netlink)");
+            tracing::error!(error = &error as &dyn std::error::Error, "established connections go on when policy forbids them");
+            let message = format!("established connections go on when policy forbids them: {error}");
             status.send_modify(|status| {
                 status.warnings.insert(Warning::new(cuts::WARNING, message));
             });

@@ -23,6 +23,8 @@ pub enum Feature {
     PacketLog,
     /// Rejecting in the family inet.
     Reject,
+    /// Asking in rules whether an address is the node's own.
+    AddressType,
     /// Rules where a device's packets come in.
     NetdevIngress,
     /// The addresses in another network namespace (`IFA_TARGET_NETNSID`).
@@ -35,13 +37,17 @@ pub enum Feature {
     ArpFamily,
     /// Tables that are kept from other processes and outlive their owner.
     TableOwner,
+    /// Conntrack's entries over netlink.
+    ConntrackNetlink,
+    /// Selecting those by address, in the kernel.
+    ConntrackFilter,
     /// Filters of system calls.
     SeccompFilter,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::NfTables,
         Self::InetFamily,
         Self::Conntrack,
@@ -50,12 +56,15 @@ impl Feature {
         Self::DynamicSets,
         Self::PacketLog,
         Self::Reject,
+        Self::AddressType,
         Self::NetdevIngress,
         Self::TargetNamespace,
         Self::AllNamespaces,
         Self::BridgeFamily,
         Self::ArpFamily,
         Self::TableOwner,
+        Self::ConntrackNetlink,
+        Self::ConntrackFilter,
         Self::SeccompFilter,
     ];
 
@@ -80,11 +89,12 @@ impl Feature {
             | Self::DynamicSets
             | Self::PacketLog
             | Self::Reject
+            | Self::AddressType
             | Self::NetdevIngress
             | Self::TargetNamespace
             | Self::AllNamespaces => Severity::Fatal,
-            Self::BridgeFamily | Self::ArpFamily => Severity::Warning,
-            Self::TableOwner | Self::SeccompFilter => Severity::Notice,
+            Self::BridgeFamily | Self::ArpFamily | Self::ConntrackNetlink => Severity::Warning,
+            Self::TableOwner | Self::ConntrackFilter | Self::SeccompFilter => Severity::Notice,
         }
     }
 
@@ -149,6 +159,12 @@ impl Feature {
                 "rules of the inet family cannot reject, so a cut connection could not be ended",
                 "modprobe nft_reject_inet, or a kernel built with CONFIG_NFT_REJECT",
             ),
+            Self::AddressType => (
+                "address-type",
+                "NoAddressType",
+                "rules cannot ask whether an address is the node's own (fib), so a relay could be reached by broadcast",
+                "modprobe nft_fib_inet, or a kernel built with CONFIG_NFT_FIB_INET",
+            ),
             Self::NetdevIngress => (
                 "netdev-ingress",
                 "NoNetdevIngress",
@@ -184,6 +200,18 @@ impl Feature {
                 "NoTableOwner",
                 "the kernel cannot keep other processes off our tables: what they change is noticed and put back",
                 "kernel 6.9 or later; until then keep `nft flush ruleset` out of other programs' configuration",
+            ),
+            Self::ConntrackNetlink => (
+                "conntrack-netlink",
+                "NoConntrackNetlink",
+                "connections are not seen (ctnetlink): those that are established go on when policy forbids them, new ones are judged",
+                "modprobe nf_conntrack_netlink, or a kernel built with CONFIG_NF_CT_NETLINK",
+            ),
+            Self::ConntrackFilter => (
+                "conntrack-filter",
+                "NoConntrackFilter",
+                "the kernel does not select connections by address: each change reads all of them",
+                "kernel 5.8 or later",
             ),
             Self::SeccompFilter => (
                 "seccomp-filter",

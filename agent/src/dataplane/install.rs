@@ -129,7 +129,7 @@ pub(super) enum InstallError {
 /// is what has to change beside them, given what the sets that stay hold.
 ///
 /// # Errors
-/// What was there stays whole; a table that was missing may be there, empty.
+/// What was there stays whole.
 pub(super) fn bring_about(
     socket: &mut NetfilterSocket,
     config: &DataplaneConfig,
@@ -142,11 +142,15 @@ pub(super) fn bring_about(
     let mut commands = Vec::new();
     let mut prelude = String::new();
     let mut empty = BTreeSet::new();
+    let mut made = Vec::new();
     for site in sites {
         match site.found {
             Some(found) => standing.persists &= found.persists(),
             None => match tables::create(socket, site.layer, may_own) {
-                Ok(persists) => standing.persists &= persists,
+                Ok(persists) => {
+                    standing.persists &= persists;
+                    made.push(site.layer);
+                }
                 Err(OpenError::Kernel { source, .. }) if is_no_family(site.layer, source.errno) => continue,
                 Err(error) => return Err(error.into()),
             },
@@ -167,13 +171,21 @@ pub(super) fn bring_about(
     if commands.is_empty() {
         return Ok(standing);
     }
-    if !prelude.is_empty() {
-        nft::apply_text(&config.nft, &prelude)?;
+    let fill = || -> Result<(), InstallError> {
+        if !prelude.is_empty() {
+            nft::apply_text(&config.nft, &prelude)?;
+        }
+        let held = read_back_of(socket, &standing.layers, |set| !empty.contains(&set)).map_err(OpenError::from)?;
+        let plan = elements(&held);
+        let fields = |layer, set: &str| sites.iter().find(|site| site.layer == layer).and_then(|site| site.skeleton.fields(set));
+        Ok(nft::apply(&config.nft, &commands, &element_text::commands(&plan, fields)?)?)
+    };
+    let filled = fill();
+    if filled.is_err() {
+        // Where they cannot be taken away again they are empty, and the next try fills them.
+        made.iter().for_each(|layer| drop(tables::delete(socket, *layer)));
     }
-    let held = read_back_of(socket, &standing.layers, |set| !empty.contains(&set)).map_err(OpenError::from)?;
-    let plan = elements(&held);
-    let fields = |layer, set: &str| sites.iter().find(|site| site.layer == layer).and_then(|site| site.skeleton.fields(set));
-    nft::apply(&config.nft, &commands, &element_text::commands(&plan, fields)?)?;
+    filled?;
     Ok(standing)
 }
 

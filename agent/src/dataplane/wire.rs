@@ -159,6 +159,13 @@ pub(super) mod element {
     pub(crate) const EXPIRATION: u16 = 5;
     pub(crate) const USERDATA: u16 = 6;
     pub(crate) const KEY_END: u16 = 10;
+    /// The one expression that an element carries; kernels that know several send them as a list.
+    pub(crate) const EXPRESSION: u16 = 7;
+    pub(crate) const EXPRESSIONS: u16 = 11;
+    pub(crate) const COUNTER_BYTES: u16 = 1;
+    pub(crate) const COUNTER_PACKETS: u16 = 2;
+    /// In milliseconds.
+    pub(crate) const EXPIRES: u16 = 5;
     /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl, which is what `nft list` shows.
     pub(crate) const USERDATA_COMMENT: u8 = 0;
 }

@@ -69,7 +69,7 @@ impl Lab {
     /// Connects a workload by a new veth of this name.
     pub fn attach(&self, end: End, veth: &str) {
         let workload = self.namespace(end);
-        self.node.ip(&format!("link add {veth} type veth peer name eth0 netns {}", workload.path()));
+        self.node.ip(&format!("link add {veth} type veth peer name eth0 address {} netns {}", self.mac(end), workload.path()));
         match self.topology {
             Topology::Bridged => self.node.ip(&format!("link set {veth} master br0")),
             Topology::Routed => {
@@ -124,8 +124,8 @@ impl Lab {
 
     /// The ifindex of an interface of the node.
     pub fn index(&self, name: &str) -> u32 {
-        let text = self.node.command("ip", &format!("-o link show {name}"));
-        text.split(':').next().unwrap().parse().unwrap()
+        let name = name.to_owned();
+        self.node.run(move || nix::net::if_::if_nametoindex(name.as_str()).unwrap())
     }
 
     /// What a guard binds a workload's interface to: these addresses and its link-local one.
@@ -136,18 +136,27 @@ impl Lab {
 
     /// The MAC address of a workload's interface.
     pub fn mac(&self, end: End) -> MacAddress {
-        // Not from /sys, which shows the network namespace that it was mounted in.
-        let listed = self.namespace(end).command("ip", "-o link show eth0");
-        let text = listed.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
-        let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
-        MacAddress(bytes.try_into().unwrap())
+        MacAddress([2, 0, 0, 0, 0, if end == End::A { 0xa } else { 0xb }])
     }
 
-    /// The link-local address of a workload's interface.
+    /// The MAC address of a host-side interface.
+    pub fn host_mac(&self, name: &str) -> [u8; 6] {
+        let listed = self.node.command("ip", &format!("-o link show {name}"));
+        let text = listed.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+        let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
+    }
+
+    /// Everybody asks for its neighbours again.
+    pub fn settle_neighbours(&self) {
+        for namespace in [&self.node, &self.a, &self.b] {
+            namespace.ip("neigh flush all");
+        }
+    }
+
+    /// The link-local address of a workload's interface, which the kernel makes of the MAC address (RFC 4291, appendix A).
     pub fn link_local(&self, end: End) -> IpAddr {
-        let listed = self.namespace(end).command("ip", "-o -6 addr show dev eth0 scope link");
-        let address = listed.split_whitespace().find_map(|word| word.strip_suffix("/64"));
-        address.unwrap_or_else(|| panic!("no link-local address in {listed:?}")).parse().unwrap()
+        if end == End::A { "fe80::ff:fe00:a" } else { "fe80::ff:fe00:b" }.parse().unwrap()
     }
 
     /// Both workloads known, with this policy.

@@ -3,6 +3,8 @@
 
 mod contents;
 mod figures;
+mod frames;
+mod guards;
 mod install;
 mod lab;
 mod namespace;

@@ -190,7 +190,8 @@ fn upgrade_under_traffic(topology: Topology, ruleset: &str, expected: SkeletonSt
 #[test]
 fn the_rules_of_part_1_are_replaced_without_a_wrong_decision() {
     for topology in [Topology::Routed, Topology::Bridged] {
-        upgrade_under_traffic(topology, PART1, SkeletonState::Replaced);
+        // The bridge table has got sets since then, so that the elements come with the rules.
+        upgrade_under_traffic(topology, PART1, SkeletonState::Outdated);
     }
 }
 

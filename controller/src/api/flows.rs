@@ -34,9 +34,10 @@ pub(super) struct Filter {
     port: Option<u32>,
     cuts: bool,
     node_events: bool,
+    guards: bool,
 }
 
-/// What filters look at, of a denied flow or of a cut.
+/// What filters look at, of a denied flow, of a cut or of what a guard refused.
 struct Seen<'a> {
     direction: v1::Direction,
     verdict: v1::Verdict,
@@ -65,7 +66,16 @@ impl<'a> Seen<'a> {
                 transport: cut.transport.as_ref(),
             })
         };
-        of_event.or_else(of_cut)
+        let of_guard = || {
+            flow.guard.as_ref().map(|guard| Self {
+                direction: v1::Direction::Egress,
+                verdict: v1::Verdict::Drop,
+                source: &guard.source,
+                destination: &guard.destination,
+                transport: None,
+            })
+        };
+        of_event.or_else(of_cut).or_else(of_guard)
     }
 }
 
@@ -178,6 +188,7 @@ impl Filter {
             after_cursor: _,
             cuts,
             node_events,
+            guards,
         } = request;
         let mut violations = Violations::default();
         let direction = v1::Direction::try_from(direction)
@@ -222,6 +233,7 @@ impl Filter {
             port,
             cuts,
             node_events,
+            guards,
         })
     }
 
@@ -232,10 +244,11 @@ impl Filter {
         }
         if self.node_events || flow.node_event.is_some() {
             // It is about everything on its node, and about no flow.
-            return flow.node_event.is_some() && !self.cuts;
+            return flow.node_event.is_some() && !self.cuts && !self.guards;
         }
         let Some(seen) = Seen::of(flow) else { return true };
-        if self.cuts && flow.cut.is_none() {
+        // Both asked for is either.
+        if (self.cuts || self.guards) && !(self.cuts && flow.cut.is_some() || self.guards && flow.guard.is_some()) {
             return false;
         }
         let ends = [flow.source.as_ref(), flow.destination.as_ref()];

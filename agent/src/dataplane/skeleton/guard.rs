@@ -9,7 +9,7 @@
 //! its own making. That is one hook per packet less than an egress hook on every interface, and it works before kernel 5.16.
 
 use super::words::{
-    Rules, accept, back, concat, count, dispatch, drop, field, goto, in_set, is, is_above, is_for_a_group, is_for_one_station,
+    Rules, accept, back, concat, count, dispatch, drop, field, goto, in_set, is, is_above, is_for_a_group, is_for_one_station, is_not,
     is_not_number, is_number, is_number_of, is_one_of, jump, l4proto, log, meta, not_in_set, raw, to_goto, update,
 };
 use crate::dataplane::config::DataplaneConfig;
@@ -42,14 +42,15 @@ const ROUTER_MESSAGES: [u32; 15] = [130, 131, 132, 134, 137, 138, 139, 140, 141,
 
 /// ```text
 /// chain from_workload {
-///     iif . ether saddr . ip saddr @bound4 @nh,0,8 0x45 @ll,7,1 0 ip protocol { tcp, udp } th sport != 67 accept
+///     iif . ether saddr . ip saddr @bound4 @nh,0,8 0x45 @ll,7,1 0 ip protocol != icmp ip protocol != igmp th sport != 67 accept
 ///     iif . ether saddr . ip6 saddr @bound6 @ll,7,1 0 ip6 nexthdr { tcp, udp } th sport != 547 accept
 ///     iif . ether saddr != @bound_mac goto refuse_mac
 ///     ether type vmap { ip : goto from4, ip6 : goto from6, arp : goto from_arp }
 ///     goto refuse_ethertype
 /// }
 /// ```
-/// The first two rules are the way of nearly every packet: plain TCP and UDP from the workload's own addresses. `ether type` and not
+/// The first two rules are the way of nearly every packet: plain TCP and UDP from the workload's own addresses. Two comparisons cost less
+/// than a lookup in a set of two; other protocols that the first one lets pass have nothing more to be checked. `ether type` and not
 /// `meta protocol`: a VLAN tag that the kernel has moved into the packet's metadata is still seen.
 pub(super) fn from_workload(rules: &mut Rules, config: &DataplaneConfig) {
     for counter in [COUNTER_GUARD_IN, COUNTER_GUARD_OVERFLOW, COUNTER_GUARD_QUIET] {
@@ -63,14 +64,14 @@ pub(super) fn from_workload(rules: &mut Rules, config: &DataplaneConfig) {
     rules.rule("quiet", [count(COUNTER_GUARD_QUIET), drop()]);
 
     let first = CHAIN_FROM_WORKLOAD;
-    let ports = || ["tcp", "udp"];
     rules.rule(
         first,
         [
             own(Family::V4),
             is_number(raw(PayloadBase::NH, 0, 8), PLAIN_IPV4),
             is_for_one_station(),
-            is_one_of(field("ip", "protocol"), &ports()),
+            is_not(field("ip", "protocol"), "icmp"),
+            is_not(field("ip", "protocol"), "igmp"),
             is_not_number(field("th", "sport"), 67),
             accept(),
         ],
@@ -80,7 +81,7 @@ pub(super) fn from_workload(rules: &mut Rules, config: &DataplaneConfig) {
         [
             own(Family::V6),
             is_for_one_station(),
-            is_one_of(field("ip6", "nexthdr"), &ports()),
+            is_one_of(field("ip6", "nexthdr"), &["tcp", "udp"]),
             is_not_number(field("th", "sport"), 547),
             accept(),
         ],
@@ -98,7 +99,7 @@ pub(super) fn from_workload(rules: &mut Rules, config: &DataplaneConfig) {
 /// chain refuse_arp {
 ///     counter name guard_in
 ///     iif . ether type @guard_in_arp drop
-///     update @guard_in_arp { iif . ether type } log prefix "firebreak guard arp" group 5 snaplen 128 drop
+///     update @guard_in_arp { iif . ether type } log prefix "firebreak guard arp" group 6 snaplen 128 drop
 ///     counter name guard_overflow drop
 /// }
 /// ```
@@ -110,7 +111,7 @@ fn refusals(rules: &mut Rules, config: &DataplaneConfig) {
         rules.chain(&chain);
         rules.rule(&chain, [count(COUNTER_GUARD_IN)]);
         rules.rule(&chain, [in_set(key(), &set), drop()]);
-        rules.rule(&chain, [update(&set, key()), log(reason.log_prefix(), config.nflog_group, SNAPLEN), drop()]);
+        rules.rule(&chain, [update(&set, key()), log(reason.log_prefix(), config.guard_nflog_group(), SNAPLEN), drop()]);
         rules.rule(&chain, [count(COUNTER_GUARD_OVERFLOW), drop()]);
     }
 }
@@ -281,18 +282,28 @@ fn from_arp(rules: &mut Rules) {
 ///
 /// ```text
 /// chain unknown_interface_out {
-///     oif . ether daddr . ip daddr @bound4 accept
-///     oif . ether daddr . ip6 daddr @bound6 ip6 nexthdr { tcp, udp } accept
+///     ether type ip oif . ip daddr @bound_ip4 accept
+///     ether type ip6 oif . ip6 daddr @bound_ip6 ip6 nexthdr { tcp, udp } accept
 ///     oif @guarded_if goto to_workload
 ///     ...                                                            # unknown interfaces
 /// }
 /// chain to_workload {
-///     oif . ether daddr . ip daddr @bound4 accept
-///     oif . arp daddr ip @bound_ip4 accept                           # asks for it, or answers it
+///     ether type vmap { ip : goto to4, ip6 : goto to6, arp : goto to_arp }
+///     goto refuse_out
+/// }
+/// chain to4 {
+///     oif . ip daddr @bound_ip4 accept
+///     udp sport 67 udp dport 68 jump dhcp_answer
+///     goto refuse_out
+/// }
+/// chain to6 {
 ///     icmpv6 type { nd-router-advert, nd-redirect } goto refuse_out
 ///     icmpv6 type nd-neighbor-solicit oif . @th,64,128 @bound_target6 accept     # to a group, and about it
-///     oif . ether daddr . ip6 daddr @bound6 accept
-///     udp sport 67 udp dport 68 jump dhcp_answer
+///     oif . ip6 daddr @bound_ip6 accept
+///     goto refuse_out
+/// }
+/// chain to_arp {
+///     oif . arp daddr ip @bound_ip4 accept                           # asks for it, or answers it
 ///     goto refuse_out
 /// }
 /// chain dhcp_answer {
@@ -306,22 +317,32 @@ fn from_arp(rules: &mut Rules) {
 ///     drop
 /// }
 /// ```
-/// What stops here is mostly flooding, so it is counted by port and not told.
+/// `ether type` and not `meta protocol`: a frame with a VLAN tag from outside is refused too, for policy does not see what is in it. The frame's own
+/// destination is not asked: a packet to the workload's address is judged by policy, in whatever frame it comes. What stops here is mostly
+/// flooding, so it is counted by port and not told.
 pub(super) fn to_workload(rules: &mut Rules) {
     rules.counter(COUNTER_GUARD_OUT);
-    for chain in ["to_workload", "dhcp_answer", "refuse_out"] {
+    for chain in ["to_workload", "to4", "to6", "to_arp", "dhcp_answer", "refuse_out"] {
         rules.chain(chain);
     }
-    let kind = || field("icmpv6", "type");
-    rules.rule("to_workload", [for_it(Family::V4), accept()]);
-    rules.rule("to_workload", [in_set(concat([oif(), field("arp", "daddr ip")]), BoundForm::Ip4.name()), accept()]);
-    rules.rule("to_workload", [is_one_of(kind(), &["nd-router-advert", "nd-redirect"]), goto("refuse_out")]);
-    let about_it = in_set(concat([oif(), raw(PayloadBase::TH, 64, 128)]), BoundForm::Target6.name());
-    rules.rule("to_workload", [is(kind(), "nd-neighbor-solicit"), about_it, accept()]);
-    rules.rule("to_workload", [for_it(Family::V6), accept()]);
-    let (from_server, to_client) = (is_number(field("udp", "sport"), 67), is_number(field("udp", "dport"), 68));
-    rules.rule("to_workload", [from_server, to_client, jump("dhcp_answer")]);
+    let kinds = vec![("ip", to_goto("to4")), ("ip6", to_goto("to6")), ("arp", to_goto("to_arp"))];
+    rules.rule("to_workload", [dispatch(field("ether", "type"), kinds)]);
     rules.rule("to_workload", [goto("refuse_out")]);
+
+    rules.rule("to4", [for_it(Family::V4), accept()]);
+    let (from_server, to_client) = (is_number(field("udp", "sport"), 67), is_number(field("udp", "dport"), 68));
+    rules.rule("to4", [from_server, to_client, jump("dhcp_answer")]);
+    rules.rule("to4", [goto("refuse_out")]);
+
+    let kind = || field("icmpv6", "type");
+    rules.rule("to6", [is_one_of(kind(), &["nd-router-advert", "nd-redirect"]), goto("refuse_out")]);
+    let about_it = in_set(concat([oif(), raw(PayloadBase::TH, 64, 128)]), BoundForm::Target6.name());
+    rules.rule("to6", [is(kind(), "nd-neighbor-solicit"), about_it, accept()]);
+    rules.rule("to6", [for_it(Family::V6), accept()]);
+    rules.rule("to6", [goto("refuse_out")]);
+
+    rules.rule("to_arp", [in_set(concat([oif(), field("arp", "daddr ip")]), BoundForm::Ip(Family::V4).name()), accept()]);
+    rules.rule("to_arp", [goto("refuse_out")]);
 
     rules.rule("dhcp_answer", [in_set(concat([oif(), field("ether", "daddr")]), BoundForm::Mac.name()), accept()]);
     rules.rule("dhcp_answer", [is(field("ip", "daddr"), "255.255.255.255"), accept()]);
@@ -337,16 +358,16 @@ pub(super) fn to_workload(rules: &mut Rules) {
 /// The rules of a bridge's way out before those about unknown interfaces: the way of nearly every packet first.
 pub(super) fn first_at_the_way_out() -> [Vec<Statement<'static>>; 3] {
     [
-        vec![for_it(Family::V4), accept()],
-        vec![for_it(Family::V6), is_one_of(field("ip6", "nexthdr"), &["tcp", "udp"]), accept()],
+        vec![is(field("ether", "type"), "ip"), for_it(Family::V4), accept()],
+        vec![is(field("ether", "type"), "ip6"), for_it(Family::V6), is_one_of(field("ip6", "nexthdr"), &["tcp", "udp"]), accept()],
         vec![in_set(oif(), BoundForm::Guarded.name()), goto("to_workload")],
     ]
 }
 
-/// `oif . ether daddr . ip daddr @bound4`: the frame and the packet are both for the workload.
+/// `oif . ip daddr @bound_ip4`: the packet is for the workload.
 fn for_it(family: Family) -> Statement<'static> {
-    let key = concat([oif(), field("ether", "daddr"), field(super::policy::ip(family), "daddr")]);
-    in_set(key, BoundForm::Address(family).name())
+    let key = concat([oif(), field(super::policy::ip(family), "daddr")]);
+    in_set(key, BoundForm::Ip(family).name())
 }
 
 /// `iif . ether saddr . ip saddr @bound4`: the frame and the packet are both from the workload.
