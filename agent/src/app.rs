@@ -3,28 +3,31 @@
 
 use crate::config::{Config, DockerSocket};
 use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
-use crate::dataplane::{Dataplane, DataplaneConfig, Feature, Finding, Opened, Severity, SkeletonState, absent, preflight};
+use crate::dataplane::{ChangeWatch, Dataplane, DataplaneConfig, Feature, Finding, Opened, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
-use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
+use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, NodeEventKind, NodeTold, RecentLocals, Record};
 use crate::guards::{self, GuardLinks};
 use crate::helper::{Helper, HelperLife};
 use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
+use crate::observe::{self, ObserveLinks, RecordFile};
 use crate::ready;
 use crate::relayed;
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks, SessionStats};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
+use crate::tamper;
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use nix::net::if_::{Interface, if_nameindex};
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -68,7 +71,8 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
     }
     let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
-    let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
+    let (status_sender, status) =
+        watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings), observing: None });
     let ends = Arc::new(RecentLocals::new());
     // Other parts' records are few; a full channel makes them wait.
     let (records, other_records) = mpsc::channel(64);
@@ -76,6 +80,8 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let file = StateFile::new(folder.path(), node.clone());
     let marker = Marker::open(folder.path(), &boot_id)?;
     let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
+    // An owned table is changed by nobody else, and listening would cost each of our own commits.
+    let change_watch = if opened.owned { None } else { watch_changes(kernel_side.port()) };
     if let Err(error) = ready::tell_systemd(std::env::var_os("NOTIFY_SOCKET").as_deref()) {
         tracing::warn!(reason = %error, "systemd cannot be told that enforcement is in force");
     }
@@ -89,7 +95,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let (declared_sender, declared) = watch::channel(kept.as_ref().map(|kept| kept.declared.clone()));
     let (committed_sender, committed) = watch::channel(kept.as_ref().filter(|_| enforce).map(|kept| kept.committed.clone()));
     let (applied_sender, applied) = watch::channel(None);
-    status_sender.send_modify(|status| status.warnings.extend(refused));
+    status_sender.send_modify(|status| status.warnings.extend(refused.clone()));
     let kept = kept.unwrap_or_default();
     let links =
         KeepLinks { committed: committed.clone(), applied: applied.clone(), declared: declared.clone(), status: status_sender.clone() };
@@ -104,6 +110,22 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
 
     let enforcement = Arc::new(EnforceStats::default());
     let stats = enforcement.clone();
+    let (orders, requests) = mpsc::channel(8);
+    let links = ObserveLinks { requests, status: status_sender.clone(), records: records.clone(), file: RecordFile::new(folder.path()) };
+    let task = observe::run(kernel_thread.clone(), links, stop.clone());
+    spawn(&mut tasks, "observe", async move { Ok(task.await?) });
+    match observe::listen(folder.path()) {
+        Ok(listener) => {
+            let task = observe::serve(listener, orders.clone(), status.clone(), stop.clone());
+            spawn(&mut tasks, "control socket", task.map(Ok));
+        }
+        Err(error) => tracing::error!(reason = %error, "no control socket: `firebreak-agent observe` will not reach this agent"),
+    }
+    let task = tamper::run(kernel_thread.clone(), change_watch, status_sender.clone(), records.clone(), stop.clone());
+    spawn(&mut tasks, "tables", async move { Ok(task.await?) });
+    let task = tell_start(opened, refused, enforce, records.clone(), applied.clone(), stop.clone());
+    spawn(&mut tasks, "start", task.map(Ok));
+
     let enforced = committed.clone();
     let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());
@@ -138,6 +160,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         declared: declared_sender,
         committed: committed_sender,
         stats: sessions,
+        observe: orders,
     };
     let task = session::run(config, Held::restored(node.clone(), kept.committed), links, stop.clone());
     spawn(&mut tasks, "session", task.map(Ok));
@@ -262,6 +285,55 @@ fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
             None
         }
     }
+}
+
+/// Where notifications cannot be had, the background check alone notices.
+fn watch_changes(ours: u32) -> Option<AsyncFd<ChangeWatch>> {
+    match ChangeWatch::open(ours).and_then(ChangeWatch::watched) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(reason = %error, "no notifications of nf_tables: changes by others are noticed late");
+            None
+        }
+    }
+}
+
+/// Tells what the start has found, as events.
+async fn tell_start(
+    opened: Opened,
+    refused: Option<Warning>,
+    enforce: bool,
+    records: mpsc::Sender<Vec<Record>>,
+    mut applied: watch::Receiver<Option<Arc<Applied>>>,
+    stop: CancellationToken,
+) {
+    let now = SystemTime::now;
+    // A collector that is gone means that the agent is stopping.
+    if let Some(Warning { code: _, message }) = refused {
+        let _ = records.send(vec![NodeTold::new(NodeEventKind::StateRefused, message).at(now())]).await;
+    }
+    let told = match opened.skeleton {
+        SkeletonState::Installed if enforce => {
+            Some((NodeEventKind::EnforcedFromDisk, "the kernel held nothing; the state on disk is enforced, of generation"))
+        }
+        SkeletonState::Installed | SkeletonState::Adopted => None,
+        SkeletonState::Replaced | SkeletonState::Outdated => Some((
+            NodeEventKind::Upgraded,
+            "the tables of another version of the agent were replaced in one transaction; enforced is generation",
+        )),
+    };
+    if let Some((kind, message)) = told {
+        let first = tokio::select! {
+            () = stop.cancelled() => return,
+            first = applied.wait_for(|applied| applied.as_ref().is_some_and(|applied| applied.failure.is_none())) => {
+                first.ok().and_then(|applied| applied.as_ref().map(|applied| applied.generation))
+            }
+        };
+        if let Some(generation) = first {
+            let _ = records.send(vec![NodeTold::new(kind, format!("{message} {generation}")).at(now())]).await;
+        }
+    }
+    stop.cancelled().await;
 }
 
 /// Enforcement does not depend on who takes the port first: where it cannot be had, the node says so and goes on.

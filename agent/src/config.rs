@@ -34,6 +34,22 @@ pub enum Command {
     Uninstall,
     /// Say what this node lacks for enforcement. Exit code 1 when it cannot enforce.
     Preflight(Options),
+    /// Break-glass, on the node and without a controller: for a while, let through what policy denies, and tell it. Ends by itself.
+    /// Without options: say whether the node does so.
+    Observe {
+        /// For how long: 90s, 15m, 2h; at most 4h.
+        #[arg(long = "for", value_name = "TIME", conflicts_with = "off", requires = "reason", value_parser = crate::observe::parse_duration)]
+        duration: Option<std::time::Duration>,
+        /// End it now.
+        #[arg(long)]
+        off: bool,
+        /// Why.
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// Where the agent keeps its identity. Default: /var/lib/firebreak/agent
+        #[arg(long, env = "FIREBREAK_AGENT_STATE_DIR", value_name = "PATH")]
+        state_dir: Option<PathBuf>,
+    },
     /// Watch a Docker engine and print typed events, one JSON object per line. The agent's helper starts this by itself.
     #[command(hide = true)]
     DockerWatch {

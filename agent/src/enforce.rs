@@ -6,7 +6,7 @@
 
 use crate::core::desired;
 use crate::cuts::{CutHandle, Owners};
-use crate::dataplane::{CommitError, CommitReport, Dataplane, Desired};
+use crate::dataplane::{Check, CommitError, CommitReport, Dataplane, Desired, ObserveElement, ObserveError, ReadBackError};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
 use crate::state::Marker;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// What is brought to the desired state. [`Dataplane`], or a stand-in in tests.
@@ -27,11 +27,59 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// As [`Dataplane::commit`].
     fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError>;
+
+    /// Lets what policy denies through for a time, or ends that.
+    ///
+    /// # Errors
+    /// As [`Dataplane::observe`].
+    fn observe(&mut self, _wanted: Option<(Duration, &str)>) -> Result<(), ObserveError> {
+        Err(ObserveError::NoTable)
+    }
+
+    /// Whether it does so now.
+    ///
+    /// # Errors
+    /// As [`Dataplane::observing`].
+    fn observing(&mut self) -> Result<Option<ObserveElement>, ObserveError> {
+        Ok(None)
+    }
+
+    /// What is not as it should be: all of it, or the next part.
+    ///
+    /// # Errors
+    /// As [`Dataplane::check`].
+    fn check(&mut self, _how: Check) -> Result<Vec<String>, ReadBackError> {
+        Ok(Vec::new())
+    }
+
+    /// Puts right what is not.
+    ///
+    /// # Errors
+    /// As [`Dataplane::repair`].
+    fn repair(&mut self) -> Result<CommitReport, CommitError> {
+        Ok(CommitReport::default())
+    }
 }
 
 impl Kernel for Dataplane {
     fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError> {
         Dataplane::commit(self, desired)
+    }
+
+    fn observe(&mut self, wanted: Option<(Duration, &str)>) -> Result<(), ObserveError> {
+        Dataplane::observe(self, wanted)
+    }
+
+    fn observing(&mut self) -> Result<Option<ObserveElement>, ObserveError> {
+        Dataplane::observing(self)
+    }
+
+    fn check(&mut self, how: Check) -> Result<Vec<String>, ReadBackError> {
+        Dataplane::check(self, how)
+    }
+
+    fn repair(&mut self) -> Result<CommitReport, CommitError> {
+        Dataplane::repair(self)
     }
 }
 
@@ -61,10 +109,12 @@ pub struct EnforceStats {
     pub elements: AtomicU64,
 }
 
-struct Job {
-    committed: Arc<Committed>,
-    local: Arc<LocalWorkloads>,
-    reply: oneshot::Sender<Outcome>,
+enum Job {
+    Apply { committed: Arc<Committed>, local: Arc<LocalWorkloads>, reply: oneshot::Sender<Outcome> },
+    Observe { wanted: Option<(Duration, String)>, reply: oneshot::Sender<Result<(), ObserveError>> },
+    Observing { reply: oneshot::Sender<Result<Option<ObserveElement>, ObserveError>> },
+    Check { how: Check, reply: oneshot::Sender<Result<Vec<String>, ReadBackError>> },
+    Repair { reply: oneshot::Sender<Result<CommitReport, CommitError>> },
 }
 
 struct Outcome {
@@ -73,9 +123,12 @@ struct Outcome {
     result: Result<CommitReport, CommitError>,
 }
 
-/// The dataplane's thread. Ends when the handle is dropped; the kernel keeps what it holds.
-#[derive(Debug)]
-pub struct KernelThread(mpsc::Sender<Job>);
+/// The dataplane's thread. Ends when the last handle is dropped; the kernel keeps what it holds.
+#[derive(Clone, Debug)]
+pub struct KernelThread {
+    jobs: mpsc::Sender<Job>,
+    again: Arc<Notify>,
+}
 
 impl KernelThread {
     /// Starts the thread, in the network namespace of the calling one. `marker` is told before each commit, `cuts`
@@ -83,33 +136,96 @@ impl KernelThread {
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(mut kernel: impl Kernel, mut marker: Option<Marker>, mut cuts: Option<(CutHandle, Owners)>) -> io::Result<Self> {
+    pub fn start(kernel: impl Kernel, marker: Option<Marker>, cuts: Option<(CutHandle, Owners)>) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
+        let mut worker = Worker { kernel, marker, cuts };
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
-            while let Some(Job { committed, local, reply }) = jobs.blocking_recv() {
-                let begun = Instant::now();
-                let desired = desired(&committed.state, &local, firebreak_policy::flatten);
-                if let Some((cuts, owners)) = &mut cuts {
-                    cuts.forget(&owners.newly_owned(&desired));
-                }
-                let noted = note(&mut marker, &committed);
-                let result = kernel.commit(&desired);
-                if let (Err(_), Some((epoch, generation))) = (&result, noted) {
-                    // The kernel keeps the generation before. An answer that was lost leaves it open which one it holds.
-                    if !matches!(result, Err(CommitError::Unknown(_))) {
-                        note_as(&mut marker, &epoch, generation);
-                    }
-                }
-                // Nobody waits any more when the agent is stopping; the kernel has it all the same.
-                let is_in_force = result.is_ok();
-                let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result });
-                if let Some((cuts, owners)) = cuts.as_mut().filter(|_| is_in_force) {
-                    owners.take(&desired);
-                    cuts.committed(committed, local);
-                }
+            while let Some(job) = jobs.blocking_recv() {
+                worker.run(job);
             }
         })?;
-        Ok(Self(sender))
+        Ok(Self { jobs: sender, again: Arc::default() })
+    }
+
+    /// Lets what policy denies through for a time, or ends that.
+    pub(crate) async fn observe(&self, wanted: Option<(Duration, String)>) -> Result<Result<(), ObserveError>, KernelGone> {
+        self.ask(|reply| Job::Observe { wanted, reply }).await
+    }
+
+    /// Whether it does so now.
+    pub(crate) async fn observing(&self) -> Result<Result<Option<ObserveElement>, ObserveError>, KernelGone> {
+        self.ask(|reply| Job::Observing { reply }).await
+    }
+
+    /// What is not as it should be.
+    pub(crate) async fn check(&self, how: Check) -> Result<Result<Vec<String>, ReadBackError>, KernelGone> {
+        self.ask(|reply| Job::Check { how, reply }).await
+    }
+
+    /// Puts right what is not.
+    pub(crate) async fn repair(&self) -> Result<Result<CommitReport, CommitError>, KernelGone> {
+        self.ask(|reply| Job::Repair { reply }).await
+    }
+
+    /// Has everything applied once more, so that established connections are judged again too.
+    pub(crate) fn judge_again(&self) {
+        self.again.notify_one();
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T, KernelGone> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(job(reply)).await.map_err(|_| KernelGone)?;
+        answer.await.map_err(|_| KernelGone)
+    }
+}
+
+struct Worker<K> {
+    kernel: K,
+    marker: Option<Marker>,
+    cuts: Option<(CutHandle, Owners)>,
+}
+
+impl<K: Kernel> Worker<K> {
+    /// Does one job. Nobody waits for its answer any more when the agent is stopping; the kernel has it all the same.
+    fn run(&mut self, job: Job) {
+        match job {
+            Job::Apply { committed, local, reply } => self.apply(committed, local, reply),
+            Job::Observe { wanted, reply } => {
+                let wanted = wanted.as_ref().map(|(duration, note)| (*duration, note.as_str()));
+                let _ = reply.send(self.kernel.observe(wanted));
+            }
+            Job::Observing { reply } => {
+                let _ = reply.send(self.kernel.observing());
+            }
+            Job::Check { how, reply } => {
+                let _ = reply.send(self.kernel.check(how));
+            }
+            Job::Repair { reply } => {
+                let _ = reply.send(self.kernel.repair());
+            }
+        }
+    }
+
+    fn apply(&mut self, committed: Arc<Committed>, local: Arc<LocalWorkloads>, reply: oneshot::Sender<Outcome>) {
+        let begun = Instant::now();
+        let desired = desired(&committed.state, &local, firebreak_policy::flatten);
+        if let Some((cuts, owners)) = &mut self.cuts {
+            cuts.forget(&owners.newly_owned(&desired));
+        }
+        let noted = note(&mut self.marker, &committed);
+        let result = self.kernel.commit(&desired);
+        if let (Err(_), Some((epoch, generation))) = (&result, noted) {
+            // The kernel keeps the generation before. An answer that was lost leaves it open which one it holds.
+            if !matches!(result, Err(CommitError::Unknown(_))) {
+                note_as(&mut self.marker, &epoch, generation);
+            }
+        }
+        let is_in_force = result.is_ok();
+        let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result });
+        if let Some((cuts, owners)) = self.cuts.as_mut().filter(|_| is_in_force) {
+            owners.take(&desired);
+            cuts.committed(committed, local);
+        }
     }
 }
 
@@ -147,9 +263,7 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
         let committed = links.committed.borrow_and_update().clone();
         let local = links.local.borrow_and_update().clone();
         if let Some(committed) = committed.filter(|_| local.in_sync) {
-            let (reply, outcome) = oneshot::channel();
-            kernel.0.send(Job { committed: committed.clone(), local, reply }).await.map_err(|_| KernelGone)?;
-            let outcome = outcome.await.map_err(|_| KernelGone)?;
+            let outcome = kernel.ask(|reply| Job::Apply { committed: committed.clone(), local, reply }).await?;
             failures = if outcome.result.is_ok() { 0 } else { failures + 1 };
             tell(&links, &committed, outcome, std::mem::take(&mut owed));
         }
@@ -163,6 +277,7 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
             () = shutdown.cancelled() => return Ok(()),
             () = changed(&mut links.committed) => owed = true,
             () = changed(&mut links.local) => {}
+            () = kernel.again.notified() => {}
             () = retry => {}
         }
     }

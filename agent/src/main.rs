@@ -8,9 +8,12 @@ use firebreak_agent::confine::{Confined, Role, confine, names};
 use firebreak_agent::dataplane::{DataplaneConfig, Feature, Finding, Nft, Severity};
 use firebreak_agent::discovery::docker::watch;
 use firebreak_agent::helper::{Helper, HelperLife, serve};
-use firebreak_agent::{app, dataplane, memory};
+use firebreak_agent::identity::{IdentityError, StateDir};
+use firebreak_agent::observe::{Answer, Order};
+use firebreak_agent::{app, dataplane, memory, observe};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -26,6 +29,10 @@ fn main() -> ExitCode {
         None => run(default),
         Some(Command::Run(options)) => run(options),
         Some(Command::Uninstall) => uninstall(),
+        Some(Command::Observe { duration, off, reason, state_dir }) => {
+            let folder = state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/firebreak/agent"));
+            observe(&folder, if off { Some(Duration::ZERO) } else { duration }, reason)
+        }
         Some(Command::Preflight(options)) => preflight(options),
         Some(Command::DockerWatch { socket }) => docker_watch(&socket),
         Some(Command::Helper { nft, docker_socket, without_filter }) => helper(&nft, docker_socket, !without_filter),
@@ -92,6 +99,25 @@ fn uninstall() -> anyhow::Result<ExitCode> {
         println!("nothing of ours is in the kernel");
     }
     removed.iter().for_each(|object| println!("removed {object}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the agent that runs here; where none runs, does it itself.
+fn observe(folder: &Path, duration: Option<Duration>, reason: String) -> anyhow::Result<ExitCode> {
+    let order = Order { seconds: duration.map(|duration| duration.as_secs()), reason };
+    let answer = match StateDir::open(folder) {
+        Err(IdentityError::Busy(_)) => observe::ask(folder, &order).context("asking the agent that runs here")?,
+        Err(error) => return Err(error.into()),
+        // The lock is held until the end, so that no agent starts meanwhile.
+        Ok(folder) => observe::without_agent(folder.path(), &order)?,
+    };
+    match answer {
+        Answer::Refused(reason) => anyhow::bail!("not done: {reason}"),
+        Answer::Enforcing => println!("this node enforces"),
+        Answer::Observing { seconds, principal, reason } => {
+            println!("this node observes for {seconds} s: what policy denies is LET THROUGH and told. By {principal}: {reason}");
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 #[test]
 fn what_the_agent_knows_is_written_in_openmetrics() {
-    let status = NodeStatus { tables_whole: true, able: true, warnings: [Warning::new("NoTableOwner", "in words")].into() };
+    let status =
+        NodeStatus { tables_whole: true, able: true, warnings: [Warning::new("NoTableOwner", "in words")].into(), observing: None };
     let unknown = [(7, InterfaceName::new("veth7"))].into();
     let local = LocalWorkloads { in_sync: true, unknown, ..LocalWorkloads::default() };
     let applied = Applied {

@@ -159,6 +159,7 @@ impl Stage {
             declared: declared_of_session,
             committed: committed_of_session,
             stats: Arc::default(),
+            observe: mpsc::channel(1).0,
         };
         let shutdown = CancellationToken::new();
         let session = tokio::spawn(session::run(config, Held::nothing(node()), links, shutdown.clone()));

@@ -32,6 +32,12 @@ pub enum Command {
     Flows(FlowsArgs),
     /// Show how far each node is: revision, generation, lag, conflicts, warnings.
     Nodes(NodesArgs),
+    /// Act on one node.
+    Node {
+        /// What to do.
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
     /// Show the audit trail: every change with who, when and what.
     History(HistoryArgs),
     /// Judge probes against manifests, offline, with the engine that enforces.
@@ -212,6 +218,9 @@ pub struct FlowsArgs {
     /// Only connections that were cut.
     #[arg(long)]
     pub cuts: bool,
+    /// Only what happened to nodes' enforcement itself: changed tables, observing, upgrades.
+    #[arg(long, conflicts_with = "cuts")]
+    pub node_events: bool,
     /// Only frames that the guard of a workload's interface refused.
     #[arg(long)]
     pub guards: bool,
@@ -256,6 +265,44 @@ pub struct NodesArgs {
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,
+}
+
+/// `firebreak node`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Break-glass: for a while, let through what policy denies, and tell it with verdict AUDIT. Ends by itself. Unknown interfaces and
+    /// the guards stay closed.
+    Observe(ObserveArgs),
+}
+
+/// `firebreak node observe`.
+#[derive(Debug, Args)]
+pub struct ObserveArgs {
+    /// The node.
+    pub name: String,
+    /// For how long: 90s, 15m, 2h; at most 4h.
+    #[arg(long = "for", value_name = "TIME", required_unless_present = "off", conflicts_with = "off", value_parser = time)]
+    pub duration: Option<std::time::Duration>,
+    /// End it now.
+    #[arg(long)]
+    pub off: bool,
+    /// Why, for the audit trail.
+    #[arg(long, default_value = "", required_unless_present = "off")]
+    pub reason: String,
+}
+
+/// `90s`, `15m`, `2h`.
+fn time(text: &str) -> Result<std::time::Duration, String> {
+    let refuse = || format!("{text:?} is not a time; give 90s, 15m or 2h");
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refuse)?);
+    let number: u64 = number.parse().map_err(|_| refuse())?;
+    let seconds = match unit {
+        "s" => Some(number),
+        "m" => number.checked_mul(60),
+        "h" => number.checked_mul(3600),
+        _ => None,
+    };
+    seconds.map(std::time::Duration::from_secs).ok_or_else(refuse)
 }
 
 /// `firebreak history`.

@@ -56,6 +56,7 @@ fn request(arguments: &FlowsArgs) -> anyhow::Result<v1::WatchFlowsRequest> {
         port: arguments.port.map(u32::from),
         after_cursor: arguments.after,
         cuts: arguments.cuts,
+        node_events: arguments.node_events,
         guards: arguments.guards,
     })
 }
@@ -91,6 +92,9 @@ fn text(flow: &v1::AttributedFlow) -> String {
     if let Some(cut) = &flow.cut {
         return cut_text(&at, flow, cut);
     }
+    if let Some(event) = &flow.node_event {
+        return event_text(&at, flow, event);
+    }
     if let Some(guard) = &flow.guard {
         return guard_text(&at, flow, guard);
     }
@@ -115,6 +119,27 @@ fn text(flow: &v1::AttributedFlow) -> String {
     }
     if !event.note.is_empty() {
         out.push_str(&format!("    note: {}\n", event.note));
+    }
+    out
+}
+
+/// One line, and one for each thing that was changed.
+fn event_text(at: &str, flow: &v1::AttributedFlow, event: &v1::NodeEvent) -> String {
+    let mut out = format!("{at}  {:<16}  node {}  {}", view::node_event(event.kind()).to_uppercase(), flow.node, event.message);
+    for (word, text) in [("by", &event.principal), ("reason", &event.reason)] {
+        if !text.is_empty() {
+            out.push_str(&format!("  {word}: {text}"));
+        }
+    }
+    if let Some(until) = &event.until {
+        out.push_str(&format!("  until {}", time(Some(until))));
+    }
+    if let Some(open) = event.open.and_then(|open| std::time::Duration::try_from(open).ok()) {
+        out.push_str(&format!("  open for {open:?}"));
+    }
+    out.push('\n');
+    for object in &event.objects {
+        out.push_str(&format!("    {object}\n"));
     }
     out
 }

@@ -15,6 +15,7 @@ mod get;
 mod history;
 mod kinds;
 mod nodes;
+mod observe;
 mod output;
 mod view;
 
@@ -63,6 +64,7 @@ fn dispatch(arguments: Firebreak) -> anyhow::Result<ExitCode> {
         | Command::Explain(_)
         | Command::Flows(_)
         | Command::Nodes(_)
+        | Command::Node { .. }
         | Command::History(_)
         | Command::Backup(_) => {}
     }
@@ -80,6 +82,7 @@ async fn online(arguments: Firebreak) -> anyhow::Result<ExitCode> {
         Command::Explain(explain) => explain::run(client, explain).await,
         Command::Flows(flows) => flows::run(client, flows).await,
         Command::Nodes(nodes) => nodes::run(client, nodes).await,
+        Command::Node { command: args::NodeCommand::Observe(observe) } => observe::run(client, observe).await,
         Command::History(history) => history::run(client, history).await,
         Command::Backup(backup) => backup::run(client, backup).await,
         Command::Eval(_) | Command::Completion { .. } => anyhow::bail!("offline commands need no controller"),

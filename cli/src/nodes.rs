@@ -78,7 +78,11 @@ fn row(node: &v1::NodeStatus, wide: bool, now: jiff::Timestamp) -> Vec<String> {
 }
 
 fn enforcing(node: &v1::NodeStatus) -> String {
-    if node.enforcing { "yes".to_owned() } else { "no".to_owned() }
+    match (&node.observing, node.enforcing) {
+        (Some(observing), _) => format!("OBSERVES until {}", crate::output::time(observing.until.as_ref())),
+        (None, true) => "yes".to_owned(),
+        (None, false) => "no".to_owned(),
+    }
 }
 
 /// `7`, or `5/7` where the second number is the one to reach.

@@ -136,6 +136,18 @@ pub(crate) fn flow(flow: &v1::AttributedFlow) -> Value {
     if let Some(lost) = &flow.lost {
         value["lost"] = json!({"direction": direction(lost.direction()), "packets": lost.packets, "reason": lost.reason});
     }
+    if let Some(event) = &flow.node_event {
+        let open = event.open.and_then(|open| std::time::Duration::try_from(open).ok());
+        value["nodeEvent"] = json!({
+            "kind": node_event(event.kind()),
+            "message": event.message,
+            "principal": event.principal,
+            "reason": event.reason,
+            "until": time(event.until.as_ref()),
+            "openSeconds": open.map(|open| open.as_secs_f64()),
+            "objects": event.objects,
+        });
+    }
     if let Some(cut) = &flow.cut {
         value["cut"] = json!({
             "cutId": hex(&cut.cut_id),
@@ -324,6 +336,7 @@ pub(crate) fn node(node: &v1::NodeStatus) -> Value {
         "warnings": node.warnings.iter().map(|it| json!({"code": it.code, "message": it.message})).collect::<Vec<_>>(),
         "refused": node.refused.iter().map(|it| json!({"kind": object_kind(it.kind()), "id": it.id, "reason": it.reason})).collect::<Vec<_>>(),
         "failure": node.failure,
+        "observing": node.observing.as_ref().map(|it| json!({"until": time(it.until.as_ref()), "principal": it.principal, "reason": it.reason})),
         "lastSeen": time(node.last_seen.as_ref()),
         "agentVersion": node.agent_version,
         "kernel": node.kernel,
@@ -339,6 +352,20 @@ fn conflict(conflict: &v1::AddressConflict) -> Value {
         "network": at.network,
         "claimants": conflict.claimants.iter().map(|it| format!("{}/{}", it.node, it.container)).collect::<Vec<_>>(),
     })
+}
+
+/// A kind of node events, as one word.
+pub(crate) fn node_event(kind: v1::NodeEventKind) -> &'static str {
+    match kind {
+        v1::NodeEventKind::Unspecified => "Unknown",
+        v1::NodeEventKind::Tampered => "Tampered",
+        v1::NodeEventKind::Repaired => "Repaired",
+        v1::NodeEventKind::ObserveBegun => "ObserveBegun",
+        v1::NodeEventKind::ObserveEnded => "ObserveEnded",
+        v1::NodeEventKind::Upgraded => "Upgraded",
+        v1::NodeEventKind::StateRefused => "StateRefused",
+        v1::NodeEventKind::EnforcedFromDisk => "EnforcedFromDisk",
+    }
 }
 
 /// One entry of the audit trail.

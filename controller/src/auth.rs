@@ -68,6 +68,8 @@ pub enum Act {
     WatchFlows,
     /// Forget a node.
     DeleteNode,
+    /// Make a node let through what policy denies, for a while.
+    Observe,
     /// Copy the whole database.
     Backup,
     /// Become a node: the first message of an agent's stream.
@@ -89,6 +91,7 @@ impl Act {
             Self::Explain => "explain",
             Self::WatchFlows => "watch flows",
             Self::DeleteNode => "delete node",
+            Self::Observe => "observe node",
             Self::Backup => "backup",
             Self::Join => "join",
             Self::Sync => "sync",
@@ -145,14 +148,31 @@ pub fn authorize(principal: &Principal, act: Act, target: Target<'_>) -> Result<
     let allowed = match (principal, act) {
         (
             Principal::Operator { .. },
-            Act::Apply | Act::Delete | Act::Read | Act::Watch | Act::Explain | Act::WatchFlows | Act::DeleteNode | Act::Backup,
+            Act::Apply
+            | Act::Delete
+            | Act::Read
+            | Act::Watch
+            | Act::Explain
+            | Act::WatchFlows
+            | Act::DeleteNode
+            | Act::Observe
+            | Act::Backup,
         ) => true,
         (Principal::Node(own), Act::Sync | Act::ReportFlows) => matches!(target, Target::Node(node) if node == own),
         (Principal::Stranger(_), Act::Join) => matches!(target, Target::Node(_)),
         (Principal::Operator { .. }, Act::Join | Act::Sync | Act::ReportFlows)
         | (
             Principal::Node(_),
-            Act::Apply | Act::Delete | Act::Read | Act::Watch | Act::Explain | Act::WatchFlows | Act::DeleteNode | Act::Backup | Act::Join,
+            Act::Apply
+            | Act::Delete
+            | Act::Read
+            | Act::Watch
+            | Act::Explain
+            | Act::WatchFlows
+            | Act::DeleteNode
+            | Act::Observe
+            | Act::Backup
+            | Act::Join,
         )
         | (
             Principal::Stranger(_),
@@ -163,6 +183,7 @@ pub fn authorize(principal: &Principal, act: Act, target: Target<'_>) -> Result<
             | Act::Explain
             | Act::WatchFlows
             | Act::DeleteNode
+            | Act::Observe
             | Act::Backup
             | Act::Sync
             | Act::ReportFlows,
@@ -242,6 +263,7 @@ mod tests {
         let cases = [
             (&operator, Act::Apply, Target::Objects(&[]), true),
             (&operator, Act::DeleteNode, Target::Node(&own), true),
+            (&operator, Act::Observe, Target::Node(&own), true),
             (&operator, Act::Backup, Target::Everything, true),
             (&operator, Act::Sync, Target::Node(&own), false),
             (&operator, Act::Join, Target::Node(&own), false),

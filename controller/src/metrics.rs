@@ -23,6 +23,7 @@ pub enum Method {
     ListWorkloads,
     ListNodes,
     DeleteNode,
+    SetObserve,
     Explain,
     WatchFlows,
     ListRevisions,

@@ -274,6 +274,23 @@ impl Agent {
         }
     }
 
+    /// `firebreak-agent observe` on the node, beside the agent or without one.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn observe(&self, node: &Node, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = node.namespace.command(self.bin.join("firebreak-agent"));
+        command.arg("observe").arg("--state-dir").arg(self.state_dir()).args(arguments);
+        let output = command.output()?;
+        ensure!(output.status.success(), "observe: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join(format!("agent-{}", self.name))
+    }
+
     /// Removes everything that is ours from the node.
     ///
     /// # Errors

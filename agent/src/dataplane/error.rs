@@ -156,3 +156,23 @@ pub enum UninstallError {
         removed: Vec<String>,
     },
 }
+
+/// Why a node does not observe, or goes on observing.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// There is nothing that could be opened.
+    #[error("this node has no tables of this version of the agent: nothing is denied by it, or its agent has to be started once")]
+    NoTable,
+    /// The table cannot be had.
+    #[error("{0}")]
+    Table(String),
+    /// The kernel refused.
+    #[error("the kernel refused: {source}")]
+    Kernel {
+        /// Its answer.
+        source: Refusal,
+    },
+    /// No netlink socket, or it broke.
+    #[error("nfnetlink socket: {0}")]
+    Socket(#[source] io::Error),
+}

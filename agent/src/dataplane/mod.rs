@@ -4,6 +4,7 @@
 //! Stopping leaves everything in force: only [`uninstall`] takes it away.
 
 mod bind;
+mod check;
 mod config;
 mod counters;
 mod desired;
@@ -15,6 +16,7 @@ mod guard_counts;
 mod install;
 pub mod names;
 mod nft;
+mod observe;
 mod open;
 mod plan;
 mod ports;
@@ -29,16 +31,18 @@ mod uninstall;
 mod watch;
 mod wire;
 
+pub use check::Check;
 pub use config::{DataplaneConfig, InterfacePattern, PatternError};
 pub use counters::{KernelCounter, read_counters};
 pub use desired::{Claim, Desired, MacAddress, ManagedInterface};
-pub use error::{CommitError, OpenError, ReadBackError, Refusal, UninstallError};
+pub use error::{CommitError, ObserveError, OpenError, ReadBackError, Refusal, UninstallError};
 pub use feature::{Feature, UnknownFeature};
 pub use guard_counts::{GuardCount, GuardReader, GuardReading};
 pub use nft::Nft;
 pub(crate) use nft::{NftRefusal, NftTask, run_nft};
+pub use observe::{ObserveElement, observe_without_agent};
 pub use open::Dataplane;
 pub use preflight::{Finding, Severity, absent, preflight};
 pub use report::{CommitReport, Delta, Opened, SkeletonState, UninstallReport};
 pub use uninstall::uninstall;
-pub use watch::ChangeWatch;
+pub use watch::{ChangeWatch, ForeignChange};

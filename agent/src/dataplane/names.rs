@@ -17,6 +17,11 @@ pub const LOG_UNCOUNTED_IN: &str = "firebreak deny in uncounted";
 /// The prefix of a packet that was denied in the egress stage and found no room in its set.
 pub const LOG_UNCOUNTED_OUT: &str = "firebreak deny out uncounted";
 
+/// The log prefix of an ingress flow that would have been denied, while the node only observes.
+pub const LOG_AUDIT_IN: &str = "firebreak audit in";
+/// The same of an egress flow.
+pub const LOG_AUDIT_OUT: &str = "firebreak audit out";
+
 /// Counts every packet denied by the ingress stage: the control sum of the `denied_in*` sets.
 pub const COUNTER_DENIED_IN: &str = "denied_in";
 /// Counts every packet denied by the egress stage: the control sum of the `denied_out*` sets.
@@ -25,6 +30,10 @@ pub const COUNTER_DENIED_OUT: &str = "denied_out";
 pub const COUNTER_OVERFLOW_IN: &str = "denied_overflow_in";
 /// Denied egress packets that found their set full: counted here only.
 pub const COUNTER_OVERFLOW_OUT: &str = "denied_overflow_out";
+/// Packets that the ingress stage let through only because the node observes.
+pub const COUNTER_AUDITED_IN: &str = "audited_in";
+/// Packets that the egress stage let through only because the node observes.
+pub const COUNTER_AUDITED_OUT: &str = "audited_out";
 /// Packets of local workloads that belong to no connection and cannot begin one.
 pub const COUNTER_OUT_OF_STATE: &str = "out_of_state";
 /// Packets of connections that were cut.
@@ -36,6 +45,8 @@ pub const COUNTER_UNKNOWN_OUT: &str = "unknown_interface_out";
 
 /// Interfaces that may talk, by ifindex; in each of the three tables.
 pub const SET_KNOWN_IF: &str = "known_if";
+/// Holds `ipv4` and `ipv6` for as long as the node observes: what policy denies is then let through, counted and logged.
+pub const SET_OBSERVE: &str = "observe";
 /// Interfaces of workloads, by ifindex, in the bridge table: what leaves through them is for them alone.
 pub const SET_GUARDED_IF: &str = "guarded_if";
 /// Counts what a port of a bridge was not to get, by port and EtherType: flooding and other people's broadcasts.
@@ -264,7 +275,16 @@ pub enum DeniedKey {
     Protocol,
 }
 
-/// One of the dynamic sets that count denied flows.
+/// What became of a flow that policy denies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// It was refused.
+    Denied,
+    /// It was let through, because the node observes.
+    Audited,
+}
+
+/// One of the dynamic sets that count flows that policy denies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeniedSet {
     /// The stage that denied.
@@ -273,16 +293,23 @@ pub struct DeniedSet {
     pub family: Family,
     /// What tells its flows apart.
     pub key: DeniedKey,
+    /// Whether its flows were refused.
+    pub outcome: Outcome,
 }
 
 impl DeniedSet {
-    /// All twelve.
+    /// All twenty-four.
     pub fn all() -> Vec<Self> {
         let keys = [DeniedKey::Port, DeniedKey::Icmp, DeniedKey::Protocol];
-        DIRECTIONS
-            .into_iter()
-            .flat_map(|direction| FAMILIES.into_iter().flat_map(move |family| keys.map(|key| Self { direction, family, key })))
-            .collect()
+        let mut all = Vec::new();
+        for outcome in [Outcome::Denied, Outcome::Audited] {
+            for direction in DIRECTIONS {
+                for family in FAMILIES {
+                    all.extend(keys.map(|key| Self { direction, family, key, outcome }));
+                }
+            }
+        }
+        all
     }
 
     /// Its name: `denied_in4`, `denied_out6_icmp`, `denied_in4_proto`.
@@ -292,7 +319,11 @@ impl DeniedSet {
             DeniedKey::Icmp => "_icmp",
             DeniedKey::Protocol => "_proto",
         };
-        format!("denied_{}{}{suffix}", direction_word(self.direction), family_digit(self.family))
+        let outcome = match self.outcome {
+            Outcome::Denied => "denied",
+            Outcome::Audited => "audited",
+        };
+        format!("{outcome}_{}{}{suffix}", direction_word(self.direction), family_digit(self.family))
     }
 }
 
@@ -417,7 +448,7 @@ mod tests {
             assert!(names.iter().any(|name| name == expected), "{expected} is missing from {names:?}");
         }
         let denied: BTreeSet<String> = DeniedSet::all().into_iter().map(DeniedSet::name).collect();
-        assert_eq!(denied.len(), 12);
-        assert!(denied.contains("denied_in4") && denied.contains("denied_out6_icmp") && denied.contains("denied_in6_proto"));
+        assert_eq!(denied.len(), 24);
+        assert!(denied.contains("denied_in4") && denied.contains("denied_out6_icmp") && denied.contains("audited_in6_proto"));
     }
 }

@@ -1,10 +1,12 @@
 //! The tables, held open: found or installed at start, changed by commits.
 
+use super::check::{self, Check, Prints};
 use super::config::DataplaneConfig;
 use super::desired::Desired;
-use super::error::{CommitError, OpenError, ReadBackError};
+use super::error::{CommitError, ObserveError, OpenError, ReadBackError};
 use super::install::{InstallError, Site, Standing, Which, bring_about, survey};
 use super::names::{Layer, SetRef};
+use super::observe::{self, ObserveElement};
 use super::plan::{KernelState, Plan, plan, plan_delta, plan_restore};
 use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
@@ -13,6 +15,7 @@ use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::tables;
 use nix::errno::Errno;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// The kernel's tables, held open. One per network namespace; dropping it leaves them in force.
 #[derive(Debug)]
@@ -25,6 +28,12 @@ pub struct Dataplane {
     owned: bool,
     /// Whether the tables are another version's and wait for the first commit.
     is_outdated: bool,
+    /// What each chain is, as it was brought about or found.
+    prints: Prints,
+    /// The next part of the background check.
+    step: usize,
+    /// Until when the node observes, and why, if this process was told.
+    observing: Option<(Instant, String)>,
     config: DataplaneConfig,
 }
 
@@ -58,13 +67,27 @@ impl Dataplane {
             }
         };
         let Standing { layers, persists } = standing;
-        let mut this = Self { socket, layers, actual: None, owned: persists, is_outdated, config: config.clone() };
+        let mut this = Self {
+            socket,
+            layers,
+            actual: None,
+            owned: persists,
+            is_outdated,
+            prints: Prints::new(),
+            step: 0,
+            observing: None,
+            config: config.clone(),
+        };
         this.adopt()?;
         let readable: BTreeSet<SetRef> = sites.iter().flat_map(Site::readable).collect();
         let layers = &this.layers;
         let actual = read_back_of(&mut this.socket, layers, |set| !is_outdated || readable.contains(&set))?;
         let opened = Opened { skeleton, owned: persists, elements: actual.len() };
         this.actual = Some(actual);
+        this.prints = check::prints(&mut this.socket, &this.layers)?;
+        if let Ok(Some(ObserveElement { left, note })) = this.observing() {
+            this.observing = Some((Instant::now() + left, note));
+        }
         Ok((this, opened))
     }
 
@@ -124,6 +147,8 @@ impl Dataplane {
     ///
     /// # Errors
     /// [`CommitError::Repair`]; the call may be repeated.
+    ///
+    /// An owned table may have been changed too, while it had no owner.
     pub fn repair(&mut self) -> Result<CommitReport, CommitError> {
         if self.is_outdated {
             return Err(CommitError::Repair("the tables are another version's; the next commit replaces them".to_owned()));
@@ -158,7 +183,60 @@ impl Dataplane {
         done?;
         self.actual = None;
         self.actual = Some(read_back(&mut self.socket, &self.layers).map_err(OpenError::from)?);
+        self.prints = check::prints(&mut self.socket, &self.layers).map_err(OpenError::from)?;
+        self.observe_again();
         Ok(())
+    }
+
+    /// Compares what the kernel holds with what we put there, and says what differs, in words. [`Check::Step`] looks at the rules
+    /// or at one set, in turn. Tables of another version are not compared.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn check(&mut self, how: Check) -> Result<Vec<String>, ReadBackError> {
+        let Some(committed) = self.actual.as_ref().filter(|_| !self.is_outdated) else { return Ok(Vec::new()) };
+        let sets = SetRef::all();
+        let step = self.step;
+        self.step = (step + 1) % (sets.len() + 1);
+        let is_rules = how == Check::All || step == 0;
+        let mut words = Vec::new();
+        if is_rules {
+            words = check::differences(&self.prints, &check::prints(&mut self.socket, &self.layers)?);
+            words.extend(check::port_differences(&mut self.socket, committed, &self.layers)?);
+        }
+        let chosen = |set: SetRef| how == Check::All || (!is_rules && sets.get(step - 1) == Some(&set));
+        words.extend(check::element_differences(&mut self.socket, committed, &self.layers, chosen)?);
+        Ok(words)
+    }
+
+    /// Lets what policy denies through for a time (`None` ends that), with a note for people; ends by itself.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn observe(&mut self, wanted: Option<(Duration, &str)>) -> Result<(), ObserveError> {
+        if self.is_outdated {
+            return Err(ObserveError::NoTable);
+        }
+        observe::write(&mut self.socket, wanted)?;
+        self.observing = wanted.map(|(duration, note)| (Instant::now() + duration, note.to_owned()));
+        Ok(())
+    }
+
+    /// Whether the node observes, from the kernel.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn observing(&mut self) -> Result<Option<ObserveElement>, ObserveError> {
+        if self.is_outdated { Ok(None) } else { observe::read(&mut self.socket) }
+    }
+
+    /// Puts the rest of the time back that a table made anew has lost. Where that fails, what policy denies is denied.
+    fn observe_again(&mut self) {
+        let Some((until, note)) = self.observing.clone() else { return };
+        let left = until.saturating_duration_since(Instant::now());
+        if !left.is_zero() && matches!(observe::read(&mut self.socket), Ok(None)) {
+            let _ = observe::write(&mut self.socket, Some((left, &note)));
+        }
     }
 
     /// The socket's own address, by which the kernel tells our changes from others'.

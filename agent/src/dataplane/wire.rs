@@ -48,10 +48,12 @@ pub(super) enum Message {
     GetChain = (SUBSYSTEM << 8) | 4,
     DelChain = (SUBSYSTEM << 8) | 5,
     NewRule = (SUBSYSTEM << 8) | 6,
+    GetRule = (SUBSYSTEM << 8) | 7,
     GetSet = (SUBSYSTEM << 8) | 10,
     NewSetElement = (SUBSYSTEM << 8) | 12,
     GetSetElement = (SUBSYSTEM << 8) | 13,
     DelSetElement = (SUBSYSTEM << 8) | 14,
+    NewGeneration = (SUBSYSTEM << 8) | 15,
     GetGeneration = (SUBSYSTEM << 8) | 16,
     GetObject = (SUBSYSTEM << 8) | 19,
 }
@@ -115,6 +117,18 @@ pub(super) mod rule {
     pub(crate) const APPEND: u16 = 0x800;
 }
 
+/// `NFTA_EXPR_*`.
+pub(super) mod expression {
+    pub(crate) const NAME: u16 = 1;
+    pub(crate) const DATA: u16 = 2;
+}
+
+/// `NFTA_GEN_*`.
+pub(super) mod generation {
+    pub(crate) const PROCESS_ID: u16 = 2;
+    pub(crate) const PROCESS_NAME: u16 = 3;
+}
+
 /// `NFTA_SET_*`.
 pub(super) mod set {
     pub(crate) const TABLE: u16 = 1;
@@ -141,6 +155,8 @@ pub(super) mod element {
     pub(crate) const LIST_SET: u16 = 2;
     pub(crate) const LIST_ELEMENTS: u16 = 3;
     pub(crate) const KEY: u16 = 1;
+    pub(crate) const TIMEOUT: u16 = 4;
+    pub(crate) const EXPIRATION: u16 = 5;
     pub(crate) const USERDATA: u16 = 6;
     pub(crate) const KEY_END: u16 = 10;
     /// The one expression that an element carries; kernels that know several send them as a list.

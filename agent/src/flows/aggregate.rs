@@ -7,7 +7,7 @@ use super::config::{Limits, Timing};
 use super::control::{Control, LostReason};
 use super::cursor::{Cursor, CursorElement, CursorEntry, CursorFlow};
 use super::journal::JournalEntry;
-use super::key::FlowKey;
+use super::key::{FlowKey, FlowVerdict};
 use super::locals::{LocalEnd, LocalView};
 use super::read::{ElementReading, TableReading};
 use super::record::{FlowId, FlowTold, Phase, Record, Told};
@@ -170,6 +170,14 @@ impl Element {
     }
 }
 
+/// Whether the control sums are about it: what was let through is in no sum of what was denied.
+fn is_controlled(key: &FlowKey) -> bool {
+    match key.verdict {
+        FlowVerdict::Drop | FlowVerdict::Reject => true,
+        FlowVerdict::Allow | FlowVerdict::Audit => false,
+    }
+}
+
 fn slot(direction: Direction) -> usize {
     match direction {
         Direction::Ingress => 0,
@@ -227,7 +235,7 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
     /// A log event: opens the flow, unless it is open.
     pub fn packet(&mut self, now: Moment, packet: &PacketSeen) {
         self.changes += 1;
-        if !packet.is_counted && self.has_room_for(&packet.key) {
+        if !packet.is_counted && is_controlled(&packet.key) && self.has_room_for(&packet.key) {
             self.control[slot(packet.key.direction)].tell_overflow();
         }
         if let Some(flow) = self.entries.get_mut(&packet.key).and_then(|entry| entry.flow.as_mut()) {
@@ -304,7 +312,9 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
             return;
         }
         self.changes += 1;
-        self.control[slot(key.direction)].tell(packets);
+        if is_controlled(&key) {
+            self.control[slot(key.direction)].tell(packets);
+        }
         if let Some(flow) = entry.flow.as_mut() {
             // The element has the packet that was logged.
             flow.logged = None;
@@ -354,7 +364,9 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
             if let Some(flow) = entry.flow.as_mut() {
                 if now.at.saturating_duration_since(flow.active_at) >= *idle {
                     // No element ever had the logged packet: the flow tells it.
-                    control[slot(key.direction)].tell(u64::from(flow.logged.is_some()));
+                    if is_controlled(key) {
+                        control[slot(key.direction)].tell(u64::from(flow.logged.is_some()));
+                    }
                     records.push(flow.told(*key, Phase::Closed, now));
                     entry.flow = None;
                 } else if flow.totals().0 > flow.packets_told && now.at.saturating_duration_since(flow.told_at) >= *update_every {

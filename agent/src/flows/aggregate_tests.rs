@@ -63,7 +63,7 @@ fn element(port: u16, packets: u64, made: f64, now: f64) -> ElementReading {
 }
 
 fn table(handle: u64, denied: u64, overflow: u64) -> TableReading {
-    TableReading { handle, ingress: Counters { denied, overflow }, egress: Counters::default() }
+    TableReading { handle, ingress: Counters { denied, overflow }, egress: Counters::default(), audited: [0, 0] }
 }
 
 impl Bench {
@@ -97,6 +97,7 @@ impl Bench {
                 format!("{:?} #{} :{port} {} packets {} bytes", flow.phase, flow.id.0[0], flow.packets, flow.bytes)
             }
             Told::Cut(cut) => format!("cut {cut:?}"),
+            Told::Node(event) => format!("{event:?}"),
             Told::Guard(guard) => format!("guard {guard:?}"),
             Told::Lost { direction, packets, reason } => format!("lost {packets} {} {reason}", direction.as_str()),
         };
@@ -322,7 +323,7 @@ fn a_record_names_the_local_workload_the_generation_and_the_first_source_port() 
         .into_iter()
         .map(|record| match record.told {
             Told::Flow(flow) => flow,
-            Told::Lost { .. } | Told::Cut(_) | Told::Guard(_) => panic!("nothing is lost, cut or refused by a guard"),
+            Told::Lost { .. } | Told::Cut(_) | Told::Guard(_) | Told::Node(_) => panic!("nothing is lost, cut or refused by a guard"),
         })
         .collect();
     assert_eq!(told[0].local.as_ref().map(|end| end.container.as_str()), Some("c1"));

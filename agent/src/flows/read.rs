@@ -3,7 +3,10 @@
 use super::error::FlowsError;
 use super::key::{DecodeKey, FlowKey};
 use super::netlink::{Attributes, DUMP, Message, Messages, SUBSYS_NFTABLES, answer, be_u32, be_u64, nftables_request};
-use crate::dataplane::names::{COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT, DeniedSet, TABLE};
+use crate::dataplane::names::{
+    COUNTER_AUDITED_IN, COUNTER_AUDITED_OUT, COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT, DeniedSet,
+    TABLE,
+};
 use firebreak_policy::model::Direction;
 use netlink_sys::constants::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
@@ -82,6 +85,8 @@ pub struct TableReading {
     pub ingress: Counters,
     /// `denied_out`, `denied_overflow_out`.
     pub egress: Counters,
+    /// `audited_in` and `audited_out`: what was let through only because the node observes. No control sum is about it.
+    pub audited: [u64; 2],
 }
 
 /// Reads over a socket of its own. Blocking.
@@ -129,7 +134,8 @@ impl Reader {
         };
         let ingress = counters(COUNTER_DENIED_IN, COUNTER_OVERFLOW_IN)?;
         let egress = counters(COUNTER_DENIED_OUT, COUNTER_OVERFLOW_OUT)?;
-        Ok(Some(TableReading { handle, ingress, egress }))
+        let audited = [self.counter_or_none(COUNTER_AUDITED_IN)?, self.counter_or_none(COUNTER_AUDITED_OUT)?];
+        Ok(Some(TableReading { handle, ingress, egress, audited }))
     }
 
     /// Hands on the elements of one set in chunks. An element that comes or goes during the read may be missed or given twice.
@@ -178,6 +184,14 @@ impl Reader {
             Ok(())
         })?;
         Ok(timeout)
+    }
+
+    /// Tables of an earlier version have no such counter.
+    fn counter_or_none(&mut self, name: &str) -> Result<u64, FlowsError> {
+        match self.counter(name) {
+            Err(FlowsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(0),
+            counted => counted,
+        }
     }
 
     fn counter(&mut self, name: &str) -> Result<u64, FlowsError> {

@@ -5,6 +5,7 @@ use super::error::FlowsError;
 use super::guard::GuardTold;
 use super::key::{FlowKey, FlowVerdict};
 use super::locals::LocalEnd;
+use super::node_event::NodeTold;
 use bytes::Bytes;
 use firebreak_policy::model::{Direction, Family, Generation, NetworkName, Protocol, Transport};
 use firebreak_proto::v1;
@@ -42,6 +43,8 @@ pub enum Told {
     },
     /// A connection was cut.
     Cut(Box<CutTold>),
+    /// Something happened to the node's enforcement itself.
+    Node(Box<NodeTold>),
     /// A guard refused frames.
     Guard(Box<GuardTold>),
 }
@@ -95,6 +98,7 @@ impl Record {
                 reason: reason.clone().into_owned(),
             }),
             Told::Cut(cut) => v1::flow_record::Record::Cut(cut.to_proto()),
+            Told::Node(event) => v1::flow_record::Record::NodeEvent(event.to_proto()),
             Told::Guard(guard) => v1::flow_record::Record::Guard(guard.to_proto()),
         };
         v1::FlowRecord { sequence, time: Some(self.time.into()), record: Some(record) }
@@ -193,6 +197,7 @@ pub(crate) fn from_proto(record: v1::FlowRecord) -> Result<Record, FlowsError> {
             Told::Lost { direction: direction_from_proto(lost.direction)?, packets: lost.packets, reason: Cow::Owned(lost.reason) }
         }
         v1::flow_record::Record::Cut(cut) => Told::Cut(Box::new(CutTold::from_proto(cut)?)),
+        v1::flow_record::Record::NodeEvent(event) => Told::Node(Box::new(NodeTold::from_proto(event)?)),
         v1::flow_record::Record::Guard(guard) => Told::Guard(Box::new(GuardTold::from_proto(guard)?)),
     };
     Ok(Record { time, told })

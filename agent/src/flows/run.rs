@@ -258,10 +258,11 @@ impl Quiet {
         if self.handle != table.handle {
             *self = Self { handle: table.handle, counted: [(0, 0); 2] };
         }
-        let directions = [Direction::Ingress, Direction::Egress].into_iter().zip(&mut self.counted);
-        let is_due = |(direction, (denied, reads)): (Direction, &mut (u64, u32))| {
-            if *denied != table.of(direction).denied {
-                (*denied, *reads) = (table.of(direction).denied, 0);
+        let directions = [Direction::Ingress, Direction::Egress].into_iter().zip(table.audited).zip(&mut self.counted);
+        let is_due = |((direction, audited), (counted, reads)): ((Direction, u64), &mut (u64, u32))| {
+            let sum = table.of(direction).denied.wrapping_add(audited);
+            if *counted != sum {
+                (*counted, *reads) = (sum, 0);
             }
             *reads += 1;
             (*reads <= READS_AFTER_CHANGE).then_some(direction)

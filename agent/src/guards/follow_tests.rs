@@ -60,7 +60,7 @@ fn told(record: &Record) -> String {
             format!("{:?} {} {} frames {} bytes{claimed}", told.phase, told.id.0[0], told.frames, told.bytes)
         }
         Told::Lost { packets, reason, .. } => format!("lost {packets}: {reason}"),
-        Told::Flow(_) | Told::Cut(_) => panic!("{record:?}"),
+        Told::Flow(_) | Told::Cut(_) | Told::Node(_) => panic!("{record:?}"),
     }
 }
 

@@ -13,6 +13,7 @@ pub use run::run;
 pub use stream::SessionError;
 
 use crate::local::{LocalWorkloads, Warning};
+use crate::observe::{Observing, Request};
 use firebreak_policy::model::{Generation, NodeName, Revision};
 use firebreak_proto::Refusal;
 use firebreak_proto::hash::ObjectKey;
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, SystemTime};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tonic::transport::Endpoint;
 
 /// Who this agent is, and where its controller is.
@@ -58,6 +59,8 @@ pub struct SessionLinks {
     pub committed: watch::Sender<Option<Arc<Committed>>>,
     /// What is counted.
     pub stats: Arc<SessionStats>,
+    /// Where an order to observe, or to stop that, goes.
+    pub observe: mpsc::Sender<Request>,
 }
 
 /// Counts of sessions, for the metrics.
@@ -78,6 +81,8 @@ pub struct NodeStatus {
     pub able: bool,
     /// What people should know, beside what discovery found.
     pub warnings: BTreeSet<Warning>,
+    /// Set while what policy denies is let through.
+    pub observing: Option<Observing>,
 }
 
 impl NodeStatus {

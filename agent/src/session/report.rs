@@ -92,6 +92,7 @@ fn node_report<'a>(
         warnings: warnings.into_iter().map(Into::into).collect(),
         kernel: config.kernel.clone(),
         enforcing: status.enforcing(),
+        observing: status.observing.as_ref().map(Into::into),
     }
 }
 

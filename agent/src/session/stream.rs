@@ -3,6 +3,7 @@
 use super::report::{self, Told};
 use super::{Applied, Held, HeldError, SessionConfig, SessionLinks};
 use crate::local::{LocalWorkloads, Warning};
+use crate::observe::{Change, Request};
 use firebreak_policy::model::Generation;
 use firebreak_proto::v1::agent_message::Message as Up;
 use firebreak_proto::v1::controller_message::Message as Down;
@@ -11,6 +12,7 @@ use firebreak_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION, v1};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -207,12 +209,18 @@ impl Conversation<'_> {
             (None, _) => unexpected("a message of a kind that this version does not know".to_owned()),
             (Some(Down::Welcome(welcome)), None) => self.begin(welcome),
             (Some(Down::Welcome(_)), Some(_)) => unexpected("a second Welcome".to_owned()),
-            (Some(Down::Update(_) | Down::Commit(_) | Down::Declared(_)), None) => unexpected("something before its Welcome".to_owned()),
+            (Some(Down::Update(_) | Down::Commit(_) | Down::Declared(_) | Down::Observe(_)), None) => {
+                unexpected("something before its Welcome".to_owned())
+            }
             (Some(Down::Update(update)), Some(_)) => {
                 update.updates.into_iter().try_for_each(|update| self.held.update(update)).map_err(SessionError::Held)
             }
             (Some(Down::Declared(part)), Some(_)) => {
                 self.declare(part);
+                Ok(())
+            }
+            (Some(Down::Observe(order)), Some(_)) => {
+                self.observe(order);
                 Ok(())
             }
             (Some(Down::Commit(commit)), Some(welcome)) => {
@@ -284,6 +292,22 @@ impl Conversation<'_> {
         self.links.committed.send_replace(Some(committed));
         self.hear_declared();
         Ok(())
+    }
+
+    /// Hands an order on. What became of it the node's next report tells.
+    fn observe(&mut self, order: v1::Observe) {
+        let v1::Observe { duration, principal, reason } = order;
+        let change = match duration.map(Duration::try_from) {
+            None => Change::End,
+            Some(Ok(duration)) => Change::Begin(duration),
+            Some(Err(error)) => {
+                tracing::warn!(reason = %error, "an order to observe cannot be read");
+                return;
+            }
+        };
+        if self.links.observe.try_send(Request { change, principal, reason, reply: None }).is_err() {
+            tracing::warn!("an order to observe was dropped: others wait before it");
+        }
     }
 
     /// From here on reports go out.

@@ -224,9 +224,7 @@ fn replay(node: &NodeName, mut body: &[u8]) -> Result<Kept, StateError> {
                     (None, _) => Err(damaged("the declared workloads are missing")),
                 };
             }
-            Some(Down::Welcome(_)) | None => return Err(damaged("a frame of another kind")),
-            #[allow(unreachable_patterns, reason = "other parts of the controller's messages are no state")]
-            Some(_) => return Err(damaged("a frame of another kind")),
+            Some(Down::Welcome(_) | Down::Observe(_)) | None => return Err(damaged("a frame of another kind")),
         }
     }
     Err(damaged("its end is missing"))

@@ -490,7 +490,7 @@ fn the_first_refused_frame_is_told_at_once_with_what_it_claimed() {
                 let Ok((at, records)) = records.recv_timeout(Duration::from_secs(2)) else { break };
                 let of_arp = records.into_iter().find_map(|record| match record.told {
                     Told::Guard(told) if told.reason == GuardReason::Arp => Some(told),
-                    Told::Guard(_) | Told::Flow(_) | Told::Lost { .. } | Told::Cut(_) => None,
+                    Told::Guard(_) | Told::Node(_) | Told::Flow(_) | Told::Lost { .. } | Told::Cut(_) => None,
                 });
                 found = of_arp.map(|told| (at, told));
             }

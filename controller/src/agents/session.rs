@@ -102,6 +102,7 @@ impl Session {
     pub(super) async fn run(mut self, mut inbound: Streaming<v1::AgentMessage>, token: &CancellationToken) -> Result<(), Status> {
         let mut publications = self.hub.publications();
         publications.mark_changed();
+        let mut orders = self.hub.board().take_orders(&self.caller.node);
         let outgoing = self.outgoing.clone();
         loop {
             tokio::select! {
@@ -119,6 +120,7 @@ impl Session {
                     changed.map_err(|_| Status::unavailable("the controller is stopping"))?;
                     self.publish(&mut publications)?;
                 }
+                Some(order) = orders.recv(), if self.declared.is_some() => self.pending.push_back(Down::Observe(order)),
                 () = tokio::time::sleep_until(self.patience.unwrap_or_else(Instant::now)), if self.patience.is_some() => {
                     tracing::warn!(node = %self.caller.node, "an agent did not say what it runs; its node gets the state that is known");
                     self.send_newest();

@@ -29,10 +29,11 @@ struct NodeToken {
     after: String,
 }
 
-fn of_live(error: LiveError) -> Status {
+pub(super) fn of_live(error: LiveError) -> Status {
     match error {
         LiveError::NotFound(message) => Status::not_found(message),
         LiveError::Unclear { field, reason } => invalid(field, reason),
+        LiveError::NotReady(message) => Status::failed_precondition(message),
         LiveError::Unavailable(message) => Status::unavailable(message),
     }
 }

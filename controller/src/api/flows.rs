@@ -33,6 +33,7 @@ pub(super) struct Filter {
     protocol: Option<u32>,
     port: Option<u32>,
     cuts: bool,
+    node_events: bool,
     guards: bool,
 }
 
@@ -186,6 +187,7 @@ impl Filter {
             port,
             after_cursor: _,
             cuts,
+            node_events,
             guards,
         } = request;
         let mut violations = Violations::default();
@@ -230,6 +232,7 @@ impl Filter {
             protocol,
             port,
             cuts,
+            node_events,
             guards,
         })
     }
@@ -238,6 +241,10 @@ impl Filter {
     fn takes(&self, flow: &v1::AttributedFlow) -> bool {
         if !self.node.is_empty() && self.node != flow.node {
             return false;
+        }
+        if self.node_events || flow.node_event.is_some() {
+            // It is about everything on its node, and about no flow.
+            return flow.node_event.is_some() && !self.cuts && !self.guards;
         }
         let Some(seen) = Seen::of(flow) else { return true };
         // Both asked for is either.

@@ -74,6 +74,9 @@ pub enum LiveError {
         /// What it could mean.
         reason: String,
     },
+    /// The other side is not there, or does not do it.
+    #[error("{0}")]
+    NotReady(String),
     /// The controller is starting and does not know everything yet, or it is stopping.
     #[error("{0}")]
     Unavailable(&'static str),
@@ -90,6 +93,11 @@ pub trait Live: Send + Sync + 'static {
 
     /// Nodes and how far they are.
     async fn nodes(&self, query: NodeQuery) -> Result<Vec<v1::NodeStatus>, LiveError>;
+
+    /// Tells a node to observe, or to stop, and waits until it says so: as it reports it then.
+    async fn observe(&self, _node: NodeName, _order: v1::Observe) -> Result<Option<v1::Observing>, LiveError> {
+        Err(LiveError::NotReady("nodes cannot be told anything here".to_owned()))
+    }
 
     /// The verdict on a flow.
     async fn explain(&self, question: Question) -> Result<v1::ExplainResponse, LiveError>;

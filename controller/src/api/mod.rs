@@ -8,6 +8,7 @@ mod copy;
 mod flows;
 pub mod live;
 mod object;
+mod observe;
 mod page;
 mod read;
 mod refusal;
@@ -168,6 +169,11 @@ impl OperatorService for OperatorApi {
     async fn delete_node(&self, request: Request<v1::DeleteNodeRequest>) -> Result<Response<v1::DeleteNodeResponse>, Status> {
         let act = |api: Self, principal, request| async move { api.forget_node(principal, request).await };
         self.counted(Method::DeleteNode, request, act).await.map(Response::new)
+    }
+
+    async fn set_observe(&self, request: Request<v1::SetObserveRequest>) -> Result<Response<v1::SetObserveResponse>, Status> {
+        let act = |api: Self, principal, request| async move { api.observe_node(principal, request).await };
+        self.counted(Method::SetObserve, request, act).await.map(Response::new)
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {

@@ -71,6 +71,8 @@ enum Outcome {
     Lost,
     /// A cut connection, kept and handed on.
     Cut,
+    /// Something that happened to a node's enforcement, kept and handed on.
+    NodeEvent,
     /// Frames that a guard refused, kept and handed on.
     Guard,
     /// It was there already.
@@ -274,6 +276,14 @@ fn attributed(
             flow.reason = named.reason;
             flow.cut = Some(cut);
             Ok((Outcome::Cut, flow))
+        }
+        Record::NodeEvent(event) => {
+            if event.kind() == v1::NodeEventKind::Unspecified {
+                return Err(Refusal::new("node_event.kind", "is not set, or of a kind that this version does not know"));
+            }
+            flow.lost = None;
+            flow.node_event = Some(event);
+            Ok((Outcome::NodeEvent, flow))
         }
         Record::Guard(guard) => {
             let sender = attribute_guard(owners, &reporter.node, &guard).map_err(|refusal| refusal.within("guard"))?;

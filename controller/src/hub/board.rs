@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 /// Publications that a node's wait tells apart; what is beyond counts as the last of them.
 const MOST_WAITING: usize = 64;
@@ -16,6 +17,23 @@ const MOST_WAITING: usize = 64;
 pub(crate) struct Board {
     nodes: Arc<Mutex<BTreeMap<NodeName, Progress>>>,
     waits: Arc<Mutex<BTreeMap<NodeName, Wait>>>,
+    /// Where orders to a node's session go.
+    orders: Arc<Mutex<BTreeMap<NodeName, mpsc::Sender<v1::Observe>>>>,
+}
+
+impl Board {
+    /// The orders that a node's new session is to pass on.
+    pub(crate) fn take_orders(&self, node: &NodeName) -> mpsc::Receiver<v1::Observe> {
+        let (sender, receiver) = mpsc::channel(4);
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), sender);
+        receiver
+    }
+
+    /// Hands an order to the node's session; `false` when there is none, or others wait before it.
+    pub(crate) fn order(&self, node: &NodeName, order: v1::Observe) -> bool {
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.get(node).is_some_and(|session| session.try_send(order).is_ok())
+    }
 }
 
 /// Publications that are new for a node and that it did not ack yet, oldest first, with the time since which each waits.

@@ -57,6 +57,27 @@ impl Live for Hub {
         Ok(wanted.take(limit).map(|node| self.node_status(&published, node)).collect())
     }
 
+    async fn observe(&self, node: NodeName, order: v1::Observe) -> Result<Option<v1::Observing>, LiveError> {
+        let remedy = "`firebreak-agent observe` on the node does the same without a controller";
+        if !self.board().of(&node).is_some_and(|progress| progress.connected) || !self.board().order(&node, order.clone()) {
+            return Err(LiveError::NotReady(format!("node {node} is not connected; {remedy}")));
+        }
+        let mut publications = self.publications();
+        let told = publications.wait_for(|published| {
+            let report = published.as_ref().and_then(|it| it.reported.get(&node)?.report.as_ref());
+            report.is_some_and(|report| match (&order.duration, &report.observing) {
+                (None, observing) => observing.is_none(),
+                (Some(_), None) => false,
+                (Some(_), Some(observing)) => (&observing.principal, &observing.reason) == (&order.principal, &order.reason),
+            })
+        });
+        match tokio::time::timeout(OBSERVE_PATIENCE, told).await {
+            Ok(Ok(published)) => Ok(published.as_ref().and_then(|it| it.reported.get(&node)?.report.as_ref()?.observing.clone())),
+            Ok(Err(_)) => Err(LiveError::Unavailable("the controller is stopping")),
+            Err(_) => Err(LiveError::NotReady(format!("node {node} did not say within {OBSERVE_PATIENCE:?} that it did so; {remedy}"))),
+        }
+    }
+
     async fn explain(&self, question: Question) -> Result<v1::ExplainResponse, LiveError> {
         let published = self.newest().ok_or(NOT_IN_SYNC)?;
         explain(&published, &question)
@@ -146,6 +167,20 @@ impl Hub {
         if !enforcing {
             return Some(format!("node {node} says that it is not enforcing; `firebreak nodes` tells why{lost}"));
         }
+        let report = published.reported.get(node).and_then(|it| it.report.as_ref());
+        if let Some(observing) = report.and_then(|report| report.observing.as_ref()) {
+            let until = observing.until.as_ref().and_then(|it| jiff::Timestamp::new(it.seconds, it.nanos).ok());
+            let until = until.map(|until| format!(" until {until:.0}")).unwrap_or_default();
+            return Some(format!(
+                "node {node} observes{until} by order of {} ({}): denied traffic passes{lost}",
+                observing.principal, observing.reason
+            ));
+        }
+        // Nobody knows what a node does that is not heard of: its agent may have been stopped, its tables removed.
+        if !progress.connected {
+            let since = progress.last_seen.map(|seen| format!(" since {seen:.0}")).unwrap_or_default();
+            return Some(format!("node {node} is lost{since}; when last heard, it enforced"));
+        }
         let target = published.targets.get(node)?;
         match &progress.acked {
             None => Some(format!("node {node} has not acked a generation yet{lost}")),
@@ -186,9 +221,13 @@ impl Hub {
             addresses: inventory.map(|it| addresses_to_wire(&it.addresses)).unwrap_or_default(),
             labels: inventory.map(|it| it.labels.0.clone().into_iter().collect()).unwrap_or_default(),
             enforcing: report.enforcing && connection == v1::NodeConnection::Connected,
+            observing: report.observing,
         }
     }
 }
+
+/// For how long a node may take to say that it observes.
+const OBSERVE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A moment as it travels.
 pub(crate) fn timestamp(at: jiff::Timestamp) -> prost_types::Timestamp {

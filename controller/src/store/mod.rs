@@ -162,6 +162,21 @@ impl Store {
             .await
     }
 
+    /// Notes in the audit trail that a node was told to observe, or to stop. Gives the revision that says so.
+    ///
+    /// # Errors
+    /// When no such node is known, or the trail cannot be written: then nobody is to be told anything.
+    pub async fn note_observe(&self, node: NodeName, principal: String, reason: String, time: Timestamp) -> Result<Revision, StoreError> {
+        let head = write::Head { principal, verb: Verb::Observe, reason, time };
+        self.shared
+            .writer
+            .run(move |connection, _| {
+                let committed = write::observe(connection, &node, head)?;
+                Ok((committed.revision, Some(committed)))
+            })
+            .await
+    }
+
     /// Writes a consistent copy of the database, of one moment, to a file that must not exist. Reads and writes go on meanwhile.
     pub async fn backup(&self, to: PathBuf) -> Result<(), StoreError> {
         let from = self.shared.path.clone();

@@ -106,19 +106,22 @@ pub enum Verb {
     DeleteNode,
     /// The database was restored from a backup.
     Restore,
+    /// A node was told to let through what policy denies, or to stop that.
+    Observe,
 }
 
 impl Verb {
     /// Every verb there is.
-    pub const ALL: [Self; 4] = [Self::Apply, Self::Delete, Self::DeleteNode, Self::Restore];
+    pub const ALL: [Self; 5] = [Self::Apply, Self::Delete, Self::DeleteNode, Self::Restore, Self::Observe];
 
-    /// `apply`, `delete`, `delete-node`, `restore`.
+    /// `apply`, `delete`, `delete-node`, `restore`, `observe`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Apply => "apply",
             Self::Delete => "delete",
             Self::DeleteNode => "delete-node",
             Self::Restore => "restore",
+            Self::Observe => "observe",
         }
     }
 }
@@ -201,7 +204,7 @@ pub struct Committed {
     pub verb: Verb,
     /// Why, as they said.
     pub reason: String,
-    /// What changed; only created, configured and deleted objects. Empty for `delete-node` and `restore`.
+    /// What changed; only created, configured and deleted objects. Empty for `delete-node`, `restore` and `observe`.
     pub changes: Vec<Change>,
     /// Nodes that were forgotten, with everything that they had reported.
     pub forgotten_nodes: Vec<NodeName>,
@@ -225,7 +228,7 @@ pub struct RevisionEntry {
     pub time: Timestamp,
     /// Who.
     pub principal: String,
-    /// `apply`, `delete`, `delete-node`, `restore`.
+    /// `apply`, `delete`, `delete-node`, `restore`, `observe`.
     pub verb: String,
     /// Why.
     pub reason: String,

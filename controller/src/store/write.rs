@@ -257,3 +257,15 @@ pub(super) fn delete_node(connection: &Connection, node: &NodeName, head: Head) 
     }
     note(connection, head, vec![node.clone()])
 }
+
+/// Writes into the audit trail that a node was told to observe; changes nothing else.
+pub(super) fn observe(connection: &Connection, node: &NodeName, head: Head) -> Result<Arc<Committed>, StoreError> {
+    let known: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM nodes WHERE name = ?1)")
+        .and_then(|mut statement| statement.query_row([node.as_str()], |row| row.get(0)))
+        .map_err(database("cannot look for a node"))?;
+    if !known {
+        return Err(StoreError::UnknownNode(node.clone()));
+    }
+    note(connection, head, Vec::new())
+}

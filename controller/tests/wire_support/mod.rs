@@ -164,6 +164,7 @@ impl Agent {
         loop {
             match self.next().await.unwrap().expect("the stream goes on") {
                 Down::Welcome(welcome) => self.epoch = welcome.epoch,
+                Down::Observe(_) => {}
                 Down::Declared(declared) => {
                     if declared.reset {
                         self.declared.clear();

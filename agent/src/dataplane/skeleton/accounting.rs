@@ -2,12 +2,14 @@
 
 use super::policy::{WITH_PORTS, deny_name, icmp_header, icmp_protocol, ip};
 use super::words::{
-    Rules, accept, concat, count, dispatch, drop, field, goto, in_set, is, is_number, is_one_of, l4proto, limit, log, meta, to_goto, update,
+    Rules, accept, back, concat, count, dispatch, drop, field, goto, in_set, is, is_number, is_one_of, l4proto, limit, log, meta, to_goto,
+    update,
 };
 use crate::dataplane::config::DataplaneConfig;
 use crate::dataplane::names::{
-    COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT, DIRECTIONS, DeniedKey, DeniedSet, FAMILIES,
-    LOG_DENY_IN, LOG_DENY_OUT, LOG_UNCOUNTED_IN, LOG_UNCOUNTED_OUT,
+    COUNTER_AUDITED_IN, COUNTER_AUDITED_OUT, COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT, DIRECTIONS,
+    DeniedKey, DeniedSet, FAMILIES, LOG_AUDIT_IN, LOG_AUDIT_OUT, LOG_DENY_IN, LOG_DENY_OUT, LOG_UNCOUNTED_IN, LOG_UNCOUNTED_OUT, Outcome,
+    SET_OBSERVE, direction_word, family_digit,
 };
 use firebreak_policy::model::{Direction, Family};
 use nftables::expr::{Expression, MetaKey, Verdict};
@@ -40,44 +42,111 @@ const MLD: [&str; 4] = ["mld-listener-query", "mld-listener-report", "mld-listen
 /// ```
 /// The first rule counts in the element that it finds and leaves; only a new element logs; a packet that finds its set full breaks
 /// off the second rule, and is counted by the third.
+///
+/// While the node observes ([`SET_OBSERVE`]), the first rule of `deny_in4` is
+///
+/// ```text
+///     meta nfproto @observe goto audit_in4
+/// ```
+///
+/// and `audit_in4` is the same with other sets and counters and `return` in the place of `drop`: this direction lets it through, the
+/// other is still judged. Only what policy denies comes here: unknown interfaces, the guards, and what belongs to no connection stay denied.
 pub(super) fn add(rules: &mut Rules, config: &DataplaneConfig) {
-    for direction in DIRECTIONS {
-        let (total, overflow, prefix, uncounted) = match direction {
-            Direction::Ingress => (COUNTER_DENIED_IN, COUNTER_OVERFLOW_IN, LOG_DENY_IN, LOG_UNCOUNTED_IN),
-            Direction::Egress => (COUNTER_DENIED_OUT, COUNTER_OVERFLOW_OUT, LOG_DENY_OUT, LOG_UNCOUNTED_OUT),
+    for outcome in [Outcome::Denied, Outcome::Audited] {
+        for direction in DIRECTIONS {
+            Accounting { outcome, direction, group: config.nflog_group }.add(rules);
+        }
+    }
+}
+
+struct Accounting {
+    outcome: Outcome,
+    direction: Direction,
+    group: u16,
+}
+
+impl Accounting {
+    fn add(&self, rules: &mut Rules) {
+        let total = match (self.outcome, self.direction) {
+            (Outcome::Denied, Direction::Ingress) => COUNTER_DENIED_IN,
+            (Outcome::Denied, Direction::Egress) => COUNTER_DENIED_OUT,
+            (Outcome::Audited, Direction::Ingress) => COUNTER_AUDITED_IN,
+            (Outcome::Audited, Direction::Egress) => COUNTER_AUDITED_OUT,
         };
         rules.counter(total);
-        rules.counter(overflow);
         for family in FAMILIES {
-            let chain = deny_name(direction, family);
+            let chain = self.chain(family);
             let (with_ports, with_types) = (format!("{chain}_with_ports"), format!("{chain}_with_types"));
             for name in [&chain, &with_ports, &with_types] {
                 rules.chain(name);
             }
-            if family == Family::V6 {
-                // Every IPv6 host announces its groups to its link by itself (RFC 3810): stopped like the rest, but nothing that anybody tried.
-                rules.rule(&chain, [is_one_of(field("icmpv6", "type"), &MLD), is_number(field("ip6", "hoplimit"), 1), drop()]);
+            if self.outcome == Outcome::Denied {
+                if family == Family::V6 {
+                    // Every IPv6 host announces its groups to its link by itself (RFC 3810): stopped like the rest, but nothing that anybody tried.
+                    rules.rule(&chain, [is_one_of(field("icmpv6", "type"), &MLD), is_number(field("ip6", "hoplimit"), 1), drop()]);
+                }
+                rules.rule_of(&chain, dhcp(self.direction, family));
+                let audit = Self { outcome: Outcome::Audited, ..*self }.chain(family);
+                rules.rule(&chain, [in_set(meta(MetaKey::Nfproto), SET_OBSERVE), goto(&audit)]);
             }
-            rules.rule_of(&chain, dhcp(direction, family));
             rules.rule(&chain, [count(total)]);
             let mut kinds: Vec<(&'static str, Verdict<'static>)> = WITH_PORTS.iter().map(|name| (*name, to_goto(&with_ports))).collect();
             kinds.push((icmp_protocol(family), to_goto(&with_types)));
             rules.rule(&chain, [dispatch(l4proto(), kinds)]);
             for (name, key) in [(&chain, DeniedKey::Protocol), (&with_ports, DeniedKey::Port), (&with_types, DeniedKey::Icmp)] {
-                let set = DeniedSet { direction, family, key }.name();
-                rules.rule(name, [in_set(flow(family, key), &set), drop()]);
-                rules.rule(name, [update(&set, flow(family, key)), log(prefix, config.nflog_group, SNAPLEN), drop()]);
-                if name != &chain {
-                    rules.rule(name, [goto(&overflow_name(direction))]);
-                }
+                let set = DeniedSet { direction: self.direction, family, key, outcome: self.outcome }.name();
+                rules.rule(name, [in_set(flow(family, key), &set), self.end()]);
+                rules.rule(name, [update(&set, flow(family, key)), log(self.prefix(), self.group, SNAPLEN), self.end()]);
+                rules.rule(name, [self.uncounted()]);
             }
-            rules.rule(&chain, [goto(&overflow_name(direction))]);
         }
-        rules.chain(&overflow_name(direction));
-        rules.rule(&overflow_name(direction), [count(overflow)]);
-        // A packet that found no room in a set is told by NFLOG alone, within bounds.
-        rules.rule(&overflow_name(direction), [limit(UNCOUNTED_PER_SECOND, UNCOUNTED_BURST), log(uncounted, config.nflog_group, SNAPLEN)]);
-        rules.rule(&overflow_name(direction), [drop()]);
+        self.add_uncounted(rules);
+    }
+
+    /// A packet that found no room in a set: told by NFLOG alone, within bounds.
+    fn add_uncounted(&self, rules: &mut Rules) {
+        let (overflow, prefix) = match (self.outcome, self.direction) {
+            // There is no control sum of what was let through, so that this needs no place of its own.
+            (Outcome::Audited, _) => return,
+            (Outcome::Denied, Direction::Ingress) => (COUNTER_OVERFLOW_IN, LOG_UNCOUNTED_IN),
+            (Outcome::Denied, Direction::Egress) => (COUNTER_OVERFLOW_OUT, LOG_UNCOUNTED_OUT),
+        };
+        let chain = overflow_name(self.direction);
+        rules.counter(overflow);
+        rules.chain(&chain);
+        rules.rule(&chain, [count(overflow)]);
+        rules.rule(&chain, [limit(UNCOUNTED_PER_SECOND, UNCOUNTED_BURST), log(prefix, self.group, SNAPLEN)]);
+        rules.rule(&chain, [drop()]);
+    }
+
+    fn uncounted(&self) -> Statement<'static> {
+        match self.outcome {
+            Outcome::Denied => goto(&overflow_name(self.direction)),
+            Outcome::Audited => back(),
+        }
+    }
+
+    fn end(&self) -> Statement<'static> {
+        match self.outcome {
+            Outcome::Denied => drop(),
+            Outcome::Audited => back(),
+        }
+    }
+
+    fn prefix(&self) -> &'static str {
+        match (self.outcome, self.direction) {
+            (Outcome::Denied, Direction::Ingress) => LOG_DENY_IN,
+            (Outcome::Denied, Direction::Egress) => LOG_DENY_OUT,
+            (Outcome::Audited, Direction::Ingress) => LOG_AUDIT_IN,
+            (Outcome::Audited, Direction::Egress) => LOG_AUDIT_OUT,
+        }
+    }
+
+    fn chain(&self, family: Family) -> String {
+        match self.outcome {
+            Outcome::Denied => deny_name(self.direction, family),
+            Outcome::Audited => format!("audit_{}{}", direction_word(self.direction), family_digit(family)),
+        }
     }
 }
 
@@ -107,7 +176,7 @@ fn dhcp(direction: Direction, family: Family) -> Vec<Statement<'static>> {
 }
 
 fn overflow_name(direction: Direction) -> String {
-    format!("deny_{}_uncounted", crate::dataplane::names::direction_word(direction))
+    format!("deny_{}_uncounted", direction_word(direction))
 }
 
 fn flow(family: Family, key: DeniedKey) -> Expression<'static> {

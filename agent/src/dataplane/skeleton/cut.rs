@@ -5,7 +5,7 @@ use super::words::{
     Rules, accept, back, concat, count, dispatch, drop, field, goto, has_label, in_set, is_direction, is_not, jump, l4proto, meta,
     not_in_set, prohibit, reset, set_label, to_goto, to_jump, update,
 };
-use crate::dataplane::names::{self, COUNTER_CUT, FAMILIES, SET_MIDSTREAM, family_digit, revoked};
+use crate::dataplane::names::{self, COUNTER_CUT, FAMILIES, SET_MIDSTREAM, SET_OBSERVE, family_digit, revoked};
 use firebreak_policy::kernel_sets::Shape;
 use firebreak_policy::model::{Direction, Family};
 use nftables::expr::{Expression, MetaKey};
@@ -25,6 +25,7 @@ pub(super) fn midstream_name(hook: &str) -> String {
 ///     accept
 /// }
 /// chain cut {
+///     meta nfproto @observe accept
 ///     counter name cut
 ///     ct label set 127
 ///     meta nfproto vmap { ipv4 : jump cut4, ipv6 : jump cut6 }
@@ -48,6 +49,8 @@ pub(super) fn add(rules: &mut Rules, label: u8) {
     }
     rules.rule("established", [has_label(label), goto("cut")]);
     rules.rule("established", [accept()]);
+    // What policy forbids is let through while the node observes; the label stays, so that it ends with that.
+    rules.rule("cut", [in_set(meta(MetaKey::Nfproto), SET_OBSERVE), accept()]);
     rules.rule("cut", [count(COUNTER_CUT)]);
     rules.rule("cut", [set_label(label)]);
     let families = FAMILIES.map(|family| (nfproto(family), to_jump(&format!("cut{}", family_digit(family)))));
@@ -77,6 +80,7 @@ fn remembered(rules: &mut Rules, family: Family) {
 
 /// ```text
 /// chain cut_again4 {
+///     meta nfproto @observe accept
 ///     counter name cut
 ///     update @revoked4 { ip saddr . th sport . ip daddr . th dport . meta l4proto } drop
 ///     drop
@@ -85,6 +89,7 @@ fn remembered(rules: &mut Rules, family: Family) {
 fn again(rules: &mut Rules, family: Family) {
     let chain = again_name(family);
     rules.chain(&chain);
+    rules.rule(&chain, [in_set(meta(MetaKey::Nfproto), SET_OBSERVE), accept()]);
     rules.rule(&chain, [count(COUNTER_CUT)]);
     rules.rule(&chain, [update(&revoked(family), itself(family)), drop()]);
     rules.rule(&chain, [drop()]);

@@ -65,6 +65,8 @@ pub(super) struct Skeleton {
     counted: Vec<SetSpec>,
     /// Those that the kernel writes and that outlive their rules.
     kept: Vec<SetSpec>,
+    /// That the agent fills for a time.
+    timed: Vec<SetSpec>,
     /// As it is at a first install, and without its element.
     midstream: Option<(SetSpec, SetSpec)>,
     rules: Rules,
@@ -83,7 +85,7 @@ impl Skeleton {
             }
             Layer::Netdev => guard::from_workload(&mut rules, config),
         }
-        let (mut counted, mut kept) = (sets::refused(layer, config), Vec::new());
+        let (mut counted, mut kept, mut timed) = (sets::refused(layer, config), Vec::new(), Vec::new());
         let mut midstream = None;
         match layer {
             Layer::Inet => {
@@ -92,6 +94,7 @@ impl Skeleton {
                 accounting::add(&mut rules, config);
                 counted.extend(sets::counted(config));
                 kept = sets::revoked_sets();
+                timed = vec![sets::observe()];
                 midstream = Some((sets::midstream(config, true), sets::midstream(config, false)));
             }
             Layer::Bridge | Layer::Arp | Layer::Netdev => {}
@@ -99,8 +102,8 @@ impl Skeleton {
         let written = sets::written(layer);
         let form = fingerprint(&written)?;
         let later = midstream.as_ref().map(|(_, later)| later);
-        let rules_stamp = fingerprint(&(&counted, &kept, later, &rules.counters, &rules.chains, &rules.rules))?;
-        Ok(Self { layer, written, counted, kept, midstream, rules, stamp: Stamp { form, rules: rules_stamp } })
+        let rules_stamp = fingerprint(&(&counted, &kept, &timed, later, &rules.counters, &rules.chains, &rules.rules))?;
+        Ok(Self { layer, written, counted, kept, timed, midstream, rules, stamp: Stamp { form, rules: rules_stamp } })
     }
 
     /// What it is known by.
@@ -177,7 +180,7 @@ impl Skeleton {
     /// All sets, and whether rules write them. At a first install connections that are older may be picked up for a while.
     fn sets(&self, is_first: bool) -> Vec<(&SetSpec, bool)> {
         let midstream = self.midstream.as_ref().map(|(first, later)| if is_first { first } else { later });
-        let written = self.written.iter().chain(midstream).map(|set| (set, false));
+        let written = self.written.iter().chain(&self.timed).chain(midstream).map(|set| (set, false));
         written.chain(self.counted.iter().chain(&self.kept).map(|set| (set, true))).collect()
     }
 

@@ -3,7 +3,8 @@
 
 use crate::dataplane::config::DataplaneConfig;
 use crate::dataplane::names::{
-    BoundForm, DeniedKey, DeniedSet, FAMILIES, GuardReason, Layer, SET_GUARD_OUT, SET_KNOWN_IF, SET_MIDSTREAM, SetRef, TABLE, revoked,
+    BoundForm, DeniedKey, DeniedSet, FAMILIES, GuardReason, Layer, SET_GUARD_OUT, SET_KNOWN_IF, SET_MIDSTREAM, SET_OBSERVE, SetRef, TABLE,
+    revoked,
 };
 use firebreak_policy::kernel_sets::Shape;
 use firebreak_policy::model::Family;
@@ -227,6 +228,11 @@ pub(super) fn revoked_sets() -> Vec<SetSpec> {
         }
     };
     FAMILIES.map(set).to_vec()
+}
+
+/// `set observe { type nf_proto; flags timeout; }`: while it holds a family, what policy denies of it is let through and told.
+pub(super) fn observe() -> SetSpec {
+    SetSpec { flags: vec!["timeout"], ..SetSpec::plain(Layer::Inet, SET_OBSERVE.to_owned(), vec!["nf_proto"]) }
 }
 
 /// nft takes a list for a concatenation and a bare word for one field.

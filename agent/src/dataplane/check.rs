@@ -1,0 +1,169 @@
+//! Compares what the kernel holds with what we put there.
+//!
+//! Rules are compared by a fingerprint of each chain, taken when the rules were brought about or found; elements with what was
+//! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or one set.
+
+use super::error::ReadBackError;
+use super::names::{Layer, SetRef, TABLE, is_port_chain};
+use super::plan::{KernelState, plan_restore};
+use super::read_back::read_back_of;
+use super::socket::{NetfilterSocket, RequestError};
+use super::tables::DUMP_ATTEMPTS;
+use super::wire::{Attributes, LIST_ELEMENT, Message, Received, chain, expression, rule};
+use std::collections::{BTreeMap, HashMap};
+
+/// How much to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Everything.
+    All,
+    /// The next part.
+    Step,
+}
+
+/// What each chain is, by table and name.
+pub(super) type Prints = BTreeMap<(Layer, String), blake3::Hash>;
+
+/// Takes the fingerprints of what is there.
+pub(super) fn prints(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<Prints, ReadBackError> {
+    let mut prints = Prints::new();
+    for layer in layers {
+        let mut chains: HashMap<String, blake3::Hasher> = HashMap::new();
+        dump(socket, *layer, Message::GetChain, chain::TABLE, |received| {
+            if let Some(name) = text(received, chain::NAME).filter(|name| !is_port(*layer, name)) {
+                let hasher = chains.entry(name).or_default();
+                // Not its handle, its counters, or how often it is used.
+                for kind in [chain::HOOK, chain::POLICY, chain::TYPE] {
+                    hasher.update(received.attributes().find(kind).map_or(&[], |attribute| attribute.value));
+                    hasher.update(&[0xff]);
+                }
+            }
+        })?;
+        dump(socket, *layer, Message::GetRule, rule::TABLE, |received| {
+            let expressions = received.attributes().find(rule::EXPRESSIONS);
+            if let (Some(name), Some(expressions)) = (text(received, rule::CHAIN).filter(|name| !is_port(*layer, name)), expressions) {
+                hash_rule(chains.entry(name).or_default(), expressions.nested());
+            }
+        })?;
+        prints.extend(chains.into_iter().map(|(name, hasher)| ((*layer, name), hasher.finalize())));
+    }
+    Ok(prints)
+}
+
+/// The guards' base chains come and go with commits; which there are is compared with those.
+fn is_port(layer: Layer, chain: &str) -> bool {
+    layer == Layer::Netdev && is_port_chain(chain)
+}
+
+/// What a rule says, without what it counts.
+fn hash_rule(hasher: &mut blake3::Hasher, expressions: Attributes<'_>) {
+    hasher.update(b"rule");
+    for item in expressions.filter(|item| item.kind == LIST_ELEMENT) {
+        let name = item.nested().find(expression::NAME).map_or(&[] as &[u8], |name| name.value);
+        hasher.update(name);
+        let counts = [b"counter\0".as_slice(), b"quota\0", b"last\0"];
+        if !counts.contains(&name) {
+            hasher.update(item.nested().find(expression::DATA).map_or(&[], |data| data.value));
+        }
+    }
+}
+
+fn text(received: &Received<'_>, kind: u16) -> Option<String> {
+    received.attributes().find(kind)?.as_text().map(str::to_owned)
+}
+
+fn dump(
+    socket: &mut NetfilterSocket,
+    layer: Layer,
+    message: Message,
+    table_attribute: u16,
+    mut take: impl FnMut(&Received<'_>),
+) -> Result<(), ReadBackError> {
+    for _ in 0..DUMP_ATTEMPTS {
+        let mut copies = Vec::new();
+        let keep = |received: &Received<'_>| -> Result<(), std::convert::Infallible> {
+            let table = received.attributes().find(table_attribute);
+            if received.family() == Some(layer.number()) && table.and_then(|table| table.as_text()) == Some(TABLE) {
+                copies.push((received.kind, received.body.to_vec()));
+            }
+            Ok(())
+        };
+        match socket.dump(message, Some(layer), |writer| writer.text(table_attribute, TABLE), keep) {
+            Ok(Ok(())) => {
+                for (kind, body) in &copies {
+                    take(&Received { kind: *kind, flags: 0, sequence: 0, port: 0, body });
+                }
+                return Ok(());
+            }
+            Err(RequestError::Interrupted) => {}
+            // No table, no chains.
+            Err(RequestError::Refused(refusal)) if refusal.errno == nix::errno::Errno::ENOENT => return Ok(()),
+            Err(RequestError::Refused(source)) => return Err(ReadBackError::Refused { set: format!("rules of {layer}"), source }),
+            Err(RequestError::Socket(error)) => return Err(ReadBackError::Socket(error)),
+        }
+    }
+    Err(ReadBackError::Busy { set: format!("rules of {layer}"), attempts: DUMP_ATTEMPTS })
+}
+
+/// What differs between the rules, in words.
+pub(super) fn differences(expected: &Prints, found: &Prints) -> Vec<String> {
+    let mut words = Vec::new();
+    for ((layer, name), print) in expected {
+        match found.get(&(*layer, name.clone())) {
+            None => words.push(format!("chain {layer} {TABLE} {name}: gone")),
+            Some(other) if other != print => words.push(format!("chain {layer} {TABLE} {name}: changed")),
+            Some(_) => {}
+        }
+    }
+    for (layer, name) in found.keys().filter(|key| !expected.contains_key(*key)) {
+        words.push(format!("chain {layer} {TABLE} {name}: added"));
+    }
+    words
+}
+
+/// Which of the guards' base chains are missing, and which should not be there, in words.
+pub(super) fn port_differences(
+    socket: &mut NetfilterSocket,
+    committed: &KernelState,
+    layers: &[Layer],
+) -> Result<Vec<String>, ReadBackError> {
+    let held = match read_back_of(socket, layers, |_| false) {
+        Ok(held) => held,
+        // Its table is gone, which the rules tell.
+        Err(ReadBackError::Refused { source, .. }) if source.errno == nix::errno::Errno::ENOENT => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let ports = plan_restore(&held, committed).ports;
+    let word = |port: &String, what| format!("guard of interface {port}: {what}");
+    let gone = ports.put.iter().map(|port| word(port, "gone"));
+    Ok(gone.chain(ports.remove.iter().map(|port| word(port, "added"))).collect())
+}
+
+/// What differs between the elements of some sets, in words.
+pub(super) fn element_differences(
+    socket: &mut NetfilterSocket,
+    committed: &KernelState,
+    layers: &[Layer],
+    which: impl Fn(SetRef) -> bool,
+) -> Result<Vec<String>, ReadBackError> {
+    let mut words = Vec::new();
+    for set in SetRef::all().into_iter().filter(|set| layers.contains(&set.layer()) && which(*set)) {
+        let held = match read_back_of(socket, layers, |other| other == set) {
+            Ok(held) => held,
+            Err(ReadBackError::Refused { source, .. }) if source.errno == nix::errno::Errno::ENOENT => {
+                words.push(format!("set {set}: gone"));
+                continue;
+            }
+            Err(ReadBackError::Foreign { set, reason }) => {
+                words.push(format!("set {set}: {reason}"));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let plan = plan_restore(&held, committed);
+        for change in plan.changes.iter().filter(|change| change.set == set) {
+            words.push(format!("set {set}: {} elements missing or changed, {} to be removed", change.put.len(), change.remove.len()));
+        }
+    }
+    Ok(words)
+}
