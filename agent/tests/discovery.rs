@@ -1,7 +1,7 @@
 //! Discovery against the kernel, in network namespaces made for it. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use firebreak_agent::dataplane::InterfacePattern;
+use firebreak_agent::dataplane::{InterfacePattern, MacAddress};
 use firebreak_agent::discovery::docker::{Container, DockerView, Network};
 use firebreak_agent::discovery::rtnl::{Change, Monitor};
 use firebreak_agent::discovery::{self, DiscoveryConfig};
@@ -164,6 +164,12 @@ fn a_routed_container_is_found_by_its_interface_and_followed_until_it_goes() {
     node.see("the IPv6 address", |local| addresses(local, "shop.a") == set(&["10.1.0.2", "fd00:1::2"]));
     sh(&format!("ip -n {container} addr del 10.1.0.2/32 dev eth0"));
     node.see("the address gone", |local| addresses(local, "shop.a") == set(&["fd00:1::2"]));
+
+    // The MAC address of the container's end, and that it changes.
+    let mac = |local: &LocalWorkloads| local.workloads[container_id("shop.a")].interfaces.values().find_map(|interface| interface.mac);
+    assert!(mac(&local).is_some_and(|mac| !local.node_macs.contains(&mac)), "not that of the node's end");
+    sh(&format!("ip -n {container} link set eth0 address 02:00:00:00:00:07"));
+    node.see("the new MAC address", |local| mac(local) == Some(MacAddress([2, 0, 0, 0, 0, 7])));
 
     // A link-local address belongs to the link, which is this interface.
     let link = NetworkName::new("n1/veth-a");

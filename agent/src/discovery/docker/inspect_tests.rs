@@ -46,6 +46,25 @@ fn a_running_container_is_read_as_the_engine_tells_it() {
 }
 
 #[test]
+fn what_the_engine_gave_a_container_is_read_whole_or_the_container_is_refused() {
+    let ours = Given { mac: Some([2, 0x42, 0xac, 0x12, 0, 2]), addresses: vec!["172.18.0.2".parse().unwrap()] };
+    assert_eq!(read(&value(WEB)).unwrap().unwrap().given, [ours]);
+    assert_eq!(read(&value(HOST)).unwrap().unwrap().given, []);
+    let both = Given { mac: None, addresses: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()] };
+    let table = [
+        (json!({"n": {"MacAddress": "", "IPAddress": "10.0.0.2", "GlobalIPv6Address": "fd00::2"}}), Ok(vec![both])),
+        (json!({"n": {"MacAddress": "02:42", "IPAddress": "10.0.0.2"}}), Err("NetworkSettings.Networks[\"n\"].MacAddress")),
+        (json!({"n": {"MacAddress": "", "IPAddress": "ten"}}), Err("NetworkSettings.Networks[\"n\"].IPAddress")),
+    ];
+    for (networks, expected) in table {
+        let mut answer = value(WEB);
+        answer["NetworkSettings"]["Networks"] = networks;
+        let given = read(&answer).map(|container| container.unwrap().given).map_err(|error| error.field);
+        assert_eq!(given, expected.map_err(str::to_owned));
+    }
+}
+
+#[test]
 fn a_label_with_the_image_s_value_is_the_image_s_and_one_that_was_changed_is_not() {
     let mut answer = value(WEB);
     answer["Config"]["Labels"] = json!({"app": "own", "from.image": "yes", "tier": "db"});
