@@ -54,6 +54,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         docker,
         netns_dir,
         dataplane,
+        flow_timing,
         set_conntrack_acct,
         metrics_listen,
         log_format: _,
@@ -151,7 +152,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         state_dir: folder.path().to_owned(),
         nflog_group: dataplane.nflog_group,
         read_interval: FlowsConfig::DEFAULT_READ_INTERVAL,
-        timing: flows::Timing::default(),
+        timing: flow_timing,
         limits: Limits::default(),
     };
     let links = GuardLinks { local: local.clone(), view: ends.clone(), records };

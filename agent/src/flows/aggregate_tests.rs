@@ -339,7 +339,7 @@ fn a_restarted_agent_goes_on_with_the_same_flows_and_exact_totals() {
     first.packet(0.1, 80);
     first.packet(0.1, 81);
     first.read_even(1.0, 8, &[element(80, 5, 0.1, 1.0), element(81, 3, 0.1, 1.0)]);
-    files.write_cursor(first.aggregator.cursor(first.at(1.0))).unwrap();
+    files.write_cursor(first.aggregator.cursor(first.at(1.0), 0)).unwrap();
 
     let mut second = bench(100);
     second.start = first.start;

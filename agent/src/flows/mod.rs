@@ -24,6 +24,7 @@ pub mod cursor;
 mod cut;
 mod error;
 mod guard;
+pub mod journal;
 mod key;
 mod locals;
 pub(crate) mod netlink;
