@@ -21,6 +21,7 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     let workloads = crowd.len();
     let agent = format!("agent resident memory, idle, {workloads} local workloads (row 7)");
     report.add(Figure::new(agent, megabytes(idle.agent), "MB").at_most(20.0));
+    report.add(Figure::new("of that, its own (the rest are the program's pages)", megabytes(idle.agent_anonymous), "MB"));
     report.add(Figure::new("its helper, beside it (some 4 MB of it are the same program's pages)", megabytes(idle.helper), "MB"));
     Ok(())
 }

@@ -29,6 +29,8 @@ pub struct Crowd {
 pub struct Resident {
     /// The agent itself.
     pub agent: u64,
+    /// Of that, what is its own: neither the program nor libraries.
+    pub agent_anonymous: u64,
     /// Its helper.
     pub helper: u64,
 }
@@ -92,13 +94,15 @@ impl Crowd {
         let agent = process.id();
         let helpers = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children"))?;
         let helper = helpers.split_whitespace().next().context("the agent has no helper")?;
-        Ok(Resident { agent: resident(&agent.to_string())?, helper: resident(helper)? })
+        let agent = agent.to_string();
+        Ok(Resident { agent: memory(&agent, "VmRSS:")?, agent_anonymous: memory(&agent, "RssAnon:")?, helper: memory(helper, "VmRSS:")? })
     }
 }
 
-fn resident(process: &str) -> anyhow::Result<u64> {
+/// A field of proc(5) `status` that is in kB, in bytes.
+fn memory(process: &str, field: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
     let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     ensure!(kilobytes > 0, "no resident memory");
     Ok(kilobytes * 1024)
