@@ -119,6 +119,9 @@ options! {
     flow_idle: u64 = "FIREBREAK_FLOW_IDLE", "SECONDS";
     /// The bit of the conntrack label that marks cut connections, 0 to 127; no other program may use it in zone 0. Default: 127
     cut_label: u8 = "FIREBREAK_CUT_LABEL", "BIT";
+    /// Seconds after the first install in which TCP in the middle of a connection passes if policy allows either direction; 0 for a node whose
+    /// workloads start later. Default: 120
+    midstream_grace: u32 = "FIREBREAK_MIDSTREAM_GRACE", "SECONDS";
     /// Whether net.netfilter.nf_conntrack_acct may be turned on, so that cuts are told with packets and bytes. Default: true
     #[arg(action = clap::ArgAction::Set)]
     set_conntrack_acct: bool = "FIREBREAK_SET_CONNTRACK_ACCT", "BOOL";
@@ -231,6 +234,7 @@ impl Config {
             nflog_group,
             flow_idle,
             cut_label,
+            midstream_grace,
             set_conntrack_acct,
             set_bridge_sysctls,
             nft,
@@ -266,6 +270,7 @@ impl Config {
             interface_patterns,
             nflog_group: nflog_group.unwrap_or(defaults.nflog_group),
             cut_label: cut_label.unwrap_or(defaults.cut_label),
+            midstream_grace: midstream_grace.map_or(defaults.midstream_grace, |seconds| Duration::from_secs(seconds.into())),
             set_bridge_sysctls: set_bridge_sysctls.unwrap_or(defaults.set_bridge_sysctls),
             nft: nft.map_or_else(|| defaults.nft.clone(), Into::into),
             absent,

@@ -9,6 +9,7 @@ pub mod docker_demo;
 pub mod docker_site;
 pub mod flood;
 pub mod follower;
+pub mod frames;
 pub mod lab;
 pub mod leak;
 pub mod namespace;

@@ -196,7 +196,7 @@ pub fn arrived(tag: u32) -> bool {
 }
 
 /// CRC32c, bit by bit (RFC 9260, appendix A): conntrack drops INITs with a wrong one.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
         crc ^= u32::from(*byte);

@@ -201,6 +201,26 @@ impl Site {
         workload.or_else(|| self.nodes.get(end).map(|node| &node.namespace)).with_context(|| format!("no workload or node {end}"))
     }
 
+    /// A workload.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn workload_of(&self, name: &str) -> anyhow::Result<&Workload> {
+        self.workloads.get(name).with_context(|| format!("no workload {name}"))
+    }
+
+    /// Stops every agent and removes what is ours from every node: what then happens, happens without enforcement.
+    ///
+    /// # Errors
+    /// An agent does not stop, or what `uninstall` said.
+    pub fn uninstall(&mut self) -> anyhow::Result<()> {
+        for (name, agent) in &mut self.agents {
+            agent.terminate()?;
+            agent.uninstall(self.nodes.get(name).with_context(|| format!("no node {name}"))?)?;
+        }
+        Ok(())
+    }
+
     /// The addresses of a workload or node, IPv4 first.
     ///
     /// # Errors

@@ -98,14 +98,17 @@ pub(super) fn elements(bindings: &BTreeMap<u32, Binding>, set: SetRef) -> BTreeM
             (BoundForm::Guarded, _) => put(Entry::Interface(*index)),
             // Without a MAC address no frame can be the workload's.
             (
-                BoundForm::Mac | BoundForm::Chaddr | BoundForm::Address(_) | BoundForm::Ip4 | BoundForm::Quoted4 | BoundForm::Target6,
+                BoundForm::Mac | BoundForm::Chaddr | BoundForm::Address(_) | BoundForm::Ip(_) | BoundForm::Quoted4 | BoundForm::Target6,
                 None,
             ) => {}
             (BoundForm::Mac | BoundForm::Chaddr, Some(mac)) => put(Entry::Bound(Bound::Mac(*index, mac))),
             (BoundForm::Address(family), Some(mac)) => {
                 of_family(binding, family).for_each(|address| put(Entry::Bound(Bound::Address(*index, mac, address))));
             }
-            (BoundForm::Ip4 | BoundForm::Quoted4, Some(_)) => {
+            (BoundForm::Ip(family), Some(_)) => {
+                of_family(binding, family).for_each(|address| put(Entry::Bound(Bound::Ip(*index, address))));
+            }
+            (BoundForm::Quoted4, Some(_)) => {
                 of_family(binding, Family::V4).for_each(|address| put(Entry::Bound(Bound::Ip(*index, address))));
             }
             (BoundForm::Target6, Some(_)) => {

@@ -121,14 +121,15 @@ fn encode_bound(form: BoundForm, bound: Bound, bytes: &mut Vec<u8>) -> Result<()
             put_mac(bytes, mac);
             put_address(bytes, family, address)?;
         }
-        (BoundForm::Ip4 | BoundForm::Quoted4, Bound::Ip(_, address)) => put_address(bytes, Family::V4, address)?,
+        (BoundForm::Ip(family), Bound::Ip(_, address)) => put_address(bytes, family, address)?,
+        (BoundForm::Quoted4, Bound::Ip(_, address)) => put_address(bytes, Family::V4, address)?,
         (BoundForm::Target6, Bound::Ip(_, address)) => put_address(bytes, Family::V6, address)?,
         (
             BoundForm::Guarded
             | BoundForm::Mac
             | BoundForm::Chaddr
             | BoundForm::Address(_)
-            | BoundForm::Ip4
+            | BoundForm::Ip(_)
             | BoundForm::Quoted4
             | BoundForm::Target6,
             Bound::Mac(..) | Bound::Address(..) | Bound::Ip(..),
@@ -269,16 +270,16 @@ pub(super) fn decode(set: SetRef, first: &[u8], last: Option<&[u8]>) -> Result<E
 
 fn decode_bound(form: BoundForm, key: &[u8]) -> Result<Bound, Misfit> {
     let family = match form {
-        BoundForm::Address(family) => family,
+        BoundForm::Address(family) | BoundForm::Ip(family) => family,
         BoundForm::Target6 => Family::V6,
-        BoundForm::Guarded | BoundForm::Mac | BoundForm::Chaddr | BoundForm::Ip4 | BoundForm::Quoted4 => Family::V4,
+        BoundForm::Guarded | BoundForm::Mac | BoundForm::Chaddr | BoundForm::Quoted4 => Family::V4,
     };
     let mut fields = Fields { family, rest: key };
     let index = u32::from_ne_bytes(fields.take::<4>()?);
     let bound = match form {
         BoundForm::Mac | BoundForm::Chaddr => Bound::Mac(index, fields.mac()?),
         BoundForm::Address(_) => Bound::Address(index, fields.mac()?, fields.address()?),
-        BoundForm::Ip4 | BoundForm::Quoted4 | BoundForm::Target6 => Bound::Ip(index, fields.address()?),
+        BoundForm::Ip(_) | BoundForm::Quoted4 | BoundForm::Target6 => Bound::Ip(index, fields.address()?),
         BoundForm::Guarded => return Err(Misfit::Shape),
     };
     fields.end()?;
@@ -505,8 +506,8 @@ mod tests {
                     BoundForm::Mac | BoundForm::Chaddr => Entry::Bound(Bound::Mac(index, mac)),
                     BoundForm::Address(Family::V4) => Entry::Bound(Bound::Address(index, mac, v4.into())),
                     BoundForm::Address(Family::V6) => Entry::Bound(Bound::Address(index, mac, v6.into())),
-                    BoundForm::Ip4 | BoundForm::Quoted4 => Entry::Bound(Bound::Ip(index, v4.into())),
-                    BoundForm::Target6 => Entry::Bound(Bound::Ip(index, v6.into())),
+                    BoundForm::Ip(Family::V4) | BoundForm::Quoted4 => Entry::Bound(Bound::Ip(index, v4.into())),
+                    BoundForm::Ip(Family::V6) | BoundForm::Target6 => Entry::Bound(Bound::Ip(index, v6.into())),
                 };
                 (SetRef::Bound(layer, form), entry)
             },

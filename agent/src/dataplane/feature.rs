@@ -23,6 +23,8 @@ pub enum Feature {
     PacketLog,
     /// Rejecting in the family inet.
     Reject,
+    /// Asking in rules whether an address is the node's own.
+    AddressType,
     /// Rules where a device's packets come in.
     NetdevIngress,
     /// The addresses in another network namespace (`IFA_TARGET_NETNSID`).
@@ -45,7 +47,7 @@ pub enum Feature {
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NfTables,
         Self::InetFamily,
         Self::Conntrack,
@@ -54,6 +56,7 @@ impl Feature {
         Self::DynamicSets,
         Self::PacketLog,
         Self::Reject,
+        Self::AddressType,
         Self::NetdevIngress,
         Self::TargetNamespace,
         Self::AllNamespaces,
@@ -86,6 +89,7 @@ impl Feature {
             | Self::DynamicSets
             | Self::PacketLog
             | Self::Reject
+            | Self::AddressType
             | Self::NetdevIngress
             | Self::TargetNamespace
             | Self::AllNamespaces => Severity::Fatal,
@@ -154,6 +158,12 @@ impl Feature {
                 "NoReject",
                 "rules of the inet family cannot reject, so a cut connection could not be ended",
                 "modprobe nft_reject_inet, or a kernel built with CONFIG_NFT_REJECT",
+            ),
+            Self::AddressType => (
+                "address-type",
+                "NoAddressType",
+                "rules cannot ask whether an address is the node's own (fib), so a relay could be reached by broadcast",
+                "modprobe nft_fib_inet, or a kernel built with CONFIG_NFT_FIB_INET",
             ),
             Self::NetdevIngress => (
                 "netdev-ingress",

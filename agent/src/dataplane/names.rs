@@ -133,8 +133,8 @@ pub enum BoundForm {
     Chaddr,
     /// MAC and IP address at once.
     Address(Family),
-    /// An IPv4 address, which ARP asks for.
-    Ip4,
+    /// An IP address, to which packets and ARP may go.
+    Ip(Family),
     /// An IPv4 address, as the bytes of the packet that an ICMP error quotes.
     Quoted4,
     /// An IPv6 address, as the bytes of a neighbour discovery target or of the packet that an ICMP error quotes.
@@ -148,7 +148,7 @@ impl BoundForm {
         const V6: BoundForm = BoundForm::Address(Family::V6);
         match layer {
             Layer::Inet | Layer::Arp => &[],
-            Layer::Bridge => &[Self::Guarded, Self::Mac, V4, V6, Self::Ip4, Self::Target6],
+            Layer::Bridge => &[Self::Guarded, Self::Mac, Self::Ip(Family::V4), Self::Ip(Family::V6), Self::Target6],
             Layer::Netdev => &[Self::Mac, Self::Chaddr, V4, V6, Self::Quoted4, Self::Target6],
         }
     }
@@ -161,7 +161,8 @@ impl BoundForm {
             Self::Chaddr => "bound_chaddr",
             Self::Address(Family::V4) => "bound4",
             Self::Address(Family::V6) => "bound6",
-            Self::Ip4 => "bound_ip4",
+            Self::Ip(Family::V4) => "bound_ip4",
+            Self::Ip(Family::V6) => "bound_ip6",
             Self::Quoted4 => "bound_quoted4",
             Self::Target6 => "bound_target6",
         }

@@ -131,7 +131,7 @@ fn ownership(socket: &mut NetfilterSocket) -> Result<(), String> {
 const PROBE: &str = "firebreak_probe";
 
 /// What is tried as rules in nft's words: feature, family, the table's body.
-const RULES: [(Feature, &str, &str); 10] = [
+const RULES: [(Feature, &str, &str); 11] = [
     (Feature::InetFamily, "inet", "chain c { type filter hook forward priority -10; policy accept;\n}"),
     (Feature::Conntrack, "inet", "chain c { type filter hook forward priority -10; policy accept; ct state established accept\n}"),
     (
@@ -157,6 +157,7 @@ const RULES: [(Feature, &str, &str); 10] = [
         "chain c { type filter hook forward priority -10; policy accept; meta l4proto tcp reject with tcp reset\n\
          reject with icmpx type admin-prohibited\n}",
     ),
+    (Feature::AddressType, "inet", "chain c { type filter hook input priority -10; policy accept; fib daddr type != local drop\n}"),
     // Every network namespace has its lo.
     (
         Feature::NetdevIngress,

@@ -282,18 +282,28 @@ fn from_arp(rules: &mut Rules) {
 ///
 /// ```text
 /// chain unknown_interface_out {
-///     oif . ether daddr . ip daddr @bound4 accept
-///     oif . ether daddr . ip6 daddr @bound6 ip6 nexthdr { tcp, udp } accept
+///     ether type ip oif . ip daddr @bound_ip4 accept
+///     ether type ip6 oif . ip6 daddr @bound_ip6 ip6 nexthdr { tcp, udp } accept
 ///     oif @guarded_if goto to_workload
 ///     ...                                                            # unknown interfaces
 /// }
 /// chain to_workload {
-///     oif . ether daddr . ip daddr @bound4 accept
-///     oif . arp daddr ip @bound_ip4 accept                           # asks for it, or answers it
+///     ether type vmap { ip : goto to4, ip6 : goto to6, arp : goto to_arp }
+///     goto refuse_out
+/// }
+/// chain to4 {
+///     oif . ip daddr @bound_ip4 accept
+///     udp sport 67 udp dport 68 jump dhcp_answer
+///     goto refuse_out
+/// }
+/// chain to6 {
 ///     icmpv6 type { nd-router-advert, nd-redirect } goto refuse_out
 ///     icmpv6 type nd-neighbor-solicit oif . @th,64,128 @bound_target6 accept     # to a group, and about it
-///     oif . ether daddr . ip6 daddr @bound6 accept
-///     udp sport 67 udp dport 68 jump dhcp_answer
+///     oif . ip6 daddr @bound_ip6 accept
+///     goto refuse_out
+/// }
+/// chain to_arp {
+///     oif . arp daddr ip @bound_ip4 accept                           # asks for it, or answers it
 ///     goto refuse_out
 /// }
 /// chain dhcp_answer {
@@ -307,22 +317,32 @@ fn from_arp(rules: &mut Rules) {
 ///     drop
 /// }
 /// ```
-/// What stops here is mostly flooding, so it is counted by port and not told.
+/// `ether type` and not `meta protocol`: a frame with a VLAN tag from outside is refused too, for policy does not see what is in it. The frame's own
+/// destination is not asked: a packet to the workload's address is judged by policy, in whatever frame it comes. What stops here is mostly
+/// flooding, so it is counted by port and not told.
 pub(super) fn to_workload(rules: &mut Rules) {
     rules.counter(COUNTER_GUARD_OUT);
-    for chain in ["to_workload", "dhcp_answer", "refuse_out"] {
+    for chain in ["to_workload", "to4", "to6", "to_arp", "dhcp_answer", "refuse_out"] {
         rules.chain(chain);
     }
-    let kind = || field("icmpv6", "type");
-    rules.rule("to_workload", [for_it(Family::V4), accept()]);
-    rules.rule("to_workload", [in_set(concat([oif(), field("arp", "daddr ip")]), BoundForm::Ip4.name()), accept()]);
-    rules.rule("to_workload", [is_one_of(kind(), &["nd-router-advert", "nd-redirect"]), goto("refuse_out")]);
-    let about_it = in_set(concat([oif(), raw(PayloadBase::TH, 64, 128)]), BoundForm::Target6.name());
-    rules.rule("to_workload", [is(kind(), "nd-neighbor-solicit"), about_it, accept()]);
-    rules.rule("to_workload", [for_it(Family::V6), accept()]);
-    let (from_server, to_client) = (is_number(field("udp", "sport"), 67), is_number(field("udp", "dport"), 68));
-    rules.rule("to_workload", [from_server, to_client, jump("dhcp_answer")]);
+    let kinds = vec![("ip", to_goto("to4")), ("ip6", to_goto("to6")), ("arp", to_goto("to_arp"))];
+    rules.rule("to_workload", [dispatch(field("ether", "type"), kinds)]);
     rules.rule("to_workload", [goto("refuse_out")]);
+
+    rules.rule("to4", [for_it(Family::V4), accept()]);
+    let (from_server, to_client) = (is_number(field("udp", "sport"), 67), is_number(field("udp", "dport"), 68));
+    rules.rule("to4", [from_server, to_client, jump("dhcp_answer")]);
+    rules.rule("to4", [goto("refuse_out")]);
+
+    let kind = || field("icmpv6", "type");
+    rules.rule("to6", [is_one_of(kind(), &["nd-router-advert", "nd-redirect"]), goto("refuse_out")]);
+    let about_it = in_set(concat([oif(), raw(PayloadBase::TH, 64, 128)]), BoundForm::Target6.name());
+    rules.rule("to6", [is(kind(), "nd-neighbor-solicit"), about_it, accept()]);
+    rules.rule("to6", [for_it(Family::V6), accept()]);
+    rules.rule("to6", [goto("refuse_out")]);
+
+    rules.rule("to_arp", [in_set(concat([oif(), field("arp", "daddr ip")]), BoundForm::Ip(Family::V4).name()), accept()]);
+    rules.rule("to_arp", [goto("refuse_out")]);
 
     rules.rule("dhcp_answer", [in_set(concat([oif(), field("ether", "daddr")]), BoundForm::Mac.name()), accept()]);
     rules.rule("dhcp_answer", [is(field("ip", "daddr"), "255.255.255.255"), accept()]);
@@ -338,16 +358,16 @@ pub(super) fn to_workload(rules: &mut Rules) {
 /// The rules of a bridge's way out before those about unknown interfaces: the way of nearly every packet first.
 pub(super) fn first_at_the_way_out() -> [Vec<Statement<'static>>; 3] {
     [
-        vec![for_it(Family::V4), accept()],
-        vec![for_it(Family::V6), is_one_of(field("ip6", "nexthdr"), &["tcp", "udp"]), accept()],
+        vec![is(field("ether", "type"), "ip"), for_it(Family::V4), accept()],
+        vec![is(field("ether", "type"), "ip6"), for_it(Family::V6), is_one_of(field("ip6", "nexthdr"), &["tcp", "udp"]), accept()],
         vec![in_set(oif(), BoundForm::Guarded.name()), goto("to_workload")],
     ]
 }
 
-/// `oif . ether daddr . ip daddr @bound4`: the frame and the packet are both for the workload.
+/// `oif . ip daddr @bound_ip4`: the packet is for the workload.
 fn for_it(family: Family) -> Statement<'static> {
-    let key = concat([oif(), field("ether", "daddr"), field(super::policy::ip(family), "daddr")]);
-    in_set(key, BoundForm::Address(family).name())
+    let key = concat([oif(), field(super::policy::ip(family), "daddr")]);
+    in_set(key, BoundForm::Ip(family).name())
 }
 
 /// `iif . ether saddr . ip saddr @bound4`: the frame and the packet are both from the workload.

@@ -2,8 +2,8 @@
 //! They are judged on their real ends: after destination NAT, before source NAT.
 
 use super::words::{
-    Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is, is_established, is_midstream, is_not, is_number,
-    is_one_of, is_reset, jump, l4proto, meta, to_goto, to_jump,
+    Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is, is_established, is_for_link_local,
+    is_for_more_than_the_node, is_midstream, is_not, is_number, is_one_of, is_reset, jump, l4proto, meta, to_goto, to_jump,
 };
 use super::{cut, unknown};
 use crate::dataplane::names::{self, COUNTER_OUT_OF_STATE, DIRECTIONS, FAMILIES, direction_word, family_digit};
@@ -155,6 +155,11 @@ fn state(rules: &mut Rules) {
 /// }
 /// chain reaches_node4 {
 ///     ip daddr . meta l4proto . th dport @published4 ip saddr @workload4 goto published4
+///     ip saddr @workload4 fib daddr type != local jump odd_address4
+/// }
+/// chain odd_address4 {                                 # a relay that listens on every address takes what comes for these as well
+///     udp sport 68 udp dport 67 return                 # (546 and 547)
+///     meta l4proto { tcp, udp, dccp, sctp, udplite } goto deny_in4
 /// }
 /// chain output4 {                                      # the own node gets in unless it is judged too
 ///     ...
@@ -191,7 +196,21 @@ fn judged(rules: &mut Rules, family: Family) {
 
     let service = concat([destination.clone(), l4proto(), field("th", "dport")]);
     let published = set(Direction::Egress, family, Shape::Published);
-    rules.rule(&reaches_node, [in_set(service, &published), in_set(source, &names::workloads(family)), goto(&published)]);
+    let local = || in_set(field(ip(family), "saddr"), &names::workloads(family));
+    rules.rule(&reaches_node, [in_set(service, &published), local(), goto(&published)]);
+    let odd = format!("odd_address{digit}");
+    rules.rule(&reaches_node, [local(), is_for_more_than_the_node(), jump(&odd)]);
+    let (client, server) = match family {
+        Family::V4 => (68, 67),
+        Family::V6 => {
+            // An interface has one of its own, which is in no set.
+            rules.rule(&reaches_node, [local(), is_for_link_local(), jump(&odd)]);
+            (546, 547)
+        }
+    };
+    rules.chain(&odd);
+    rules.rule(&odd, [is_number(field("udp", "sport"), client), is_number(field("udp", "dport"), server), back()]);
+    rules.rule(&odd, [is_one_of(l4proto(), &WITH_PORTS), goto(&deny_name(Direction::Ingress, family))]);
 
     let host_judged = set(Direction::Ingress, family, Shape::HostJudged);
     rules.rule(&output, [in_set(destination, &host_judged), goto(&arrives)]);

@@ -133,7 +133,7 @@ fn bound_set(layer: Layer, form: BoundForm) -> SetSpec {
         BoundForm::Guarded => (vec!["iface_index"], None),
         BoundForm::Mac => (vec!["iface_index", "ether_addr"], None),
         BoundForm::Address(family) => (vec!["iface_index", "ether_addr", address(family)], None),
-        BoundForm::Ip4 => (vec!["iface_index", "ipv4_addr"], None),
+        BoundForm::Ip(family) => (vec!["iface_index", address(family)], None),
         BoundForm::Chaddr => (vec!["iface_index", INTEGER_48], Some("iif . @th,288,48")),
         BoundForm::Quoted4 => (vec!["iface_index", INTEGER_32], Some("iif . @th,192,32")),
         BoundForm::Target6 => (vec!["iface_index", INTEGER_128], Some("iif . @th,64,128")),

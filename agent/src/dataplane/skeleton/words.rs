@@ -2,7 +2,8 @@
 
 use crate::dataplane::names::{Layer, TABLE};
 use nftables::expr::{
-    BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadBase, PayloadField, PayloadRaw, SetItem, Verdict,
+    BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadBase, PayloadField,
+    PayloadRaw, Prefix, SetItem, Verdict,
 };
 use nftables::schema::{Chain, Counter, NfListObject, Rule};
 use nftables::stmt::{self, JumpTarget, Match, Operator, SetOp, Statement, VerdictMap};
@@ -166,6 +167,18 @@ pub(super) fn is_number(key: Expression<'static>, number: u32) -> Statement<'sta
 pub(super) fn is_one_of(key: Expression<'static>, words: &[&'static str]) -> Statement<'static> {
     let items = words.iter().map(|word| SetItem::Element(Expression::String((*word).into()))).collect();
     matches(key, Operator::EQ, Expression::Named(NamedExpression::Set(items)))
+}
+
+/// `fib daddr type != local`: for a group or for everybody, or an anycast address.
+pub(super) fn is_for_more_than_the_node() -> Statement<'static> {
+    let kind = Expression::Named(NamedExpression::Fib(Fib { result: FibResult::Type, flags: [FibFlag::Daddr].into() }));
+    matches(kind, Operator::NEQ, Expression::String("local".into()))
+}
+
+/// `ip6 daddr fe80::/10`
+pub(super) fn is_for_link_local() -> Statement<'static> {
+    let block = Prefix { addr: Box::new(Expression::String("fe80::".into())), len: 10 };
+    matches(field("ip6", "daddr"), Operator::EQ, Expression::Named(NamedExpression::Prefix(block)))
 }
 
 /// `tcp flags & (fin | syn | rst | ack) != syn`: a segment that cannot begin a connection.
