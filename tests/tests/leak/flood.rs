@@ -300,6 +300,7 @@ fn permitted_traffic_keeps_its_rate_beside_a_denied_flood() {
     println!("one sender floods {most:.0}/s at most; the rounds use {per_second}/s");
     // Of each node: with the flood to the plain rule's, and what the flood took from each to what it took from the plain rule's.
     let mut ratios: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
+    let mut best: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     let rounds = scaled(9, 21);
     for round in 0..rounds {
         let mut order = [NODE, "plain", "tracked"];
@@ -314,6 +315,8 @@ fn permitted_traffic_keeps_its_rate_beside_a_denied_flood() {
                 "round {round}: {node}: {:.0} exchanges/s, connect {:?}, beside {flooded:.0} denied packets/s; without a flood {:.0}",
                 rate.exchanges, rate.connect, quiet.exchanges
             );
+            let most = best.entry(node).or_default();
+            *most = (most.0.max(rate.exchanges), most.1.max(quiet.exchanges));
             seen.insert(node, (rate.exchanges, rate.exchanges / quiet.exchanges));
         }
         let (product, kept) = seen[NODE];
@@ -322,6 +325,10 @@ fn permitted_traffic_keeps_its_rate_beside_a_denied_flood() {
             ratios.entry((other, "rate beside the flood")).or_default().push(product / rate);
             ratios.entry((other, "part of the rate that is kept")).or_default().push(kept / kept_there);
         }
+    }
+    // The windows in which the machine's other work disturbed least.
+    for (node, (flooded, quiet)) in &best {
+        println!("{node}: best window {flooded:.0} exchanges/s beside the flood, {quiet:.0} without");
     }
     for ((other, what), list) in ratios {
         println!("the product / one {other} rule, {what}: median {:.3} of {rounds} rounds", median(list));
