@@ -16,7 +16,7 @@ use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
 use crate::ready;
 use crate::relayed;
-use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
+use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks, SessionStats};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
@@ -119,13 +119,26 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         backoff: Backoff::default(),
     };
     let flows_stats = Arc::new(FlowsStats::default());
-    let sources =
-        Sources { flows: flows_stats.clone(), enforcement, applied: applied.clone(), status: status.clone(), local: local.clone() };
+    let sessions = Arc::new(SessionStats::default());
+    let sources = Sources {
+        flows: flows_stats.clone(),
+        sessions: sessions.clone(),
+        enforcement,
+        applied: applied.clone(),
+        status: status.clone(),
+        local: local.clone(),
+    };
     if let Some(address) = metrics_listen {
         serve_metrics(&mut tasks, address, sources, &status_sender, stop.clone()).await;
     }
-    let links =
-        SessionLinks { local: local.clone(), status, applied: applied.clone(), declared: declared_sender, committed: committed_sender };
+    let links = SessionLinks {
+        local: local.clone(),
+        status,
+        applied: applied.clone(),
+        declared: declared_sender,
+        committed: committed_sender,
+        stats: sessions,
+    };
     let task = session::run(config, Held::restored(node.clone(), kept.committed), links, stop.clone());
     spawn(&mut tasks, "session", task.map(Ok));
 

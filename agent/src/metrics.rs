@@ -5,7 +5,7 @@ use crate::dataplane::KernelCounter;
 use crate::enforce::EnforceStats;
 use crate::flows::FlowsStats;
 use crate::local::LocalWorkloads;
-use crate::session::{Applied, NodeStatus};
+use crate::session::{Applied, NodeStatus, SessionStats};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::metrics::MetricType;
@@ -22,6 +22,8 @@ use tokio::sync::watch;
 pub struct Sources {
     /// The collection of denied flows.
     pub flows: Arc<FlowsStats>,
+    /// Sessions with the controller.
+    pub sessions: Arc<SessionStats>,
     /// Enforcing.
     pub enforcement: Arc<EnforceStats>,
     /// How the last change in the kernel went.
@@ -94,6 +96,10 @@ impl Scrape {
 
     fn node(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let (status, local) = (self.sources.status.borrow().clone(), self.sources.local.borrow().clone());
+        let sessions = &self.sources.sessions;
+        let is_connected = sessions.is_connected.load(Ordering::Relaxed);
+        gauge(encoder, "connected", "1 while there is a session with the controller", flag(is_connected))?;
+        counter(encoder, "sessions", "Sessions with the controller that began", sessions.sessions.load(Ordering::Relaxed))?;
         gauge(encoder, "enforcing", "1 when the node enforces", flag(status.enforcing()))?;
         gauge(encoder, "tables_whole", "1 when our tables are in the kernel and as they should be", flag(status.tables_whole))?;
         gauge(encoder, "able", "1 when nothing is missing that enforcement needs", flag(status.able))?;

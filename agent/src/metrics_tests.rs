@@ -22,6 +22,7 @@ fn what_the_agent_knows_is_written_in_openmetrics() {
     };
     let sources = Sources {
         flows: Arc::default(),
+        sessions: Arc::default(),
         enforcement: Arc::default(),
         applied: watch::channel(Some(Arc::new(applied))).1,
         status: watch::channel(status).1,
@@ -40,6 +41,8 @@ fn what_the_agent_knows_is_written_in_openmetrics() {
         "firebreak_agent_generation_refused 0",
         "firebreak_agent_applied_timestamp_seconds 1000.0",
         "firebreak_agent_applied_seconds 0.002",
+        "firebreak_agent_connected 0",
+        "firebreak_agent_sessions_total 0",
         "firebreak_agent_enforcing 1",
         "firebreak_agent_interfaces{state=\"unknown\"} 1",
         "firebreak_agent_warnings{code=\"NoTableOwner\"} 1",

@@ -158,6 +158,7 @@ impl Stage {
             applied: applied_of_session,
             declared: declared_of_session,
             committed: committed_of_session,
+            stats: Arc::default(),
         };
         let shutdown = CancellationToken::new();
         let session = tokio::spawn(session::run(config, Held::nothing(node()), links, shutdown.clone()));

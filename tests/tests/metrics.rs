@@ -29,7 +29,7 @@ fn value(text: &str, name: &str) -> Option<f64> {
 
 #[test]
 fn a_scraper_reads_generation_elements_denials_and_the_kernels_counters() {
-    let shop = Shop::start("fbm1").unwrap();
+    let mut shop = Shop::start("fbm1").unwrap();
     let node = &shop.nodes["node-b"].namespace;
     shop.controller.apply(&usual_policies()).unwrap();
     assert!(!probe(&shop.workload("stranger").namespace, shop.workload("db").v4.into(), Kind::Tcp(5432)).unwrap());
@@ -48,6 +48,8 @@ fn a_scraper_reads_generation_elements_denials_and_the_kernels_counters() {
         ("firebreak_agent_generation", 1.0),
         ("firebreak_agent_commits_total", 1.0),
         ("firebreak_agent_elements", 1.0),
+        ("firebreak_agent_connected", 1.0),
+        ("firebreak_agent_sessions_total", 1.0),
         ("firebreak_agent_enforcing", 1.0),
         ("firebreak_agent_tables_whole", 1.0),
         ("firebreak_agent_workloads{state=\"enforced\"}", 2.0),
@@ -57,6 +59,14 @@ fn a_scraper_reads_generation_elements_denials_and_the_kernels_counters() {
     ] {
         assert!(value(&text, name).is_some_and(|value| value >= least), "{name} is not at least {least}:\n{text}");
     }
+    shop.controller.kill().unwrap();
+    let node = &shop.nodes["node-b"].namespace;
+    wait::until("the loss of the controller", Duration::from_secs(10), || {
+        let text = get(node, "/metrics")?;
+        anyhow::ensure!(value(&text, "firebreak_agent_connected") == Some(0.0) && value(&text, "firebreak_agent_enforcing") == Some(1.0));
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

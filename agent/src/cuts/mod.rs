@@ -12,7 +12,7 @@
 //! 2. An entry is labelled, never just deleted: after a deletion the other end's next packet would be a new connection, which may be allowed.
 //!    Where an entry has no room for a label (it is older than our rules) it is made anew with one, in the same `sendmsg`.
 //! 3. Everything is judged at the first commit after a start, so that a cut which an agent before did not get to is made. After that only
-//!    connections of workloads whose policy, peers or addresses changed are.
+//!    connections of workloads whose policy, peers or addresses changed are; everything again when the same is committed once more.
 //! 4. Each commit is followed by two passes: the second finds entries that were not confirmed during the first.
 //! 5. A connection that is allowed again loses its label. The label of others is left alone.
 //! 6. Only entries of zone 0 are judged, the one that our rules see unless somebody sets zones; others are counted and said once.

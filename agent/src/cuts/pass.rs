@@ -157,3 +157,7 @@ impl Pass<'_, '_> {
         self.outcome.refused = Some((count + 1, first));
     }
 }
+
+#[cfg(test)]
+#[path = "pass_tests.rs"]
+mod tests;

@@ -62,6 +62,14 @@ pub struct CutLinks {
 struct Job {
     committed: Arc<Committed>,
     local: Arc<LocalWorkloads>,
+    /// One of those that this one took the place of was the same as another before it.
+    is_again: bool,
+}
+
+impl Job {
+    fn is_same(&self, committed: &Arc<Committed>, local: &Arc<LocalWorkloads>) -> bool {
+        Arc::ptr_eq(&self.committed, committed) && Arc::ptr_eq(&self.local, local)
+    }
 }
 
 #[derive(Default)]
@@ -141,7 +149,9 @@ impl CutHandle {
     /// A commit was made. Returns at once; a commit before it that was not looked at yet is passed over.
     pub fn committed(&self, committed: Arc<Committed>, local: Arc<LocalWorkloads>) {
         let (slot, woken) = &*self.slot;
-        slot.lock().unwrap_or_else(PoisonError::into_inner).next = Some(Job { committed, local });
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_again = slot.next.as_ref().is_some_and(|job| job.is_again || job.is_same(&committed, &local));
+        slot.next = Some(Job { committed, local, is_again });
         woken.notify_one();
     }
 
@@ -187,6 +197,7 @@ struct Judged {
     state: Arc<NodeState>,
     node: BTreeSet<IpAddr>,
     locals: BTreeSet<IpAddr>,
+    job: (Arc<Committed>, Arc<LocalWorkloads>),
 }
 
 impl Judged {
@@ -198,7 +209,8 @@ impl Judged {
         });
         let locals = desired.interfaces.values().flat_map(|interface| interface.addresses.iter().copied()).collect();
         let node = state.addresses.union(&job.local.own_addresses).copied().collect();
-        Self { generation: job.committed.generation, state: Arc::new(state), node, locals }
+        let of = (job.committed.clone(), job.local.clone());
+        Self { generation: job.committed.generation, state: Arc::new(state), node, locals, job: of }
     }
 }
 
@@ -262,6 +274,10 @@ impl Cutter {
 
     fn take(&mut self, job: &Job) {
         let judged = Judged::new(job);
+        if job.is_again || self.judged.as_ref().is_some_and(|before| job.is_same(&before.job.0, &before.job.1)) {
+            // Committed once more as it was: what the rules let through meanwhile is not known (a table that was put right, a node that observed).
+            self.affected = Affected::everything();
+        }
         match &self.judged {
             None => self.affected = Affected::everything(),
             Some(before) => {

@@ -157,7 +157,7 @@ mod tests {
             destination: IpAddr::from([10, 0, 0, 2]),
             transport: Transport::Port(Protocol::TCP, port),
         };
-        if port % 2 == 0 {
+        if port.is_multiple_of(2) {
             JournalEntry::Uncounted { key, length: port.into() }
         } else {
             JournalEntry::Opened { entry: CursorEntry { key, element: None, flow: None }, told: port.into(), uncounted: port == 3 }

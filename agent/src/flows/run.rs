@@ -30,8 +30,8 @@ const NFLOG_RETRY: Duration = Duration::from_secs(1);
 /// A changed cursor is kept this often, and less often when it is large: a megabyte each second at most.
 const CURSOR_EVERY: Duration = Duration::from_secs(1);
 const CURSOR_EVERY_ENTRY: Duration = Duration::from_micros(200);
-/// A read may take this part of the time at most.
-const READ_SHARE: u32 = 5;
+/// A read may take this part of the time at most: under a flood over many flows the traffic that is let through needs the processor more.
+const READ_SHARE: u32 = 20;
 
 /// Collects and reports denied flows until `shutdown`; then what there is gets two seconds to reach the controller, and the rest is kept in the state
 /// directory. Records that other parts of the agent make come in by `others`. Waits for a table that is not there yet, follows one that is made anew, and goes on without NFLOG while another process has the

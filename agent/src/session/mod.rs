@@ -19,6 +19,7 @@ use firebreak_proto::hash::ObjectKey;
 use firebreak_proto::workload::DeclaredWorkload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tonic::transport::Endpoint;
@@ -55,6 +56,17 @@ pub struct SessionLinks {
     pub declared: watch::Sender<Option<Arc<Vec<DeclaredWorkload>>>>,
     /// The last complete state; `None` until the first.
     pub committed: watch::Sender<Option<Arc<Committed>>>,
+    /// What is counted.
+    pub stats: Arc<SessionStats>,
+}
+
+/// Counts of sessions, for the metrics.
+#[derive(Debug, Default)]
+pub struct SessionStats {
+    /// Whether the controller has said Welcome and nothing has ended the session since.
+    pub is_connected: AtomicBool,
+    /// Sessions begun.
+    pub sessions: AtomicU64,
 }
 
 /// What the enforcing side has to say of the node.

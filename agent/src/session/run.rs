@@ -2,6 +2,7 @@
 
 use super::stream::converse;
 use super::{Held, SessionConfig, SessionError, SessionLinks};
+use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 /// Keeps a session with the controller until `shutdown`. Never gives up: without a controller the node goes on enforcing what
@@ -15,6 +16,7 @@ pub async fn run(config: SessionConfig, mut held: Held, mut links: SessionLinks,
             ended = converse(&config, &mut links, &mut held, &mut progress) => ended,
         };
         let Err(error) = ended;
+        links.stats.is_connected.store(false, Ordering::Relaxed);
         if progress {
             attempt = 0;
         }

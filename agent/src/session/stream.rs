@@ -10,6 +10,7 @@ use firebreak_proto::workload::DeclaredWorkload;
 use firebreak_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION, v1};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -232,6 +233,8 @@ impl Conversation<'_> {
             return Err(SessionError::Unexpected { what: "a Welcome without an epoch".to_owned() });
         }
         tracing::info!(epoch = %welcome.epoch, controller_version = %welcome.controller_version, "session with the controller");
+        self.links.stats.is_connected.store(true, Ordering::Relaxed);
+        self.links.stats.sessions.fetch_add(1, Ordering::Relaxed);
         self.welcome = Some(welcome);
         Ok(())
     }

@@ -2,17 +2,22 @@
 
 use crate::frames::{Frame, Witness, arp, ethernet, ipv4, ipv6, neighbour, send, udp};
 use crate::install::{config, open};
-use crate::lab::{End, Lab, Topology};
+use crate::lab::{End, Lab, Topology, sets};
 use crate::namespace::Namespace;
 use firebreak_agent::dataplane::names::GuardReason;
 use firebreak_agent::dataplane::{
     Claim, Dataplane, Desired, GuardCount, GuardReader, MacAddress, ManagedInterface, SkeletonState, read_counters, uninstall,
 };
-use firebreak_policy::kernel_sets::KernelSets;
-use firebreak_policy::model::{Family, InterfaceName, Protocol, Transport};
+use firebreak_agent::flows::{FirstFrame, RecentLocals, Told};
+use firebreak_agent::guards::{self, GuardLinks};
+use firebreak_agent::local::{LocalInterface, LocalWorkload, LocalWorkloads};
+use firebreak_policy::kernel_sets::{Element, KernelSets, SetId, Shape};
+use firebreak_policy::model::{Direction, Family, InterfaceName, Labels, NamespaceName, Protocol, Transport, WorkloadId, WorkloadSource};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 const TOPOLOGIES: [Topology; 2] = [Topology::Routed, Topology::Bridged];
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -267,6 +272,40 @@ fn what_a_workload_needs_passes_its_guard() {
 }
 
 #[test]
+fn a_dhcp_client_and_its_server_on_the_link_understand_each_other_whatever_policy_says() {
+    let lab = Lab::new(Topology::Bridged);
+    let outside = Namespace::new();
+    lab.node.ip(&format!("link add up0 type veth peer name eth0 netns {}", outside.path()));
+    lab.node.ip("link set up0 master br0 up");
+    outside.ip("link set eth0 up");
+    let (mut dataplane, _) = open(&lab.node);
+    let (a, b) = (lab.address(End::A, Family::V4), lab.address(End::B, Family::V4));
+    let isolated = |direction, local| (SetId { direction, family: Family::V4, shape: Shape::Isolated }, Element::Local(local));
+    let all = [a, b].into_iter().flat_map(|local| [isolated(Direction::Ingress, local), isolated(Direction::Egress, local)]);
+    dataplane.commit(&lab.desired(sets(all))).unwrap();
+    let (own, server) = (lab.mac(End::A).0, [2, 0, 0, 0, 0, 0x77]);
+    let mut bootp = vec![1, 1, 6, 0];
+    bootp.resize(28, 0);
+    bootp.extend(own);
+    bootp.resize(240, 0);
+    let rebind = ethernet(BROADCAST, own, 0x0800, &ipv4(v4(a), Ipv4Addr::BROADCAST, 17, &[], &udp(68, 67, &bootp)));
+    let answer = ethernet(own, server, 0x0800, &ipv4("10.7.9.77".parse().unwrap(), v4(a), 17, &[], &udp(67, 68, &bootp)));
+    let forged = ethernet(own, lab.mac(End::B).0, 0x0800, &ipv4(v4(b), v4(a), 17, &[], &udp(67, 68, &bootp)));
+    let other = ethernet(own, server, 0x0800, &ipv4("10.7.9.77".parse().unwrap(), v4(a), 17, &[], &udp(67, 69, &bootp)));
+    let (at_server, at_client, at_neighbour) = (Witness::new(&outside, "eth0"), Witness::new(&lab.a, "eth0"), Witness::new(&lab.b, "eth0"));
+    send(&lab.a, "eth0", &rebind, 1);
+    assert!(at_server.take_until(|seen| seen.contains(&rebind)).contains(&rebind), "the server hears it");
+    for refused in [&forged, &other] {
+        send(if refused == &forged { &lab.b } else { &outside }, "eth0", refused, 1);
+    }
+    send(&outside, "eth0", &answer, 1);
+    let heard = at_client.take_until(|seen| seen.contains(&answer));
+    assert!(heard.contains(&answer), "the client hears the answer");
+    assert!(!heard.contains(&forged) && !heard.contains(&other), "and nothing else");
+    assert!(!at_neighbour.take_until(|_| true).contains(&rebind), "a neighbour does not hear it");
+}
+
+#[test]
 fn what_a_bridge_floods_reaches_nobody_it_is_not_for() {
     let lab = Lab::new(Topology::Bridged);
     let outside = Namespace::new();
@@ -382,6 +421,95 @@ fn who_gives_itself_a_neighbours_address_gains_nothing_also_after_a_restart() {
     }
 }
 
+/// A workload as discovery finds it, behind an interface.
+fn found(index: u32, name: &str) -> LocalWorkloads {
+    let interface = LocalInterface { name: InterfaceName::new(name), addresses: BTreeSet::new(), mac: None, vouched: None, link: index };
+    let workload = LocalWorkload {
+        id: WorkloadId::new("n1", "attacker"),
+        name: "attacker".to_owned(),
+        namespace: NamespaceName::new("shop"),
+        labels: Labels::default(),
+        image_labels: BTreeMap::new(),
+        named_ports: Vec::new(),
+        published_ports: Vec::new(),
+        interfaces: BTreeMap::from([(index, interface)]),
+        host_network: false,
+        source: WorkloadSource::Manifest,
+        problem: None,
+    };
+    LocalWorkloads { workloads: BTreeMap::from([("attacker".into(), Arc::new(workload))]), ..LocalWorkloads::default() }
+}
+
+#[test]
+fn the_first_refused_frame_is_told_at_once_with_what_it_claimed() {
+    let lab = Lab::new(Topology::Bridged);
+    let (mut dataplane, _) = open(&lab.node);
+    dataplane.commit(&lab.desired(KernelSets::default())).unwrap();
+    let index = lab.index("wl0");
+    let (own, stolen) = (lab.mac(End::A), lab.address(End::B, Family::V4));
+    let frame = ethernet(BROADCAST, own.0, 0x0806, &arp(2, own.0, v4(stolen), BROADCAST, v4(lab.gateway(End::A, Family::V4))));
+    let (told, records) = std::sync::mpsc::channel();
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    let collect =
+        // The collection has the namespace's thread for itself; others send meanwhile.
+        std::thread::scope(|scope| {
+            let node = &lab.node;
+            let collecting = scope.spawn(move || {
+                node.run(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    runtime.block_on(async move {
+                        let (sender, mut receiver) = tokio::sync::mpsc::channel(16);
+                        let (_local, local) = tokio::sync::watch::channel(Arc::new(found(index, "wl0")));
+                        let links = GuardLinks { local, view: Arc::new(RecentLocals::new()), records: sender };
+                        let running = guards::run(config().guard_nflog_group(), links, stopped);
+                        tokio::pin!(running);
+                        loop {
+                            tokio::select! {
+                                () = &mut running => return,
+                                Some(records) = receiver.recv() => drop(told.send((Instant::now(), records))),
+                            }
+                        }
+                    });
+                })
+            });
+            // Until the group is bound nobody hears the event; a frame of another kind each time makes a new one.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let mut first = None;
+            let mut ether_type = 0x9000u16;
+            while first.is_none() && Instant::now() < deadline {
+                send(&lab.a, "eth0", &ethernet(BROADCAST, own.0, ether_type, &[0; 46]), 1);
+                ether_type += 1;
+                first = records.recv_timeout(Duration::from_millis(200)).ok();
+            }
+            assert!(first.is_some(), "nothing is told");
+            let sent = Instant::now();
+            send(&lab.a, "eth0", &frame, 5);
+            let mut found = None;
+            while found.is_none() && Instant::now() < deadline {
+                let Ok((at, records)) = records.recv_timeout(Duration::from_secs(2)) else { break };
+                let of_arp = records.into_iter().find_map(|record| match record.told {
+                    Told::Guard(told) if told.reason == GuardReason::Arp => Some(told),
+                    Told::Guard(_) | Told::Flow(_) | Told::Lost { .. } | Told::Cut(_) => None,
+                });
+                found = of_arp.map(|told| (at, told));
+            }
+            stop.cancel();
+            collecting.join().unwrap();
+            found.map(|(at, told)| (at - sent, told))
+        });
+    let (took, told) = collect.expect("the ARP frame is told");
+    assert!(took < Duration::from_millis(700), "at once, not with the next reading: {took:?}");
+    assert_eq!((told.interface.as_str(), told.container.as_str(), told.ether_type, told.frames), ("wl0", "attacker", 0x0806, 1));
+    let claimed = FirstFrame {
+        source_mac: Some(own),
+        destination_mac: Some(MacAddress(BROADCAST)),
+        source: Some(stolen),
+        destination: Some(lab.gateway(End::A, Family::V4)),
+    };
+    assert_eq!(told.first, claimed);
+}
+
 #[test]
 fn an_exempt_interface_has_no_guard_and_a_guard_goes_with_its_interface() {
     let lab = Lab::new(Topology::Routed);
@@ -460,5 +588,4 @@ fn a_thousand_interfaces_come_and_go_in_one_transaction_each_and_are_listed() {
         begun.elapsed()
     );
     assert!(!node.ruleset().contains("port_"));
-    let _ = config();
 }

@@ -170,7 +170,7 @@ fn cost(process: u32) -> Cost {
 #[test]
 fn every_packet_of_a_denied_flood_is_counted_and_every_flow_reported() {
     let mut arena = Arena::start("fc");
-    let packets = u64::try_from(scaled(600_000, 15_000_000)).unwrap();
+    let packets = u64::try_from(scaled(200_000, 10_000_000)).unwrap();
     let agent = arena.field.site.agent(NODE).unwrap().process().unwrap().id();
     let controller = arena.field.site.controller.process().unwrap().id();
     let (before, before_there, wire) = (cost(agent), cost(controller), arena.interface());
@@ -254,19 +254,13 @@ fn plain(field: &mut Field, name: &str, tracked: bool) {
 }
 
 /// What a permitted pair of a node gets while the node is flooded, and how much flood there was.
-fn beside_flood(field: &Field, node: &str, per_second: Option<u64>, lasting: Duration) -> (Rate, f64) {
+fn beside_flood(field: &Field, meter: &Meter<'_>, node: &str, per_second: Option<u64>, lasting: Duration) -> (Rate, f64) {
     let name = |app: &str| format!("field/{app}-{node}");
     let to = field.site.addresses(&name("srv")).unwrap();
-    let meter = Meter::start(
-        field.site.namespace(&name("tight")).unwrap(),
-        field.site.namespace(&name("srv")).unwrap(),
-        SocketAddr::new(to[0], 9002),
-    )
-    .unwrap();
     let flood = per_second.map(|per_second| {
         let stream = Stream { to: to.to_vec(), ports: PORTS, per_second: Some(per_second), packets: None };
         let flood = Flood::start(field.site.namespace(&name("open")).unwrap(), stream).unwrap();
-        wait::until_true("the flood to begin", Duration::from_secs(20), || flood.sent() > per_second / 4).unwrap();
+        wait::until_true("the flood to begin", Duration::from_secs(20), || flood.sent() > per_second / 8).unwrap();
         flood
     });
     let rate = meter.measure(lasting).unwrap();
@@ -282,47 +276,54 @@ fn median(mut list: Vec<f64>) -> f64 {
     list[list.len() / 2]
 }
 
+/// A figure and no gate: on a machine that others use too it is what is left over for the test.
 #[test]
 fn permitted_traffic_keeps_its_rate_beside_a_denied_flood() {
     let mut field = Field::start("fr").unwrap();
     plain(&mut field, "plain", false);
     plain(&mut field, "tracked", true);
-    let lasting = Duration::from_millis(u64::try_from(scaled(700, 2_000)).unwrap());
+    let lasting = Duration::from_millis(u64::try_from(scaled(250, 2_000)).unwrap());
+    let meters: BTreeMap<&str, Meter<'_>> = [NODE, "plain", "tracked"]
+        .map(|node| {
+            let [client, server] = ["tight", "srv"].map(|app| field.site.namespace(&format!("field/{app}-{node}")).unwrap());
+            let to = field.site.addresses(&format!("field/srv-{node}")).unwrap()[0];
+            (node, Meter::start(client, server, SocketAddr::new(to, 9002)).unwrap())
+        })
+        .into();
     // What the product can take from one sender, so that the flood is the same for all.
     let to = field.site.addresses(TO).unwrap().to_vec();
-    let most = Stream { to, ports: PORTS, per_second: None, packets: Some(u64::try_from(scaled(200_000, 2_000_000)).unwrap()) };
+    let most = Stream { to, ports: PORTS, per_second: None, packets: Some(u64::try_from(scaled(100_000, 2_000_000)).unwrap()) };
     let (sent, lasted) = Flood::start(field.site.namespace(FROM).unwrap(), most).unwrap().join().unwrap();
     let most = sent as f64 / lasted.as_secs_f64();
     let wanted = std::env::var("FIREBREAK_FLOOD").ok().and_then(|it| it.parse().ok()).unwrap_or(500_000.0_f64);
     let per_second = (most * 0.9).min(wanted) as u64;
     println!("one sender floods {most:.0}/s at most; the rounds use {per_second}/s");
-    let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    let mut ratios: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    for round in 0..scaled(3, 15) {
+    // Of each node: with the flood to the plain rule's, and what the flood took from each to what it took from the plain rule's.
+    let mut ratios: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
+    let rounds = scaled(9, 21);
+    for round in 0..rounds {
         let mut order = [NODE, "plain", "tracked"];
         if round % 2 == 1 {
             order.reverse();
         }
         let mut seen = BTreeMap::new();
         for node in order {
-            let (rate, flooded) = beside_flood(&field, node, Some(per_second), lasting);
+            let (quiet, _) = beside_flood(&field, &meters[node], node, None, lasting);
+            let (rate, flooded) = beside_flood(&field, &meters[node], node, Some(per_second), lasting);
             println!(
-                "round {round}: {node}: {:.0} exchanges/s, connect {:?}, beside {flooded:.0} denied packets/s",
-                rate.exchanges, rate.connect
+                "round {round}: {node}: {:.0} exchanges/s, connect {:?}, beside {flooded:.0} denied packets/s; without a flood {:.0}",
+                rate.exchanges, rate.connect, quiet.exchanges
             );
-            rates.entry(node).or_default().push(rate.exchanges);
-            seen.insert(node, rate.exchanges);
+            seen.insert(node, (rate.exchanges, rate.exchanges / quiet.exchanges));
         }
+        let (product, kept) = seen[NODE];
         for other in ["plain", "tracked"] {
-            ratios.entry(other).or_default().push(seen[NODE] / seen[other]);
+            let (rate, kept_there) = seen[other];
+            ratios.entry((other, "rate beside the flood")).or_default().push(product / rate);
+            ratios.entry((other, "part of the rate that is kept")).or_default().push(kept / kept_there);
         }
     }
-    let (quiet, _) = beside_flood(&field, NODE, None, lasting);
-    println!("without a flood: {:.0} exchanges/s, connect {:?}", quiet.exchanges, quiet.connect);
-    for (node, list) in rates {
-        println!("{node}: median {:.0} exchanges/s", median(list));
-    }
-    for (other, list) in ratios {
-        println!("the product / one plain rule ({other}): median {:.3} of {} rounds", median(list.clone()), list.len());
+    for ((other, what), list) in ratios {
+        println!("the product / one {other} rule, {what}: median {:.3} of {rounds} rounds", median(list));
     }
 }

@@ -8,6 +8,7 @@ mod flood;
 mod flushes;
 mod itself;
 mod metronome;
+mod races;
 mod restarts;
 mod storms;
 mod upgrades;

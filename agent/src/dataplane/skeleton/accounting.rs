@@ -1,14 +1,17 @@
 //! What is denied: counted exactly, logged once per flow.
 
 use super::policy::{WITH_PORTS, deny_name, icmp_header, icmp_protocol, ip};
-use super::words::{Rules, concat, count, dispatch, drop, field, goto, in_set, is_number, is_one_of, l4proto, limit, log, to_goto, update};
+use super::words::{
+    Rules, accept, concat, count, dispatch, drop, field, goto, in_set, is, is_number, is_one_of, l4proto, limit, log, meta, to_goto, update,
+};
 use crate::dataplane::config::DataplaneConfig;
 use crate::dataplane::names::{
     COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT, DIRECTIONS, DeniedKey, DeniedSet, FAMILIES,
     LOG_DENY_IN, LOG_DENY_OUT, LOG_UNCOUNTED_IN, LOG_UNCOUNTED_OUT,
 };
 use firebreak_policy::model::{Direction, Family};
-use nftables::expr::{Expression, Verdict};
+use nftables::expr::{Expression, MetaKey, Verdict};
+use nftables::stmt::Statement;
 
 /// Bytes of a packet that go to NFLOG: an IPv6 header, its extensions and the ports.
 const SNAPLEN: u32 = 128;
@@ -22,6 +25,7 @@ const MLD: [&str; 4] = ["mld-listener-query", "mld-listener-report", "mld-listen
 
 /// ```text
 /// chain deny_in4 {
+///     ...                                                            # DHCP of its own address ([`dhcp`])
 ///     counter name denied_in
 ///     meta l4proto vmap { tcp : goto deny_in4_with_ports, ..., icmp : goto deny_in4_with_types }
 ///     ip saddr . ip daddr . meta l4proto @denied_in4_proto drop
@@ -54,6 +58,7 @@ pub(super) fn add(rules: &mut Rules, config: &DataplaneConfig) {
                 // Every IPv6 host announces its groups to its link by itself (RFC 3810): stopped like the rest, but nothing that anybody tried.
                 rules.rule(&chain, [is_one_of(field("icmpv6", "type"), &MLD), is_number(field("ip6", "hoplimit"), 1), drop()]);
             }
+            rules.rule_of(&chain, dhcp(direction, family));
             rules.rule(&chain, [count(total)]);
             let mut kinds: Vec<(&'static str, Verdict<'static>)> = WITH_PORTS.iter().map(|name| (*name, to_goto(&with_ports))).collect();
             kinds.push((icmp_protocol(family), to_goto(&with_types)));
@@ -73,6 +78,31 @@ pub(super) fn add(rules: &mut Rules, config: &DataplaneConfig) {
         // A packet that found no room in a set is told by NFLOG alone, within bounds.
         rules.rule(&overflow_name(direction), [limit(UNCOUNTED_PER_SECOND, UNCOUNTED_BURST), log(uncounted, config.nflog_group, SNAPLEN)]);
         rules.rule(&overflow_name(direction), [drop()]);
+    }
+}
+
+/// What a workload's own address needs to live passes whatever policy says: a DHCP client's broadcasts, and answers that come over the link and not
+/// through a router. No other workload can send such an answer: its guard refuses it. It is asked where a packet is about to be denied,
+/// so that it costs nobody else anything.
+///
+/// ```text
+/// ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept                              # deny_out4
+/// meta iifkind "bridge" meta oifkind "bridge" udp sport 67 udp dport 68 accept           # deny_in4
+/// ip6 daddr ff02::1:2 udp sport 546 udp dport 547 accept                                 # deny_out6
+/// meta iifkind "bridge" meta oifkind "bridge" udp sport 547 udp dport 546 accept         # deny_in6
+/// ```
+fn dhcp(direction: Direction, family: Family) -> Vec<Statement<'static>> {
+    let (client, server, everybody) = match family {
+        Family::V4 => (68, 67, "255.255.255.255"),
+        Family::V6 => (546, 547, "ff02::1:2"),
+    };
+    let ports = |from, to| [is_number(field("udp", "sport"), from), is_number(field("udp", "dport"), to), accept()];
+    match direction {
+        Direction::Egress => [vec![is(field(ip(family), "daddr"), everybody)], ports(client, server).to_vec()].concat(),
+        Direction::Ingress => {
+            let over_the_link = [MetaKey::Iifkind, MetaKey::Oifkind].map(|kind| is(meta(kind), "bridge"));
+            [over_the_link.to_vec(), ports(server, client).to_vec()].concat()
+        }
     }
 }
 

@@ -1,0 +1,62 @@
+//! Changes that leave a pair's verdict as it is, but move it from one set to another or isolate an end that may go on: not one packet may be judged
+//! by the old half of one set and the new half of another. Every packet is a new connection to the rules (nobody answers), as many as a thread
+//! can send.
+
+use crate::field::{Field, segment};
+use firebreak_tests::flood::{Flood, Stream};
+use firebreak_tests::scaled;
+use firebreak_tests::wait;
+use serde_json::Value;
+use std::time::Duration;
+
+const PORT: u16 = 9_800;
+
+/// Three shapes of one permission: all of the peer, its port, and a range of ports; and an ingress that no policy isolates.
+fn shapes() -> Vec<(&'static str, Option<String>)> {
+    let ingress = |ports: &str| {
+        Some(segment("shape", "app: open", &format!("  ingress:\n  - from: [{{workloads: {{matchLabels: {{app: srv}}}}}}]{ports}")))
+    };
+    vec![
+        ("not isolated", None),
+        ("all of the peer", ingress("")),
+        ("one port", ingress(&format!("\n    ports: [{{protocol: UDP, port: {PORT}}}]"))),
+        ("a range", ingress(&format!("\n    ports: [{{protocol: UDP, port: {}, endPort: {}}}]", PORT - 700, PORT + 700))),
+    ]
+}
+
+#[test]
+fn a_verdict_that_stays_the_same_is_never_seen_half_changed() {
+    let field = Field::start("lr").unwrap();
+    let (from, to) = ("field/srv-bridged", "field/open-bridged");
+    let node = &field.site.node("bridged").unwrap().namespace;
+    // Others of the segment are denied what only this pair sends, and keep quiet; what is denied is denied wrongly.
+    let denied = || -> u64 {
+        let listed: Value = serde_json::from_str(&node.output("nft -j list counter inet firebreak denied_in").unwrap()).unwrap();
+        listed["nftables"].as_array().unwrap().iter().find_map(|entry| entry["counter"]["packets"].as_u64()).unwrap()
+    };
+    // A socket that nobody reads: no answer, and no ICMP error either.
+    let address = field.site.addresses(to).unwrap()[0];
+    let _sink = field.site.namespace(to).unwrap().run(move || std::net::UdpSocket::bind((address, PORT))).unwrap().unwrap();
+    let stream = Stream { to: vec![address], ports: PORT..PORT + 1, per_second: None, packets: None };
+    let flood = Flood::start(field.site.namespace(from).unwrap(), stream).unwrap();
+    wait::until_true("packets", Duration::from_secs(10), || flood.sent() > 1_000).unwrap();
+    let (shapes, before) = (shapes(), denied());
+    let mut wrong = std::collections::BTreeMap::new();
+    let (mut at, mut last) = (0, before);
+    let changes = scaled(60, 1_000);
+    for round in 0..changes {
+        let next = (at + 1 + round % 3) % shapes.len();
+        match &shapes[next].1 {
+            Some(policy) => drop(field.site.controller.apply(policy).unwrap()),
+            None => drop(field.site.delete(shapes[at].1.as_ref().unwrap()).unwrap()),
+        }
+        let now = denied();
+        if now != last {
+            *wrong.entry((shapes[at].0, shapes[next].0)).or_insert(0) += now - last;
+        }
+        (at, last) = (next, now);
+    }
+    let (sent, lasted) = flood.stop().unwrap();
+    println!("{sent} packets in {lasted:?} during {changes} changes of shape: {} judged by half a state: {wrong:?}", denied() - before);
+    assert_eq!(denied(), before, "{wrong:?}");
+}
