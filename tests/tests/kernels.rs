@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 /// What enforcement cannot be built without, with the code that the agent gives.
-const NEEDED: [(&str, &str); 11] = [
+const NEEDED: [(&str, &str); 12] = [
     ("nf-tables", "NoNfTables"),
     ("inet-family", "NoInetFamily"),
     ("conntrack", "NoConntrack"),
@@ -18,6 +18,7 @@ const NEEDED: [(&str, &str); 11] = [
     ("dynamic-sets", "NoDynamicSets"),
     ("packet-log", "NoPacketLog"),
     ("reject", "NoReject"),
+    ("address-type", "NoAddressType"),
     ("netdev-ingress", "NoNetdevIngress"),
     ("target-namespace", "NoTargetNamespace"),
     ("all-namespaces", "NoAllNamespaces"),

@@ -125,6 +125,7 @@ pub fn fragment(from: IpAddr, to: IpAddr, protocol: u8, at: usize, more: bool, i
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

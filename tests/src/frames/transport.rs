@@ -125,6 +125,7 @@ pub fn dhcp(operation: u8, client: Mac, given: [u8; 4], kind: u8, server: [u8; 4
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
