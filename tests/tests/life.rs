@@ -41,6 +41,13 @@ fn node_b(shop: &Shop) -> Value {
     shop.controller.ask_json(&["nodes", "node-b", "-o", "json"]).unwrap()["items"][0].clone()
 }
 
+/// Waits until the policies are on node-b's disk.
+fn wait_on_disk(shop: &Shop) {
+    let path = shop.agents["node-b"].state_dir().join("state");
+    let kept = || std::fs::read(&path).is_ok_and(|bytes| bytes.windows(8).any(|window| window == b"from-api"));
+    wait::until_true("the policies on disk", PATIENCE, kept).unwrap();
+}
+
 /// Another agent takes node-b over, on the same files, with other options.
 fn start_with(shop: &mut Shop, options: &[&str]) {
     let agent = Agent::start(&shop.nodes["node-b"], "node-b", shop.folder.path(), options).unwrap();
@@ -51,12 +58,7 @@ fn start_with(shop: &mut Shop, options: &[&str]) {
 fn a_node_that_boots_without_its_controller_enforces_the_state_on_disk() {
     let mut shop = Shop::start("fbm1").unwrap();
     shop.controller.apply(&usual_policies()).unwrap();
-    wait::until("the state on disk", PATIENCE, || {
-        let length = std::fs::metadata(shop.agents["node-b"].state_dir().join("state"))?.len();
-        anyhow::ensure!(length > 500, "{length} bytes");
-        Ok(())
-    })
-    .unwrap();
+    wait_on_disk(&shop);
     shop.agents.get_mut("node-b").unwrap().terminate().unwrap();
     shop.controller.terminate().unwrap();
     // As after a boot: the kernel holds nothing of ours.
@@ -160,7 +162,9 @@ fn where_the_kernel_lets_others_in_a_flush_is_put_right_and_told_with_who_and_ho
     }
     let tampered = event(&shop, "Tampered");
     assert!(tampered["principal"].as_str().unwrap().starts_with("nft (pid "), "{tampered}");
-    assert!(tampered["objects"].to_string().contains("inet firebreak forward"), "{tampered}");
+    assert!(tampered["objects"].to_string().contains("table inet firebreak: gone"), "{tampered}");
+    let told = shop.controller.ask(&["flows", "--node-events", "--node", "node-b"]).unwrap();
+    assert!(told.contains("chain inet firebreak forward: changed"), "{told}");
     let repaired = event(&shop, "Repaired");
     let open = repaired["openSeconds"].as_f64().unwrap();
     println!("open for {open} s");
@@ -171,7 +175,7 @@ fn where_the_kernel_lets_others_in_a_flush_is_put_right_and_told_with_who_and_ho
 fn tables_that_were_flushed_while_no_agent_ran_are_back_at_its_start_without_a_controller() {
     let mut shop = Shop::start("fbm5").unwrap();
     shop.controller.apply(&usual_policies()).unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    wait_on_disk(&shop);
     shop.agents.get_mut("node-b").unwrap().kill().unwrap();
     shop.controller.kill().unwrap();
     shop.nodes["node-b"].namespace.output("nft flush ruleset").unwrap();

@@ -10,7 +10,7 @@ use super::read_back::read_back_of;
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::DUMP_ATTEMPTS;
 use super::wire::{Attributes, LIST_ELEMENT, Message, Received, chain, expression, rule};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// How much to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,10 @@ fn dump(
 /// What differs between the rules, in words.
 pub(super) fn differences(expected: &Prints, found: &Prints) -> Vec<String> {
     let mut words = Vec::new();
-    for ((layer, name), print) in expected {
+    let is_gone = |layer: Layer| !found.keys().any(|(other, _)| *other == layer);
+    let layers: BTreeSet<Layer> = expected.keys().map(|(layer, _)| *layer).collect();
+    words.extend(layers.into_iter().filter(|layer| is_gone(*layer)).map(|layer| format!("table {layer} {TABLE}: gone")));
+    for ((layer, name), print) in expected.iter().filter(|((layer, _), _)| !is_gone(*layer)) {
         match found.get(&(*layer, name.clone())) {
             None => words.push(format!("chain {layer} {TABLE} {name}: gone")),
             Some(other) if other != print => words.push(format!("chain {layer} {TABLE} {name}: changed")),

@@ -135,9 +135,16 @@ pub(super) fn local_principal(uid: u32) -> String {
 /// Asks the agent that runs with this directory. Blocking.
 ///
 /// # Errors
-/// When none listens, or it does not answer.
+/// When none listens within 10 s (an agent that is starting has the directory before it listens), or it does not answer.
 pub fn ask(folder: &Path, order: &Order) -> io::Result<Answer> {
-    let mut stream = std::os::unix::net::UnixStream::connect(folder.join(SOCKET))?;
+    let begun = std::time::Instant::now();
+    let mut stream = loop {
+        match std::os::unix::net::UnixStream::connect(folder.join(SOCKET)) {
+            Ok(stream) => break stream,
+            Err(error) if begun.elapsed() >= PATIENCE => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
     stream.set_read_timeout(Some(PATIENCE * 2))?;
     let mut line = serde_json::to_vec(order)?;
     line.push(b'\n');

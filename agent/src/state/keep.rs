@@ -24,6 +24,8 @@ pub struct KeepLinks {
 
 /// Between two writes at least so many times as long as the last one took: a large state under many changes must not keep a core busy.
 const REST: u32 = 20;
+/// But no longer than this: what is not on disk yet is not there after a crash.
+const REST_MOST: Duration = Duration::from_secs(1);
 /// A failed write is tried again after so long.
 const RETRY: Duration = Duration::from_secs(10);
 const CODE: &str = "StateNotKept";
@@ -38,7 +40,7 @@ pub async fn keep(file: StateFile, mut kept: Kept, mut links: KeepLinks, shutdow
             let begun = Instant::now();
             let written = write(&file, kept.clone()).await;
             behind = written.is_err();
-            rest = if behind { RETRY } else { begun.elapsed() * REST };
+            rest = if behind { RETRY } else { (begun.elapsed() * REST).min(REST_MOST) };
             tell(&links.status, written);
         }
         let stopped = tokio::select! {
