@@ -10,6 +10,7 @@
 
 use crate::dataplane::{Desired, ManagedInterface};
 use crate::local::{LocalWorkload, LocalWorkloads};
+use firebreak_policy::Members;
 use firebreak_policy::kernel_sets::KernelSets;
 use firebreak_policy::model::{InterfaceName, Protocol, WorkloadId};
 use firebreak_policy::node_state::{CompiledPeers, Group, GroupId, LocalEndpoint, Member, NodeState, Segment, SegmentId};
@@ -91,7 +92,7 @@ fn groups_of(state: &NodeState, segments: &BTreeMap<SegmentId, Arc<Segment>>, va
         }
         let group = match state.groups.get(id) {
             Some(group) => without(group, vacated),
-            None => Arc::new(Group { id: id.clone(), title: "missing".to_owned(), members: BTreeSet::new() }),
+            None => Arc::new(Group { id: id.clone(), title: "missing".to_owned(), members: Members::default() }),
         };
         groups.insert(id.clone(), group);
     }

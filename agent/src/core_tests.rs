@@ -126,7 +126,7 @@ fn an_address_that_its_workload_has_lost_leaves_every_peer_group() {
         ("a stopped, b has its address", local(&[("b", 8, &[2, 3])]), rest.as_slice()),
     ] {
         let alive = restrict(&controller, &discovered);
-        let members: BTreeSet<Member> = expected.iter().copied().collect();
+        let members: firebreak_policy::Members = expected.iter().copied().collect();
         assert_eq!(alive.groups.values().map(|group| &group.members).collect::<Vec<_>>(), [&members], "{case}");
     }
 }

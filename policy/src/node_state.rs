@@ -2,6 +2,7 @@
 //! `flatten` turns into kernel sets, and what the agent keeps on disk.
 
 use crate::model::{Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
+use crate::members::Members;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -49,7 +50,7 @@ pub struct Group {
     /// For people: `app=api in namespace shop`, `10.0.0.0/8`, `host`.
     pub title: String,
     /// Who is in it; empty is nobody.
-    pub members: BTreeSet<Member>,
+    pub members: Members,
 }
 
 /// One member of a group.
