@@ -2,21 +2,26 @@
 //! leaves everything in force.
 
 use crate::config::{Config, DockerSocket};
-use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, preflight};
-use crate::discovery::docker::{self, DockerConfig, DockerView};
+use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
+use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, SkeletonState, absent, preflight};
+use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
-use crate::enforce::{self, EnforceLinks, KernelThread};
+use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
+use crate::helper::{Helper, HelperLife};
+use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
+use crate::metrics::Sources;
 use crate::session::{self, Applied, Backoff, NodeStatus, SessionConfig, SessionLinks};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -29,12 +34,26 @@ const DOCKER_LOOK: Duration = Duration::from_secs(5);
 
 type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 
-/// Runs the agent until `shutdown` is done (it names the reason) or a task ends by itself, which is an error.
+/// Runs the agent until `shutdown` is done (it names the reason) or a task ends by itself, which is an error. `dataplane.nft` of the
+/// configuration is the helper's; this process needs no more than [`crate::confine::Role::Agent`] has.
 ///
 /// # Errors
 /// What could not be opened, or which task ended and why.
-pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
-    let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, log_format: _, log: _ } = config;
+pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
+    let (helper, helper_life) = helper;
+    let Config {
+        node,
+        node_labels,
+        controller,
+        state_dir,
+        docker,
+        netns_dir,
+        dataplane,
+        set_conntrack_acct,
+        metrics_listen,
+        log_format: _,
+        log: _,
+    } = config;
     let state = StateDir::open(&state_dir)?;
     let (instance_id, boot_id, kernel) = (state.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
     tracing::info!(node = %node, version = env!("CARGO_PKG_VERSION"), kernel = %kernel, controller = %controller.uri(), "starting");
@@ -42,8 +61,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
     if let Some(finding) = findings.iter().find(|finding| finding.severity == Severity::Fatal) {
         bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
     }
-    let kernel_thread = open_kernel(&dataplane).await?;
-
+    let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
     let stop = CancellationToken::new();
     let mut tasks: Tasks = JoinSet::new();
     let (local_sender, local) = watch::channel(LocalWorkloads::unknown());
@@ -51,13 +69,22 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
     let (committed_sender, committed) = watch::channel(None);
     let (applied_sender, applied) = watch::channel(None);
     let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
+    let ends = Arc::new(RecentLocals::new());
+    // Other parts' records are few; a full channel makes them wait.
+    let (records, other_records) = mpsc::channel(64);
+    let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
+    let kernel_thread = open_kernel(&dataplane, set_conntrack_acct, links).await?;
 
-    let docker_view = start_docker(&mut tasks, docker, stop.clone())?;
-    let config = DiscoveryConfig { node: node.clone(), patterns: dataplane.interface_patterns.clone(), netns_dir };
+    let task = async move { Ok(helper_life.ended().await?) };
+    spawn(&mut tasks, "helper", watched(task, stop.clone()));
+    let docker_view = start_docker(&mut tasks, docker, helper.clone(), stop.clone());
+    let config = DiscoveryConfig { node: node.clone(), patterns: dataplane.interface_patterns.clone(), netns_dir, helper: Some(helper) };
     let task = discovery::run(config, declared, docker_view, local_sender, stop.clone());
     spawn(&mut tasks, "discovery", task.map(Ok));
 
-    let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone() };
+    let enforcement = Arc::new(EnforceStats::default());
+    let stats = enforcement.clone();
+    let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());
     spawn(&mut tasks, "enforcement", async move { Ok(task.await?) });
 
@@ -70,12 +97,17 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
         kernel,
         backoff: Backoff::default(),
     };
+    let flows_stats = Arc::new(FlowsStats::default());
+    let sources =
+        Sources { flows: flows_stats.clone(), enforcement, applied: applied.clone(), status: status.clone(), local: local.clone() };
+    if let Some(address) = metrics_listen {
+        serve_metrics(&mut tasks, address, sources, &status_sender, stop.clone()).await;
+    }
     let links =
         SessionLinks { local: local.clone(), status, applied: applied.clone(), declared: declared_sender, committed: committed_sender };
     let task = session::run(config, links, stop.clone());
     spawn(&mut tasks, "session", task.map(Ok));
 
-    let ends = Arc::new(RecentLocals::new());
     let task = keep_ends(ends.clone(), local.clone(), applied, stop.clone());
     spawn(&mut tasks, "flow ends", task.map(Ok));
     let config = FlowsConfig {
@@ -89,7 +121,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = &'static str>) -
         timing: flows::Timing::default(),
         limits: Limits::default(),
     };
-    let task = flows::run(config, ends, Arc::new(FlowsStats::default()), stop.clone());
+    let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
@@ -123,6 +155,14 @@ fn unexpected(ended: Option<Result<(&'static str, anyhow::Result<()>), tokio::ta
     }
 }
 
+/// A task that is left alone when the agent stops.
+async fn watched(task: impl Future<Output = anyhow::Result<()>>, stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = task => ended,
+    }
+}
+
 /// Finds what is missing, and says so.
 async fn check(config: &DataplaneConfig, bridged: bool) -> anyhow::Result<Vec<Finding>> {
     let config = config.clone();
@@ -141,15 +181,68 @@ fn warnings_of(findings: &[Finding]) -> BTreeSet<Warning> {
     findings.iter().map(|finding| Warning::new(finding.code, format!("{} ({})", finding.message, finding.remedy))).collect()
 }
 
-async fn open_kernel(config: &DataplaneConfig) -> anyhow::Result<KernelThread> {
+async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: CutLinks) -> anyhow::Result<KernelThread> {
     let config = config.clone();
-    let (kernel, opened) = tokio::task::spawn_blocking(move || Dataplane::open(&config)).await?.context("opening the kernel side")?;
+    let opening = tokio::task::spawn_blocking(move || {
+        if set_conntrack_acct {
+            cuts::count_connections();
+        }
+        let (kernel, opened) = Dataplane::open(&config)?;
+        let known = kernel.known_interfaces();
+        let at_start = match opened.skeleton {
+            SkeletonState::Installed => None,
+            SkeletonState::Adopted | SkeletonState::Replaced => Some(known),
+        };
+        let cuts = start_cuts(&config, links).map(|cuts| (cuts, Owners::new(at_start)));
+        Ok::<_, anyhow::Error>((kernel, opened, cuts))
+    });
+    let (kernel, opened, cuts) = opening.await?.context("opening the kernel side")?;
     tracing::info!(rules = ?opened.skeleton, owned = opened.owned, elements = opened.elements, "kernel tables are in force");
-    KernelThread::start(kernel).context("starting the dataplane's thread")
+    KernelThread::start(kernel, cuts).context("starting the dataplane's thread")
+}
+
+/// Without ctnetlink everything is enforced but for connections that are established already; the node says so.
+fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
+    let status = links.status.clone();
+    match cuts::start(CutConfig { label: config.cut_label, midstream_grace: config.midstream_grace }, links) {
+        Ok(cuts) => Some(cuts),
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "established connections are not cut when policy forbids them");
+            let message =
+                format!("established connections are not cut when policy forbids them: {error} (load the module nf_conntrack_netlink)");
+            status.send_modify(|status| {
+                status.warnings.insert(Warning::new(cuts::WARNING, message));
+            });
+            None
+        }
+    }
+}
+
+/// Enforcement does not depend on who takes the port first: where it cannot be had, the node says so and goes on.
+async fn serve_metrics(
+    tasks: &mut Tasks,
+    address: SocketAddr,
+    sources: Sources,
+    status: &watch::Sender<NodeStatus>,
+    stop: CancellationToken,
+) {
+    match TcpListener::bind(address).await {
+        Ok(listener) => {
+            tracing::info!(%address, "listening for scrapers of metrics and health");
+            spawn(tasks, "metrics", http::serve(listener, sources, stop).map(Ok));
+        }
+        Err(error) => {
+            tracing::error!(%address, reason = %error, "metrics and health are not served");
+            let message = format!("metrics and health are not served: {address}: {error} (choose another with --metrics-listen)");
+            status.send_modify(|status| {
+                status.warnings.insert(Warning::new("MetricsUnavailable", message));
+            });
+        }
+    }
 }
 
 /// The containers of the engine, if there is one or when there will be one.
-fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken) -> anyhow::Result<watch::Receiver<Arc<DockerView>>> {
+fn start_docker(tasks: &mut Tasks, socket: DockerSocket, helper: Helper, stop: CancellationToken) -> watch::Receiver<Arc<DockerView>> {
     let expected = match &socket {
         DockerSocket::None => false,
         DockerSocket::IfPresent(socket) => socket.exists(),
@@ -157,7 +250,6 @@ fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken
     };
     // An engine that comes later holds up nothing.
     let (sender, view) = watch::channel(Arc::new(if expected { DockerView::default() } else { DockerView::without_engine() }));
-    let program = std::env::current_exe().context("finding this program for the Docker watcher")?;
     spawn(tasks, "Docker engine", async move {
         match socket {
             DockerSocket::IfPresent(socket) | DockerSocket::At(socket) => {
@@ -167,14 +259,14 @@ fn start_docker(tasks: &mut Tasks, socket: DockerSocket, stop: CancellationToken
                         () = tokio::time::sleep(DOCKER_LOOK) => {}
                     }
                 }
-                docker::supervise(DockerConfig { socket, program, patience: DOCKER_PATIENCE }, sender, stop).await;
+                docker::supervise(helper, DOCKER_PATIENCE, sender, stop).await;
             }
             // The sender is held, so that the view never counts as gone.
             DockerSocket::None => stop.cancelled().await,
         }
         Ok(())
     });
-    Ok(view)
+    view
 }
 
 /// Tells the collection of denied flows who holds which address, and which generation is enforced.

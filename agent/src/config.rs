@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use firebreak_policy::model::NodeName;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tonic::transport::Endpoint;
 
@@ -31,12 +32,25 @@ pub enum Command {
     Uninstall,
     /// Say what this node lacks for enforcement. Exit code 1 when it cannot enforce.
     Preflight(Options),
-    /// Watch a Docker engine and print typed events, one JSON object per line. The agent starts this by itself.
+    /// Watch a Docker engine and print typed events, one JSON object per line. The agent's helper starts this by itself.
     #[command(hide = true)]
     DockerWatch {
         /// The engine's socket.
         #[arg(long)]
         socket: PathBuf,
+    },
+    /// Run programs for the agent at the other end of standard input. The agent starts this by itself.
+    #[command(hide = true)]
+    Helper {
+        /// The `nft` program.
+        #[arg(long)]
+        nft: PathBuf,
+        /// The Docker engine's socket, if there may be an engine.
+        #[arg(long)]
+        docker_socket: Option<PathBuf>,
+        /// Take the kernel to have no filters of system calls.
+        #[arg(long)]
+        without_filter: bool,
     },
     /// Print the version.
     Version,
@@ -99,11 +113,24 @@ options! {
     netns_dir: PathBuf = "FIREBREAK_NETNS_DIR", "PATH";
     /// The NFLOG group of denied packets; no other program may read it. Default: 5
     nflog_group: u16 = "FIREBREAK_NFLOG_GROUP", "NUMBER";
+    /// The bit of the conntrack label that marks cut connections, 0 to 127; no other program may use it in zone 0. Default: 127
+    cut_label: u8 = "FIREBREAK_CUT_LABEL", "BIT";
+    /// Whether net.netfilter.nf_conntrack_acct may be turned on, so that cuts are told with packets and bytes. Default: true
+    #[arg(action = clap::ArgAction::Set)]
+    set_conntrack_acct: bool = "FIREBREAK_SET_CONNTRACK_ACCT", "BOOL";
     /// Whether net.bridge.bridge-nf-call-* may be put right for bridged workloads. Default: true
     #[arg(action = clap::ArgAction::Set)]
     set_bridge_sysctls: bool = "FIREBREAK_SET_BRIDGE_SYSCTLS", "BOOL";
     /// The nft program. Default: nft
     nft: PathBuf = "FIREBREAK_NFT", "PATH";
+    /// Where metrics and health are served over HTTP, or `none`. Any address but loopback needs --insecure-listen. Default: 127.0.0.1:9465
+    metrics_listen: String = "FIREBREAK_AGENT_METRICS_LISTEN", "ADDRESS:PORT";
+    /// Whether metrics may be served beyond this machine, without encryption. Default: false
+    #[arg(action = clap::ArgAction::Set)]
+    insecure_listen: bool = "FIREBREAK_AGENT_INSECURE_LISTEN", "BOOL";
+    /// What this kernel is taken to lack, by the names of docs/kernels.md: the agent takes its fallback or refuses to start.
+    #[arg(value_parser = words, hide = true)]
+    without_feature: Words = "FIREBREAK_WITHOUT_FEATURE", "NAME,...";
     /// How log lines are written, to standard error. Default: text
     #[arg(value_enum)]
     log_format: LogFormat = "FIREBREAK_LOG_FORMAT", "FORMAT";
@@ -162,6 +189,10 @@ pub struct Config {
     pub netns_dir: PathBuf,
     /// The kernel side.
     pub dataplane: DataplaneConfig,
+    /// Whether conntrack may be told to count.
+    pub set_conntrack_acct: bool,
+    /// Where metrics and health are served; `None` is nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// Which log lines are written.
@@ -192,8 +223,13 @@ impl Config {
             docker_socket,
             netns_dir,
             nflog_group,
+            cut_label,
+            set_conntrack_acct,
             set_bridge_sysctls,
             nft,
+            metrics_listen,
+            insecure_listen,
+            without_feature,
             log_format,
             log,
         } = options.or(file);
@@ -206,12 +242,21 @@ impl Config {
         ensure!(!patterns.is_empty(), "--workload-interfaces is empty: nothing would be denied by default");
         let interface_patterns =
             patterns.iter().map(|text| InterfacePattern::new(text).context("--workload-interfaces")).collect::<Result<_, _>>()?;
+        ensure!(
+            cut_label.is_none_or(|bit| bit < 128),
+            "--cut-label {}: a conntrack label has bits 0 to 127",
+            cut_label.unwrap_or_default()
+        );
+        let absent = without_feature.unwrap_or_default().0;
+        let absent = absent.iter().map(|name| name.parse().context("--without-feature")).collect::<anyhow::Result<_>>()?;
         let defaults = DataplaneConfig::default();
         let dataplane = DataplaneConfig {
             interface_patterns,
             nflog_group: nflog_group.unwrap_or(defaults.nflog_group),
+            cut_label: cut_label.unwrap_or(defaults.cut_label),
             set_bridge_sysctls: set_bridge_sysctls.unwrap_or(defaults.set_bridge_sysctls),
-            nft: nft.unwrap_or_else(|| defaults.nft.clone()),
+            nft: nft.map_or_else(|| defaults.nft.clone(), Into::into),
+            absent,
             ..defaults
         };
         let docker = match docker_socket.as_deref() {
@@ -228,6 +273,8 @@ impl Config {
             docker,
             netns_dir: netns_dir.unwrap_or_else(|| PathBuf::from("/run/netns")),
             dataplane,
+            set_conntrack_acct: set_conntrack_acct.unwrap_or(true),
+            metrics_listen: metrics_address(metrics_listen.as_deref(), insecure_listen.unwrap_or_default())?,
             log_format: log_format.unwrap_or_default(),
             log: log.unwrap_or_else(|| "info".to_owned()),
         })
@@ -237,6 +284,19 @@ impl Config {
 fn read_file(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("reading {}", path.display()))
+}
+
+fn metrics_address(given: Option<&str>, insecure_listen: bool) -> anyhow::Result<Option<SocketAddr>> {
+    let text = given.unwrap_or("127.0.0.1:9465");
+    if text == "none" {
+        return Ok(None);
+    }
+    let address: SocketAddr = text.parse().with_context(|| format!("--metrics-listen {text:?}: give ADDRESS:PORT, or `none`"))?;
+    ensure!(
+        address.ip().is_loopback() || insecure_listen,
+        "--metrics-listen {address} is not a loopback address: nothing is encrypted there; if the network is trusted, say --insecure-listen true"
+    );
+    Ok(Some(address))
 }
 
 /// As the Kubernetes API names nodes (RFC 1123 subdomain).

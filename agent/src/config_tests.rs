@@ -63,6 +63,7 @@ fn the_commands_are_there() {
         (vec!["uninstall"], "Uninstall"),
         (vec!["version"], "Version"),
         (vec!["docker-watch", "--socket", "/s"], "DockerWatch"),
+        (vec!["helper", "--nft", "/sbin/nft"], "Helper"),
         (vec!["preflight", "--node", "n"], "Preflight"),
         (vec!["run", "--node", "n"], "Run"),
     ] {

@@ -5,12 +5,14 @@
 //! until then the kernel keeps what it has.
 
 use crate::core::desired;
+use crate::cuts::{CutHandle, Owners};
 use crate::dataplane::{CommitError, CommitReport, Dataplane, Desired};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -42,6 +44,19 @@ pub struct EnforceLinks {
     pub applied: watch::Sender<Option<Arc<Applied>>>,
     /// What people should know of it.
     pub status: watch::Sender<NodeStatus>,
+    /// What is counted.
+    pub stats: Arc<EnforceStats>,
+}
+
+/// Counts of enforcing, for the metrics.
+#[derive(Debug, Default)]
+pub struct EnforceStats {
+    /// Transactions that changed something.
+    pub commits: AtomicU64,
+    /// Changes that the kernel refused, retries too.
+    pub failures: AtomicU64,
+    /// Elements that our sets hold.
+    pub elements: AtomicU64,
 }
 
 struct Job {
@@ -61,19 +76,27 @@ struct Outcome {
 pub struct KernelThread(mpsc::Sender<Job>);
 
 impl KernelThread {
-    /// Starts the thread, in the network namespace of the calling one.
+    /// Starts the thread, in the network namespace of the calling one. `cuts` hears of each commit, if there is one.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(mut kernel: impl Kernel) -> io::Result<Self> {
+    pub fn start(mut kernel: impl Kernel, mut cuts: Option<(CutHandle, Owners)>) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(Job { committed, local, reply }) = jobs.blocking_recv() {
                 let begun = Instant::now();
                 let desired = desired(&committed.state, &local, firebreak_policy::flatten);
+                if let Some((cuts, owners)) = &mut cuts {
+                    cuts.forget(&owners.newly_owned(&desired));
+                }
                 let result = kernel.commit(&desired);
                 // Nobody waits any more when the agent is stopping; the kernel has it all the same.
+                let is_in_force = result.is_ok();
                 let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result });
+                if let Some((cuts, owners)) = cuts.as_mut().filter(|_| is_in_force) {
+                    owners.take(&desired);
+                    cuts.committed(committed, local);
+                }
             }
         })?;
         Ok(Self(sender))
@@ -126,7 +149,9 @@ fn tell(links: &EnforceLinks, committed: &Committed, outcome: Outcome, owed: boo
     let Outcome { at, took, result } = outcome;
     let failure = match &result {
         Ok(report) => {
+            links.stats.elements.store(u64::try_from(report.elements).unwrap_or(u64::MAX), Ordering::Relaxed);
             if report.bytes > 0 {
+                links.stats.commits.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(
                     generation = generation.0,
                     revision = revision.0,
@@ -140,6 +165,7 @@ fn tell(links: &EnforceLinks, committed: &Committed, outcome: Outcome, owed: boo
             None
         }
         Err(error) => {
+            links.stats.failures.fetch_add(1, Ordering::Relaxed);
             tracing::error!(generation = generation.0, revision = revision.0, reason = %error, "the kernel refused a change; its former state stays");
             Some(error.to_string())
         }

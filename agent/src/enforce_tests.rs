@@ -31,12 +31,18 @@ struct Stage {
 
 fn stage(outcomes: Vec<Result<CommitReport, CommitError>>) -> Stage {
     let (sender, seen) = sync_mpsc::channel();
-    let kernel = KernelThread::start(Stand { seen: sender, outcomes: outcomes.into_iter() }).unwrap();
+    let kernel = KernelThread::start(Stand { seen: sender, outcomes: outcomes.into_iter() }, None).unwrap();
     let (committed, committed_of_task) = watch::channel(None);
     let (local, local_of_task) = watch::channel(LocalWorkloads::unknown());
     let (applied_of_task, applied) = watch::channel(None);
     let (status_of_task, status) = watch::channel(NodeStatus { tables_whole: true, able: true, ..NodeStatus::default() });
-    let links = EnforceLinks { committed: committed_of_task, local: local_of_task, applied: applied_of_task, status: status_of_task };
+    let links = EnforceLinks {
+        committed: committed_of_task,
+        local: local_of_task,
+        applied: applied_of_task,
+        status: status_of_task,
+        stats: Arc::default(),
+    };
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(run(kernel, links, shutdown.clone()));
     Stage { seen, committed, local, applied, status, shutdown, task }

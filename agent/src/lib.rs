@@ -2,11 +2,16 @@
 
 pub mod app;
 pub mod config;
+pub mod confine;
 pub mod core;
+pub mod cuts;
 pub mod dataplane;
 pub mod discovery;
 pub mod enforce;
 pub mod flows;
+pub mod helper;
+pub mod http;
 pub mod identity;
 pub mod local;
+pub mod metrics;
 pub mod session;

@@ -1,12 +1,15 @@
 //! The firebreak-agent program.
 #![forbid(unsafe_code)]
 
+use anyhow::Context;
 use clap::Parser;
-use firebreak_agent::config::{Cli, Command, Config, LogFormat, Options};
-use firebreak_agent::dataplane::{DataplaneConfig, Finding, Severity};
+use firebreak_agent::config::{Cli, Command, Config, DockerSocket, LogFormat, Options};
+use firebreak_agent::confine::{Confined, Role, confine, names};
+use firebreak_agent::dataplane::{DataplaneConfig, Feature, Finding, Nft, Severity};
 use firebreak_agent::discovery::docker::watch;
+use firebreak_agent::helper::{Helper, HelperLife, serve};
 use firebreak_agent::{app, dataplane};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -19,6 +22,7 @@ fn main() -> ExitCode {
         Some(Command::Uninstall) => uninstall(),
         Some(Command::Preflight(options)) => preflight(options),
         Some(Command::DockerWatch { socket }) => docker_watch(&socket),
+        Some(Command::Helper { nft, docker_socket, without_filter }) => helper(&nft, docker_socket, !without_filter),
         Some(Command::Version) => {
             println!("firebreak-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)
@@ -31,16 +35,17 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> anyhow::Result<ExitCode> {
-    let config = Config::resolve(options)?;
+    let mut config = Config::resolve(options)?;
     let filter = EnvFilter::try_new(&config.log).map_err(|error| anyhow::anyhow!("--log {}: {error}", config.log))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
+    let helper = confined(&mut config)?;
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        app::run(config, async move {
+        app::run(config, helper, async move {
             tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
@@ -48,6 +53,29 @@ fn run(options: Options) -> anyhow::Result<ExitCode> {
         })
         .await
     })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the helper while this process still may, then gives up what the agent does not need. Before any other thread is there.
+fn confined(config: &mut Config) -> anyhow::Result<(Helper, HelperLife)> {
+    let docker_socket = match &config.docker {
+        DockerSocket::None => None,
+        DockerSocket::At(socket) | DockerSocket::IfPresent(socket) => Some(socket.as_path()),
+    };
+    let program = config.dataplane.nft.program().to_owned();
+    let with_filter = !config.dataplane.absent.contains(&Feature::SeccompFilter);
+    let (helper, life) = Helper::start(&program, docker_socket, with_filter)?;
+    config.dataplane.nft = Nft::Helper { helper: helper.clone(), program };
+    let Confined { capabilities, bounded, filtered } = confine(Role::Agent, with_filter).context("giving up privileges")?;
+    if !filtered {
+        config.dataplane.absent.insert(Feature::SeccompFilter);
+    }
+    tracing::info!(capabilities = names(capabilities), bounded, filtered, "privileges given up");
+    Ok((helper, life))
+}
+
+fn helper(nft: &Path, docker_socket: Option<PathBuf>, with_filter: bool) -> anyhow::Result<ExitCode> {
+    serve(nft, docker_socket, with_filter)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -80,6 +108,7 @@ fn preflight(options: Options) -> anyhow::Result<ExitCode> {
 }
 
 fn docker_watch(socket: &Path) -> anyhow::Result<ExitCode> {
+    confine(Role::DockerWatch, true).context("giving up privileges")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match runtime.block_on(watch::watch(socket, &mut std::io::stdout()))? {}
 }

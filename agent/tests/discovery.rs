@@ -51,6 +51,7 @@ impl Node {
             node: NodeName::new("n1"),
             patterns: vec![InterfacePattern::new("veth*").unwrap()],
             netns_dir: PathBuf::from("/run/netns"),
+            helper: None,
         };
         let (namespace, stopped) = (format!("/run/netns/{node}"), stop.clone());
         let thread = std::thread::spawn(move || {

@@ -14,6 +14,7 @@ pub mod judge;
 pub mod kernel_sets;
 mod members;
 pub mod model;
+pub mod node_judge;
 pub mod node_state;
 mod shared_sets;
 #[cfg(feature = "arbitrary")]

@@ -33,11 +33,12 @@ pub struct Shop {
 }
 
 impl Shop {
-    /// Starts everything and waits until all workloads are enforced, without any policy. Names begin with `prefix`.
+    /// Starts everything and waits until all workloads are enforced, without any policy. Names begin with `prefix` and the process id.
     ///
     /// # Errors
     /// What did not come up.
     pub fn start(prefix: &str) -> anyhow::Result<Self> {
+        let prefix = &format!("{prefix}{}", std::process::id());
         let folder = tempfile::tempdir()?;
         let mut lab = Lab::new(prefix)?;
         let mut nodes = BTreeMap::from([("node-a", lab.node("a", Topology::Bridged)?), ("node-b", lab.node("b", Topology::Routed)?)]);

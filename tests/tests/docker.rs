@@ -367,20 +367,24 @@ fn restarts_of_engine_agent_and_watcher_open_nothing_and_lose_nothing() {
     assert!(asked > 20, "{asked}");
 }
 
-/// `kill -9` of the agent's child that watches the engine, as soon as there is one.
+/// `kill -9` of the process that watches the engine, as soon as there is one: a child of the agent's helper.
 fn kill_watcher(site: &mut Site) {
     let agent = site.agents[0].process().unwrap().id();
     wait::until_true("the watcher to run", SOON, || {
-        let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap_or_default();
-        let all = std::fs::read_dir(format!("/proc/{agent}/task")).unwrap().filter_map(Result::ok);
-        let others = all.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()).collect::<String>();
-        let watcher = (children + &others).split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).find(|pid| {
+        let watcher = children(agent).into_iter().flat_map(children).find(|pid| {
             std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains("docker-watch"))
         });
-        let Some(pid) = watcher else { return false };
+        let Some(pid) = watcher.and_then(|pid| i32::try_from(pid).ok()) else { return false };
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).is_ok()
     })
     .unwrap();
+}
+
+/// The children of a process, whichever of its threads started them.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok);
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 #[test]

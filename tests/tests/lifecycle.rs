@@ -97,13 +97,13 @@ fn an_interface_that_nobody_knows_is_denied_from_its_first_packet() {
     let mut shop = Shop::start("fbl4").unwrap();
     for name in ["node-a", "node-b"] {
         let node = shop.nodes.get_mut(name).unwrap();
-        let stranger = node.workload(&format!("fbl4-unknown-{name}")).unwrap();
+        let stranger = node.workload(&format!("{}-unknown-{name}", shop.lab.prefix())).unwrap();
         for (to, kind) in [("api", Kind::Tcp(80)), ("web", Kind::Ping), ("web", Kind::Udp(80))] {
             for address in shop.workload(to).addresses() {
                 assert!(!probe(&stranger.namespace, address, kind).unwrap(), "{name}: unknown -> {to} {address} {kind}");
             }
         }
-        let warned = wait::until("the node's warning", Duration::from_secs(5), || {
+        let warned = wait::until("the node's warning", Duration::from_secs(15), || {
             let nodes = shop.controller.ask(&["nodes"])?;
             anyhow::ensure!(nodes.lines().any(|line| line.starts_with(name) && line.contains("UnknownInterface")), "{nodes}");
             Ok(())

@@ -1,7 +1,9 @@
 //! What the dataplane is told once, at start.
 
+use super::feature::Feature;
+use super::nft::Nft;
+use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of the kernel side. The agent's configuration makes one.
@@ -17,10 +19,15 @@ pub struct DataplaneConfig {
     pub denied_size: u32,
     /// For how long after a first install TCP connections that are older may be picked up in the middle.
     pub midstream_grace: Duration,
+    /// The bit of the conntrack label that says that a connection was cut, 0 to 127. Labels are also used by Open vSwitch, in zones of its own.
+    pub cut_label: u8,
     /// Whether `net.bridge.bridge-nf-call-*` may be put right.
     pub set_bridge_sysctls: bool,
-    /// The `nft` program; it runs at start and at `uninstall` never.
-    pub nft: PathBuf,
+    /// How `nft` is run: for the fixed rules and the preflight, never for a commit and never at `uninstall`.
+    pub nft: Nft,
+    /// What this kernel is taken to lack: what the preflight found, and what `--without-feature` says. Where there is a fallback it
+    /// is taken.
+    pub absent: BTreeSet<Feature>,
 }
 
 impl Default for DataplaneConfig {
@@ -31,8 +38,10 @@ impl Default for DataplaneConfig {
             denied_timeout: Duration::from_secs(300),
             denied_size: 65_536,
             midstream_grace: Duration::from_secs(120),
+            cut_label: 127,
             set_bridge_sysctls: true,
-            nft: PathBuf::from("nft"),
+            nft: "nft".into(),
+            absent: BTreeSet::new(),
         }
     }
 }

@@ -4,9 +4,11 @@
 //! Stopping leaves everything in force: only [`uninstall`] takes it away.
 
 mod config;
+mod counters;
 mod desired;
 mod element;
 mod error;
+mod feature;
 pub mod names;
 mod nft;
 mod open;
@@ -23,10 +25,14 @@ mod watch;
 mod wire;
 
 pub use config::{DataplaneConfig, InterfacePattern, PatternError};
+pub use counters::{KernelCounter, read_counters};
 pub use desired::{Desired, ManagedInterface};
 pub use error::{CommitError, OpenError, ReadBackError, Refusal, UninstallError};
+pub use feature::{Feature, UnknownFeature};
+pub use nft::Nft;
+pub(crate) use nft::{NftRefusal, NftTask, run_nft};
 pub use open::Dataplane;
-pub use preflight::{Finding, Severity, preflight};
+pub use preflight::{Finding, Severity, absent, preflight};
 pub use report::{CommitReport, Delta, Opened, SkeletonState, UninstallReport};
 pub use uninstall::uninstall;
 pub use watch::ChangeWatch;

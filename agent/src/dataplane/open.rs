@@ -3,6 +3,7 @@
 use super::config::DataplaneConfig;
 use super::desired::Desired;
 use super::error::{CommitError, OpenError, ReadBackError};
+use super::feature::Feature;
 use super::names::Layer;
 use super::plan::{KernelState, Plan, plan, plan_delta, plan_restore};
 use super::read_back::read_back;
@@ -12,6 +13,7 @@ use super::skeleton::Skeleton;
 use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::{nft, tables};
 use nix::errno::Errno;
+use std::collections::BTreeSet;
 
 /// The kernel's tables, held open. One per network namespace; dropping it leaves them in force.
 #[derive(Debug)]
@@ -98,6 +100,12 @@ impl Dataplane {
         self.socket.port()
     }
 
+    /// The interfaces that may talk, by ifindex, as far as they are known.
+    pub fn known_interfaces(&self) -> BTreeSet<u32> {
+        let known = self.actual.iter().filter_map(|actual| actual.known.get(&Layer::Inet));
+        known.flat_map(|interfaces| interfaces.keys().copied()).collect()
+    }
+
     /// Whether the kernel keeps other processes from changing our tables.
     pub fn owned(&self) -> bool {
         self.owned
@@ -165,8 +173,14 @@ fn install(socket: &mut NetfilterSocket, config: &DataplaneConfig, rules: Rules)
     let mut layers = Vec::new();
     let mut commands = Vec::new();
     let mut state = SkeletonState::Adopted;
-    let mut all_persist = true;
-    for layer in Layer::ALL {
+    let may_own = !config.absent.contains(&Feature::TableOwner);
+    let mut all_persist = may_own;
+    let is_absent = |layer| match layer {
+        Layer::Inet => false,
+        Layer::Bridge => config.absent.contains(&Feature::BridgeFamily),
+        Layer::Arp => config.absent.contains(&Feature::ArpFamily),
+    };
+    for layer in Layer::ALL.into_iter().filter(|layer| !is_absent(*layer)) {
         let skeleton = Skeleton::new(layer, config).map_err(|error| OpenError::Nft(error.to_string()))?;
         let found = tables::find(socket, layer)?;
         let present = match found {
@@ -192,7 +206,7 @@ fn install(socket: &mut NetfilterSocket, config: &DataplaneConfig, rules: Rules)
                 return Err(OpenError::OtherForm { layer, found, ours: skeleton.stamp().counter() });
             }
             (_, None) => {
-                match tables::create(socket, layer) {
+                match tables::create(socket, layer, may_own) {
                     Ok(persists) => all_persist &= persists,
                     // A kernel without this family: preflight reports it; the others hold.
                     Err(OpenError::Kernel { source, .. })

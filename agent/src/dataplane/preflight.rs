@@ -2,10 +2,14 @@
 //! behind: the kernel takes each trial transaction apart again.
 
 use super::config::DataplaneConfig;
+use super::feature::Feature;
 use super::names::Layer;
-use super::nft::{self, RunError};
+use super::nft::{self, NftRefusal};
 use super::socket::NetfilterSocket;
 use super::wire::{CREATE, Message, table};
+use crate::confine;
+use crate::discovery::probe;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -41,27 +45,27 @@ impl fmt::Display for Finding {
 }
 
 /// Checks capabilities, programs, kernel features and sysctls, in the caller's network namespace. Empty is all well. Blocking;
-/// runs `nft`. With `bridged` workloads, `net.bridge.bridge-nf-call-*` are put right where the configuration allows it.
+/// runs `nft`, once when nothing is missing. With `bridged` workloads, `net.bridge.bridge-nf-call-*` are put right where the
+/// configuration allows it. What [`DataplaneConfig::absent`] names counts as missing.
 pub fn preflight(config: &DataplaneConfig, bridged: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(capability());
-    match netlink() {
-        Err(finding) => findings.push(finding),
-        Ok(mut socket) => {
-            findings.extend(ownership(&mut socket));
-            findings.extend(features(config));
-        }
-    }
+    findings.extend(features(config));
     if bridged {
         findings.extend(bridge_sysctls(Path::new("/proc/sys/net/bridge"), config.set_bridge_sysctls));
     }
     findings
 }
 
+/// The features that findings say are missing: what is to be taken for absent from here on.
+pub fn absent(findings: &[Finding]) -> BTreeSet<Feature> {
+    Feature::ALL.into_iter().filter(|feature| findings.iter().any(|finding| finding.code == feature.code())).collect()
+}
+
 fn capability() -> Option<Finding> {
-    let missing = match caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_NET_ADMIN) {
-        Ok(true) => return None,
-        Ok(false) => "CAP_NET_ADMIN is missing".to_owned(),
+    let missing = match rustix::thread::capabilities(None) {
+        Ok(held) if held.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN) => return None,
+        Ok(_) => "CAP_NET_ADMIN is missing".to_owned(),
         Err(error) => format!("capabilities cannot be read: {error}"),
     };
     Some(Finding {
@@ -72,21 +76,40 @@ fn capability() -> Option<Finding> {
     })
 }
 
-fn netlink() -> Result<NetfilterSocket, Finding> {
-    let finding = |error: String| Finding {
-        code: "NoNfTables",
-        severity: Severity::Fatal,
-        message: format!("the kernel does not answer on nf_tables netlink: {error}"),
-        remedy: "modprobe nf_tables, or run a kernel built with CONFIG_NF_TABLES".to_owned(),
-    };
-    let mut socket = NetfilterSocket::open().map_err(|error| finding(error.to_string()))?;
-    match socket.get(Message::GetGeneration, None, |_| {}, |_| ()) {
-        Ok(()) => Ok(socket),
-        Err(error) => Err(finding(error.to_string())),
+fn missing(feature: Feature, reason: &str) -> Finding {
+    Finding {
+        code: feature.code(),
+        severity: feature.severity(),
+        message: format!("{} ({reason})", feature.without()),
+        remedy: feature.remedy().to_owned(),
     }
 }
 
-fn ownership(socket: &mut NetfilterSocket) -> Option<Finding> {
+/// Tries every feature. Without nf_tables there is nothing to try the others with.
+fn features(config: &DataplaneConfig) -> Vec<Finding> {
+    let tried = |feature: Feature, probe: &mut dyn FnMut() -> Result<(), String>| {
+        let told = config.absent.contains(&feature);
+        let outcome = if told { Err("--without-feature says so".to_owned()) } else { probe() };
+        outcome.err().map(|reason| missing(feature, &reason))
+    };
+    let mut socket = NetfilterSocket::open().map_err(|error| error.to_string());
+    let mut findings = Vec::new();
+    findings.extend(tried(Feature::NfTables, &mut || answers(socket.as_mut().map_err(|error| error.clone())?)));
+    if findings.is_empty() {
+        findings.extend(tried(Feature::TableOwner, &mut || ownership(socket.as_mut().map_err(|error| error.clone())?)));
+        findings.extend(rules(config));
+    }
+    findings.extend(tried(Feature::TargetNamespace, &mut probe::target_namespace));
+    findings.extend(tried(Feature::AllNamespaces, &mut probe::all_namespaces));
+    findings.extend(tried(Feature::SeccompFilter, &mut confine::probe_filter));
+    findings
+}
+
+fn answers(socket: &mut NetfilterSocket) -> Result<(), String> {
+    socket.get(Message::GetGeneration, None, |_| {}, |_| ()).map_err(|error| error.to_string())
+}
+
+fn ownership(socket: &mut NetfilterSocket) -> Result<(), String> {
     let tried = socket.try_messages(|writer, sequence| {
         *sequence = sequence.wrapping_add(1);
         let open = writer.begin(Message::NewTable, CREATE, *sequence, Layer::Inet);
@@ -94,111 +117,72 @@ fn ownership(socket: &mut NetfilterSocket) -> Option<Finding> {
         writer.number(table::FLAGS, table::FLAG_OWNER | table::FLAG_PERSIST);
         writer.end(open);
     });
-    let reason = match tried {
-        Ok(Ok(())) => return None,
-        Ok(Err(refusal)) => refusal.to_string(),
-        Err(error) => error.to_string(),
-    };
-    Some(Finding {
-        code: "NoTableOwner",
-        severity: Severity::Notice,
-        message: format!("the kernel cannot keep other processes off our tables (owner and persist flags: {reason})"),
-        remedy: "kernel 6.9 or later; until then keep `nft flush ruleset` out of other programs' configuration".to_owned(),
-    })
+    tried.map_err(|error| error.to_string())?.map_err(|refusal| refusal.to_string())
 }
 
 /// The table's name in trials; it never comes to be.
 const PROBE: &str = "firebreak_probe";
 
-struct Feature {
-    code: &'static str,
-    severity: Severity,
-    family: &'static str,
-    body: &'static str,
-    what: &'static str,
-    remedy: &'static str,
-}
-
-const FEATURES: [Feature; 7] = [
-    Feature {
-        code: "NoInetFamily",
-        severity: Severity::Fatal,
-        family: "inet",
-        body: "chain c { type filter hook forward priority -10; policy accept;\n}",
-        what: "the inet family",
-        remedy: "modprobe nf_tables_inet, or a kernel built with CONFIG_NF_TABLES_INET",
-    },
-    Feature {
-        code: "NoConntrack",
-        severity: Severity::Fatal,
-        family: "inet",
-        body: "chain c { type filter hook forward priority -10; policy accept; ct state established accept\n}",
-        what: "connection tracking in rules (ct)",
-        remedy: "modprobe nf_conntrack nft_ct, or a kernel built with CONFIG_NFT_CT",
-    },
-    Feature {
-        code: "NoConcatenatedRanges",
-        severity: Severity::Fatal,
-        family: "inet",
-        body: "set s { type ipv6_addr . ipv6_addr . inet_proto . inet_service; flags interval;\n}",
-        what: "sets of concatenated ranges",
-        remedy: "kernel 5.6 or later and nft 0.9.4 or later",
-    },
-    Feature {
-        code: "NoDynamicSets",
-        severity: Severity::Fatal,
-        family: "inet",
-        body: "set s { type ipv4_addr; size 16; flags dynamic,timeout; timeout 1m; counter;\n}\n\
-               chain c { type filter hook forward priority -10; policy accept; update @s { ip saddr }\n}",
-        what: "sets that rules fill, with counters",
-        remedy: "kernel 5.7 or later and nft 0.9.5 or later",
-    },
-    Feature {
-        code: "NoPacketLog",
-        severity: Severity::Fatal,
-        family: "inet",
-        body: "chain c { type filter hook forward priority -10; policy accept; log prefix \"p\" group 5 snaplen 128\n}",
-        what: "logging to NFLOG",
-        remedy: "modprobe nfnetlink_log nft_log, or a kernel built with CONFIG_NETFILTER_NETLINK_LOG",
-    },
-    Feature {
-        code: "NoBridgeFamily",
-        severity: Severity::Warning,
-        family: "bridge",
-        body: "chain c { type filter hook prerouting priority -310; policy accept; meta iifname \"p*\" drop\n}",
-        what: "the bridge family: unknown interfaces on bridges stay open",
-        remedy: "modprobe nf_tables_bridge, or a kernel built with CONFIG_NF_TABLES_BRIDGE",
-    },
-    Feature {
-        code: "NoArpFamily",
-        severity: Severity::Warning,
-        family: "arp",
-        body: "chain c { type filter hook input priority -310; policy accept; meta iifname \"p*\" drop\n}",
-        what: "the arp family: unknown interfaces can speak ARP",
-        remedy: "a kernel built with CONFIG_NF_TABLES_ARP",
-    },
+/// What is tried as rules in nft's words: feature, family, the table's body.
+const RULES: [(Feature, &str, &str); 11] = [
+    (Feature::InetFamily, "inet", "chain c { type filter hook forward priority -10; policy accept;\n}"),
+    (Feature::Conntrack, "inet", "chain c { type filter hook forward priority -10; policy accept; ct state established accept\n}"),
+    (Feature::ConntrackLabels, "inet", "chain c { type filter hook forward priority -10; policy accept; ct label 127 drop\n}"),
+    (Feature::ConcatenatedRanges, "inet", "set s { type ipv6_addr . ipv6_addr . inet_proto . inet_service; flags interval;\n}"),
+    (
+        Feature::DynamicSets,
+        "inet",
+        "set s { type ipv4_addr; size 16; flags dynamic,timeout; timeout 1m; counter;\n}\n\
+         chain c { type filter hook forward priority -10; policy accept; update @s { ip saddr }\n}",
+    ),
+    (
+        Feature::PacketLog,
+        "inet",
+        "chain c { type filter hook forward priority -10; policy accept; limit rate 5/second log prefix \"p\" group 5 snaplen 128\n}",
+    ),
+    (
+        Feature::Reject,
+        "inet",
+        "chain c { type filter hook forward priority -10; policy accept; meta l4proto tcp reject with tcp reset\n\
+         reject with icmpx type admin-prohibited\n}",
+    ),
+    // Every network namespace has its lo.
+    (
+        Feature::NetdevIngress,
+        "netdev",
+        "chain c { type filter hook ingress device \"lo\" priority 0; policy accept; iifname \"p*\" drop\n}",
+    ),
+    (Feature::BridgeFamily, "bridge", "chain c { type filter hook prerouting priority -310; policy accept; meta iifname \"p*\" drop\n}"),
+    (Feature::ArpFamily, "arp", "chain c { type filter hook input priority -310; policy accept; meta iifname \"p*\" drop\n}"),
+    (Feature::NetdevEgress, "netdev", "chain c { type filter hook egress device \"lo\" priority 0; policy accept; oifname \"p*\" drop\n}"),
 ];
 
-fn features(config: &DataplaneConfig) -> Vec<Finding> {
+/// All rules in one run of `nft`; only when that fails one run for each, to find what is missing.
+fn rules(config: &DataplaneConfig) -> Vec<Finding> {
+    let table = |(number, (_, family, body)): (usize, &(Feature, &str, &str))| format!("table {family} {PROBE}{number} {{\n{body}\n}}\n");
+    let present = RULES.iter().enumerate().filter(|(_, (feature, ..))| !config.absent.contains(feature));
+    let all_there = nft::check(&config.nft, &present.map(table).collect::<String>());
     let mut findings = Vec::new();
-    for feature in FEATURES {
-        let ruleset = format!("table {} {PROBE} {{\n{}\n}}\n", feature.family, feature.body);
-        match nft::check(&config.nft, &ruleset) {
+    for rule in RULES.iter().enumerate() {
+        let feature = rule.1.0;
+        if config.absent.contains(&feature) {
+            findings.push(missing(feature, "--without-feature says so"));
+            continue;
+        }
+        if all_there.is_ok() {
+            continue;
+        }
+        match nft::check(&config.nft, &table(rule)) {
             Ok(()) => {}
-            Err(RunError::Missing(error)) => {
+            Err(NftRefusal::Missing(error)) => {
                 return vec![Finding {
                     code: "NoNft",
                     severity: Severity::Fatal,
-                    message: format!("the program {} cannot be run: {error}; it installs the fixed rules", config.nft.display()),
+                    message: format!("the program {} cannot be run: {error}; it installs the fixed rules", config.nft.program().display()),
                     remedy: "apt-get install nftables (1.0.6 or later), or say where it is".to_owned(),
                 }];
             }
-            Err(RunError::Failed(complaint)) => findings.push(Finding {
-                code: feature.code,
-                severity: feature.severity,
-                message: format!("missing: {} ({complaint})", feature.what),
-                remedy: feature.remedy.to_owned(),
-            }),
+            Err(NftRefusal::Failed(complaint)) => findings.push(missing(feature, &complaint)),
         }
     }
     findings

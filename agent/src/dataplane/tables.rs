@@ -44,9 +44,9 @@ pub(super) fn find(socket: &mut NetfilterSocket, layer: Layer) -> Result<Option<
     }
 }
 
-/// Makes an empty table, one that persists where the kernel knows that. Says whether it persists.
-pub(super) fn create(socket: &mut NetfilterSocket, layer: Layer) -> Result<bool, OpenError> {
-    for flags in [table::FLAG_PERSIST, 0] {
+/// Makes an empty table, one that persists where the kernel knows that, unless it `may_own` none. Says whether it persists.
+pub(super) fn create(socket: &mut NetfilterSocket, layer: Layer, may_own: bool) -> Result<bool, OpenError> {
+    for flags in [table::FLAG_PERSIST, 0].into_iter().filter(|flags| may_own || *flags == 0) {
         let made = socket.transact_messages(|writer, sequence| {
             *sequence = sequence.wrapping_add(1);
             let open = writer.begin(Message::NewTable, CREATE, *sequence, layer);
@@ -143,7 +143,7 @@ fn names(
 /// How often a dump that somebody else's change interrupts is begun again.
 pub(super) const DUMP_ATTEMPTS: u32 = 10;
 
-fn wrap(act: &'static str, layer: Layer, error: RequestError) -> OpenError {
+pub(super) fn wrap(act: &'static str, layer: Layer, error: RequestError) -> OpenError {
     match error {
         RequestError::Socket(error) => OpenError::Socket(error),
         RequestError::Refused(source) => OpenError::Kernel { act, layer, source },

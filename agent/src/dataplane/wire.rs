@@ -104,6 +104,13 @@ pub(super) mod element {
 pub(super) mod object {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const NAME: u16 = 2;
+    pub(crate) const TYPE: u16 = 3;
+    pub(crate) const DATA: u16 = 4;
+    /// `NFT_OBJECT_COUNTER`.
+    pub(crate) const COUNTER: u32 = 1;
+    /// `NFTA_COUNTER_BYTES` and `NFTA_COUNTER_PACKETS`, in the data of a counter.
+    pub(crate) const BYTES: u16 = 1;
+    pub(crate) const PACKETS: u16 = 2;
 }
 
 /// `NLMSGERR_ATTR_MSG`.
@@ -322,6 +329,11 @@ impl<'a> Attribute<'a> {
     pub(super) fn as_text(&self) -> Option<&'a str> {
         let end = self.value.iter().position(|byte| *byte == 0).unwrap_or(self.value.len());
         std::str::from_utf8(&self.value[..end]).ok()
+    }
+
+    /// A 64-bit number in network order.
+    pub(super) fn as_u64(&self) -> Option<u64> {
+        self.value.try_into().ok().map(u64::from_be_bytes)
     }
 
     /// A 32-bit number in network order.

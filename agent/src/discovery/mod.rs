@@ -6,6 +6,7 @@
 pub mod assemble;
 pub mod docker;
 pub mod identity;
+pub(crate) mod probe;
 pub mod rtnl;
 mod run;
 

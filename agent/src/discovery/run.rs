@@ -5,6 +5,7 @@ use super::docker::{Container, DockerView, Sync};
 use super::identity;
 use super::rtnl::{Change, HeldAddress, Monitor, Rtnl, RtnlError};
 use crate::dataplane::InterfacePattern;
+use crate::helper::Helper;
 use crate::local::{LocalWorkloads, Warning};
 use firebreak_policy::model::NodeName;
 use firebreak_proto::workload::{DeclaredWorkload, Location};
@@ -27,6 +28,8 @@ pub struct DiscoveryConfig {
     pub patterns: Vec<InterfacePattern>,
     /// Where named network namespaces are: `/run/netns`.
     pub netns_dir: PathBuf,
+    /// Opens the namespaces of containers: this process may not look into others.
+    pub helper: Option<Helper>,
 }
 
 /// Under load, how long changes are collected before they are read. The first change after quiet is read at once.
@@ -241,7 +244,7 @@ impl Reader {
             let place = match identity::told_place(container) {
                 Some(place) => place,
                 None => {
-                    let namespace = self.namespace_of(container);
+                    let namespace = self.namespace_of(container, config.helper.as_ref()).await;
                     self.place(namespace, || "its process is gone".to_owned()).await?
                 }
             };
@@ -259,16 +262,30 @@ impl Reader {
     }
 
     /// The network namespace of a container's process, if that is still the process that it was.
-    fn namespace_of(&mut self, container: &Container) -> Option<File> {
-        let started = started(container.pid)?;
-        let known = self.starts.entry(container.id.clone()).or_insert_with(|| (container.pid, started.clone()));
-        if known.0 != container.pid {
-            *known = (container.pid, started.clone());
+    async fn namespace_of(&mut self, container: &Container, helper: Option<&Helper>) -> Option<File> {
+        let pid = container.pid;
+        let before = started(pid)?;
+        let known = self.starts.entry(container.id.clone()).or_insert_with(|| (pid, before.clone()));
+        if known.0 != pid {
+            *known = (pid, before.clone());
         }
-        if known.1 != started {
+        if known.1 != before {
             return None;
         }
-        open_namespace(Path::new(&format!("/proc/{}/ns/net", container.pid)))
+        let namespace = match helper.cloned() {
+            None => open_namespace(Path::new(&format!("/proc/{pid}/ns/net"))),
+            // The helper does one thing at a time, and `nft` may be before us.
+            Some(helper) => match tokio::task::spawn_blocking(move || helper.open_network(pid)).await {
+                Ok(Ok(namespace)) => namespace,
+                Ok(Err(error)) => {
+                    tracing::warn!(container = %container.id, reason = %error, "the network namespace of a container cannot be opened");
+                    None
+                }
+                Err(_) => None,
+            },
+        };
+        // The helper answered a moment later: by then the number may have been another process's.
+        namespace.filter(|_| started(pid).as_ref() == Some(&before))
     }
 }
 

@@ -3,19 +3,26 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! stats {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+    ($($(#[doc = $doc:literal])* $name:ident),* $(,)?) => {
         /// Counters of the collection, shared with whoever exports them. They only rise, but for the gauges that say so.
         #[derive(Debug, Default)]
-        pub struct FlowsStats { $($(#[$doc])* pub(crate) $name: AtomicU64,)* }
+        pub struct FlowsStats { $($(#[doc = $doc])* pub(crate) $name: AtomicU64,)* }
 
         /// What [`FlowsStats`] held at one moment.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct FlowsStatsSnapshot { $($(#[$doc])* pub $name: u64,)* }
+        pub struct FlowsStatsSnapshot { $($(#[doc = $doc])* pub $name: u64,)* }
 
         impl FlowsStats {
             /// All of them now.
             pub fn snapshot(&self) -> FlowsStatsSnapshot {
                 FlowsStatsSnapshot { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl FlowsStatsSnapshot {
+            /// Each with its name, and what it is in words; of a gauge these end with "A gauge.".
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($name), concat!($($doc),*), self.$name),)*].into_iter()
             }
         }
     };
@@ -52,6 +59,8 @@ stats! {
     records,
     /// Records dropped because the controller did not take them.
     records_dropped,
+    /// Records given up because the controller refused them.
+    records_refused,
     /// Records acknowledged.
     records_acked,
     /// Records waiting. A gauge.

@@ -3,7 +3,7 @@
 use crate::contents::{everything, generation};
 use crate::install::{config, open};
 use crate::namespace::Namespace;
-use firebreak_agent::dataplane::{ChangeWatch, Dataplane, DataplaneConfig, OpenError, SkeletonState, UninstallError, uninstall};
+use firebreak_agent::dataplane::{ChangeWatch, Dataplane, DataplaneConfig, Feature, OpenError, SkeletonState, UninstallError, uninstall};
 
 #[test]
 fn other_processes_cannot_change_our_tables_and_flush_ruleset_leaves_them() {
@@ -147,6 +147,26 @@ fn an_nft_that_fails_or_is_not_there_leaves_nothing_in_force_and_the_next_try_he
     }
     let (_dataplane, opened) = open(&node);
     assert_eq!((opened.skeleton, opened.owned), (SkeletonState::Installed, true));
+}
+
+#[test]
+fn a_kernel_without_a_feature_gets_the_rest() {
+    for (feature, tables) in [
+        (Feature::TableOwner, ["inet", "bridge", "arp"].as_slice()),
+        (Feature::BridgeFamily, &["inet", "arp"]),
+        (Feature::ArpFamily, &["inet", "bridge"]),
+    ] {
+        let node = Namespace::new();
+        let config = DataplaneConfig { absent: [feature].into(), ..config() };
+        let (mut dataplane, opened) = node.run(move || Dataplane::open(&config).unwrap());
+        assert_eq!((opened.skeleton, opened.owned), (SkeletonState::Installed, feature != Feature::TableOwner), "{feature}");
+        dataplane.commit(&everything(3, "ours")).unwrap();
+        let ruleset = node.ruleset();
+        for family in ["inet", "bridge", "arp"] {
+            assert_eq!(ruleset.contains(&format!("table {family} firebreak")), tables.contains(&family), "{feature}: {family}");
+        }
+        assert_eq!(node.nft_load("flush chain inet firebreak forward").status.success(), feature == Feature::TableOwner, "{feature}");
+    }
 }
 
 #[test]

@@ -8,4 +8,4 @@ pub mod watch;
 
 pub use event::{Bridge, Container, Event, Network, Port};
 pub use inspect::{InspectError, NetworkFacts, container, network};
-pub use supervise::{DockerConfig, DockerView, Sync, supervise};
+pub use supervise::{DockerView, StartWatcher, Sync, supervise};

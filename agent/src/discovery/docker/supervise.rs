@@ -2,27 +2,31 @@
 //! full list says otherwise.
 
 use super::event::{Container, Event, MAX_LINE_BYTES};
+use crate::helper::Helper;
 use crate::session::Backoff;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Which engine, and what watches it.
-#[derive(Clone, Debug)]
-pub struct DockerConfig {
-    /// The engine's socket.
-    pub socket: PathBuf,
-    /// The program with the subcommand `docker-watch`: this one.
-    pub program: PathBuf,
-    /// For how long an engine that does not answer holds up everything else at start.
-    pub patience: Duration,
+/// Starts the process that watches the engine, in place of an earlier one. [`Helper`], or a stand-in in tests.
+pub trait StartWatcher: Clone + Send + std::marker::Sync + 'static {
+    /// What the process prints. Blocking.
+    ///
+    /// # Errors
+    /// Why it could not be started.
+    fn start(&self) -> io::Result<OwnedFd>;
+}
+
+impl StartWatcher for Helper {
+    fn start(&self) -> io::Result<OwnedFd> {
+        self.watch_docker().map(OwnedFd::from).map_err(io::Error::other)
+    }
 }
 
 /// What is known of the engine's containers.
@@ -55,15 +59,16 @@ impl DockerView {
     }
 }
 
-/// Runs the watcher until `shutdown`, again whenever it ends.
-pub async fn supervise(config: DockerConfig, view: watch::Sender<Arc<DockerView>>, shutdown: CancellationToken) {
+/// Runs the watcher until `shutdown`, again whenever it ends. For `patience` an engine that does not answer holds up everything else
+/// at start.
+pub async fn supervise(watcher: impl StartWatcher, patience: Duration, view: watch::Sender<Arc<DockerView>>, shutdown: CancellationToken) {
     let backoff = Backoff { first: Duration::from_millis(200), most: Duration::from_secs(10) };
     let mut attempt = 0;
-    let give_up = tokio::time::sleep(config.patience);
+    let give_up = tokio::time::sleep(patience);
     tokio::pin!(give_up);
     let mut waiting = true;
     loop {
-        let mut run = Box::pin(run_once(&config, &view, &mut attempt));
+        let mut run = Box::pin(run_once(&watcher, &view, &mut attempt));
         let ended = loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -87,19 +92,11 @@ pub async fn supervise(config: DockerConfig, view: watch::Sender<Arc<DockerView>
     }
 }
 
-/// One life of the watcher. Killed when this is dropped.
-async fn run_once(config: &DockerConfig, view: &watch::Sender<Arc<DockerView>>, attempt: &mut u32) -> io::Result<()> {
-    let mut child: Child = Command::new(&config.program)
-        .arg("docker-watch")
-        .arg("--socket")
-        .arg(&config.socket)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true)
-        .spawn()?;
-    let stdout = child.stdout.take().ok_or_else(|| io::Error::other("no pipe to the watcher"))?;
-    let mut lines = BufReader::new(stdout);
+/// One life of the watcher. It is not told to end: nobody reads it any more, and the next one takes its place.
+async fn run_once(watcher: &impl StartWatcher, view: &watch::Sender<Arc<DockerView>>, attempt: &mut u32) -> io::Result<()> {
+    let starting = watcher.clone();
+    let output = tokio::task::spawn_blocking(move || starting.start()).await.map_err(io::Error::other)??;
+    let mut lines = BufReader::new(pipe::Receiver::from_owned_fd(output)?);
     let mut listing = None;
     while let Some(line) = next_line(&mut lines).await? {
         let event: Event = serde_json::from_slice(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
@@ -108,7 +105,6 @@ async fn run_once(config: &DockerConfig, view: &watch::Sender<Arc<DockerView>>, 
         }
         change(view, |view| take(view, &mut listing, event));
     }
-    child.wait().await?;
     Ok(())
 }
 

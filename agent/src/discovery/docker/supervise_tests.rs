@@ -3,6 +3,9 @@
 use super::super::event::Network;
 use super::*;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -79,13 +82,39 @@ async fn lines_are_bounded_and_end_with_a_newline() {
     assert_eq!(read(&vec![b'x'; MAX_LINE_BYTES + 2]).await, Err(io::ErrorKind::InvalidData));
 }
 
-/// A program that prints these lines and then does `end`.
-fn program(folder: &std::path::Path, lines: &[Event], end: &str) -> PathBuf {
+/// Runs a program in the helper's place.
+#[derive(Clone)]
+struct StandIn {
+    program: PathBuf,
+    running: Arc<Mutex<Vec<Child>>>,
+}
+
+impl StandIn {
+    fn end(&self) {
+        for mut child in self.running.lock().unwrap().drain(..) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl StartWatcher for StandIn {
+    fn start(&self) -> io::Result<OwnedFd> {
+        self.end();
+        let mut child = Command::new(&self.program).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let output = child.stdout.take().unwrap().into();
+        self.running.lock().unwrap().push(child);
+        Ok(output)
+    }
+}
+
+/// A watcher that prints these lines and then does `end`.
+fn watcher(folder: &std::path::Path, lines: &[Event], end: &str) -> StandIn {
     let path = folder.join("watcher");
     let lines: String = lines.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect();
     std::fs::write(&path, format!("#!/bin/sh\ncat <<'E'\n{lines}E\n{end}\n")).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
+    StandIn { program: path, running: Arc::default() }
 }
 
 #[tokio::test]
@@ -93,10 +122,10 @@ async fn a_watcher_that_ends_is_started_again_and_nothing_is_lost_meanwhile() {
     for end in ["exit 1", "kill -9 $$", "echo nonsense; sleep 60", "printf half"] {
         let folder = tempfile::tempdir().unwrap();
         let list = [Event::FullSyncBegin, running("a"), Event::FullSyncEnd];
-        let config = DockerConfig { socket: "/none".into(), program: program(folder.path(), &list, end), patience: PATIENCE };
+        let watcher = watcher(folder.path(), &list, end);
         let (sender, mut view) = watch::channel(Arc::default());
         let stop = CancellationToken::new();
-        let task = tokio::spawn(supervise(config, sender, stop.clone()));
+        let task = tokio::spawn(supervise(watcher.clone(), PATIENCE, sender, stop.clone()));
         let mut wait = async |holds: fn(&DockerView) -> bool| {
             let seen = tokio::time::timeout(PATIENCE, view.wait_for(|view| holds(view))).await;
             seen.unwrap_or_else(|_| panic!("{end}: not seen")).unwrap().clone()
@@ -106,19 +135,20 @@ async fn a_watcher_that_ends_is_started_again_and_nothing_is_lost_meanwhile() {
         wait(|view| view.trouble.is_none()).await;
         stop.cancel();
         tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+        watcher.end();
     }
 }
 
 #[tokio::test]
 async fn an_engine_that_says_nothing_does_not_hold_up_the_node_for_ever() {
     let folder = tempfile::tempdir().unwrap();
-    let program = program(folder.path(), &[], "sleep 60");
-    let config = DockerConfig { socket: "/none".into(), program, patience: Duration::from_millis(20) };
+    let watcher = watcher(folder.path(), &[], "sleep 60");
     let (sender, mut view) = watch::channel(Arc::default());
     let stop = CancellationToken::new();
-    let task = tokio::spawn(supervise(config, sender, stop.clone()));
+    let task = tokio::spawn(supervise(watcher.clone(), Duration::from_millis(20), sender, stop.clone()));
     assert_eq!(view.borrow().sync, Sync::Waiting);
     tokio::time::timeout(PATIENCE, view.wait_for(|view| view.sync == Sync::GaveUp)).await.unwrap().unwrap();
     stop.cancel();
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+    watcher.end();
 }
