@@ -4,9 +4,9 @@
 //! is never seen. Nothing is asked of the kernel before the controller's first complete state and before discovery is in sync:
 //! until then the kernel keeps what it has.
 
-use crate::core::desired;
+use crate::core::{Change, Core};
 use crate::cuts::{CutHandle, Owners};
-use crate::dataplane::{CommitError, CommitReport, Dataplane, Desired};
+use crate::dataplane::{CommitError, CommitReport, Dataplane, Delta, Desired};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
 use std::collections::BTreeSet;
@@ -25,11 +25,21 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// As [`Dataplane::commit`].
     fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError>;
+
+    /// The same for a known change of what was committed last.
+    ///
+    /// # Errors
+    /// As [`Dataplane::commit_delta`].
+    fn commit_delta(&mut self, delta: &Delta) -> Result<CommitReport, CommitError>;
 }
 
 impl Kernel for Dataplane {
     fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError> {
         Dataplane::commit(self, desired)
+    }
+
+    fn commit_delta(&mut self, delta: &Delta) -> Result<CommitReport, CommitError> {
+        Dataplane::commit_delta(self, delta)
     }
 }
 
@@ -83,18 +93,30 @@ impl KernelThread {
     pub fn start(mut kernel: impl Kernel, mut cuts: Option<(CutHandle, Owners)>) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
+            let mut core = Core::default();
             while let Some(Job { committed, local, reply }) = jobs.blocking_recv() {
                 let begun = Instant::now();
-                let desired = desired(&committed.state, &local, firebreak_policy::flatten);
-                if let Some((cuts, owners)) = &mut cuts {
-                    cuts.forget(&owners.newly_owned(&desired));
+                let change = core.next(&committed.state, &local);
+                let result = match &change {
+                    Change::Whole(desired) => {
+                        if let Some((cuts, owners)) = &mut cuts {
+                            cuts.forget(&owners.newly_owned(desired));
+                        }
+                        kernel.commit(desired)
+                    }
+                    // Who owns which address has not changed.
+                    Change::Members(delta) => kernel.commit_delta(delta),
+                };
+                if result.is_err() {
+                    core.forget();
                 }
-                let result = kernel.commit(&desired);
                 // Nobody waits any more when the agent is stopping; the kernel has it all the same.
                 let is_in_force = result.is_ok();
                 let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result });
                 if let Some((cuts, owners)) = cuts.as_mut().filter(|_| is_in_force) {
-                    owners.take(&desired);
+                    if let Change::Whole(desired) = &change {
+                        owners.take(desired);
+                    }
                     cuts.committed(committed, local);
                 }
             }

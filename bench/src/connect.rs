@@ -154,7 +154,8 @@ fn enforce(pair: &Pair) -> anyhow::Result<Dataplane> {
         };
         interfaces.insert(index(&pair.node, &workload.interface)?, managed);
     }
-    let committed = dataplane.commit(&Desired { sets: KernelSets { sets }, interfaces, exempt: BTreeMap::new() })?;
+    let committed =
+        dataplane.commit(&Desired { sets: KernelSets { sets, ..KernelSets::default() }, interfaces, exempt: BTreeMap::new() })?;
     ensure!(committed.elements > 100_000, "{committed:?}");
     refuses(pair)?;
     Ok(dataplane)

@@ -54,7 +54,7 @@ fn loaded() -> Desired {
     let comments: Vec<Comment> = (0..50).map(|number| format!("shop/db-{number} <- app=api by SegmentPolicy shop/db#0").into()).collect();
     let elements: BTreeMap<Element, Comment> =
         (0..COUNT).zip(comments.iter().cycle()).map(|(number, comment)| (element(number), comment.clone())).collect();
-    Desired { sets: KernelSets { sets: [(SET, elements)].into() }, ..Desired::default() }
+    Desired { sets: KernelSets { sets: [(SET, elements)].into(), ..KernelSets::default() }, ..Desired::default() }
 }
 
 /// Ours, `nft -f`, `nft -j` in turn, every other round the other way round. What each is handed is made beforehand: for us the

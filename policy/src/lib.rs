@@ -16,9 +16,9 @@ mod members;
 pub mod model;
 pub mod node_judge;
 pub mod node_state;
-mod shared_sets;
 #[cfg(feature = "arbitrary")]
 pub mod reference;
+mod shared_sets;
 
 pub use compile::{Compiled, Problem, compile};
 pub use engine::{Engine, EvaluateError, FlowVerdict};

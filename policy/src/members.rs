@@ -252,7 +252,11 @@ impl Extend<Member> for Members {
 
 impl<'a> IntoIterator for &'a Members {
     type Item = &'a Member;
-    type IntoIter = std::iter::FlatMap<std::slice::Iter<'a, Arc<Vec<Member>>>, std::slice::Iter<'a, Member>, fn(&'a Arc<Vec<Member>>) -> std::slice::Iter<'a, Member>>;
+    type IntoIter = std::iter::FlatMap<
+        std::slice::Iter<'a, Arc<Vec<Member>>>,
+        std::slice::Iter<'a, Member>,
+        fn(&'a Arc<Vec<Member>>) -> std::slice::Iter<'a, Member>,
+    >;
 
     fn into_iter(self) -> Self::IntoIter {
         self.pieces.iter().flat_map(|piece| piece.iter())

@@ -1,8 +1,8 @@
 //! What one node needs: groups, segments and its own endpoints, by content. This is what goes over the wire, what
 //! `flatten` turns into kernel sets, and what the agent keeps on disk.
 
-use crate::model::{Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
 use crate::members::Members;
+use crate::model::{Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,6 +20,19 @@ pub struct NodeState {
     pub segments: BTreeMap<SegmentId, Arc<Segment>>,
     /// The node's own workloads.
     pub endpoints: BTreeMap<WorkloadId, Arc<LocalEndpoint>>,
+}
+
+impl NodeState {
+    /// Whether nothing but the groups differs. Objects that are the same memory are equal without a look.
+    pub fn differs_only_in_groups(&self, other: &Self) -> bool {
+        fn same<K: Ord, V: PartialEq>(one: &BTreeMap<K, Arc<V>>, other: &BTreeMap<K, Arc<V>>) -> bool {
+            let equal = |((key, value), (other_key, other)): ((&K, &Arc<V>), (&K, &Arc<V>))| {
+                key == other_key && (Arc::ptr_eq(value, other) || value == other)
+            };
+            one.len() == other.len() && one.iter().zip(other).all(equal)
+        }
+        self.addresses == other.addresses && same(&self.endpoints, &other.endpoints) && same(&self.segments, &other.segments)
+    }
 }
 
 /// A peer group's id: stable for one meaning (selector and scope), whoever its members are.

@@ -208,7 +208,11 @@ impl GroupSet {
                 Transport::Port(protocol, port) => members.contains(&Member::Service(peer, protocol, port)),
                 Transport::Icmp { .. } | Transport::Other(_) => false,
             },
-            GroupForm::Blocks => self.keys(members).any(|key| matches!(key, GroupKey::Block(block) if block.contains(&peer))),
+            GroupForm::Blocks => {
+                let longest = if peer.is_ipv4() { 31 } else { 127 };
+                let block = |length| IpNet::new(peer, length).ok().map(|block| Member::Block(block.trunc()));
+                (0..=longest).filter_map(block).any(|block| members.contains(&block))
+            }
         }
     }
 }
@@ -252,9 +256,8 @@ impl SharedService {
             (Self::Protocol(protocol), transport) => *protocol == transport.protocol(),
             (Self::Ports(protocol, ports), Transport::Port(of, port)) => *protocol == of && ports.contains(port),
             (Self::Icmp(kind, code), Transport::Icmp { kind: of, code: with, .. }) => *kind == of && code.is_none_or(|code| code == with),
-            (Self::Ports(..), Transport::Icmp { .. } | Transport::Other(_)) | (Self::Icmp(..), Transport::Port(..) | Transport::Other(_)) => {
-                false
-            }
+            (Self::Ports(..), Transport::Icmp { .. } | Transport::Other(_))
+            | (Self::Icmp(..), Transport::Port(..) | Transport::Other(_)) => false,
         }
     }
 }

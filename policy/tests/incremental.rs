@@ -22,7 +22,8 @@ struct Edit {
 }
 
 fn edits() -> impl Strategy<Value = Vec<Edit>> {
-    let pool: Vec<IpAddr> = strangers().into_iter().chain(["10.0.0.1", "10.0.0.2", "10.1.0.7", "fd00::1"].map(|it| it.parse().unwrap())).collect();
+    let pool: Vec<IpAddr> =
+        strangers().into_iter().chain(["10.0.0.1", "10.0.0.2", "10.1.0.7", "fd00::1"].map(|it| it.parse().unwrap())).collect();
     let address = prop::sample::select(pool);
     let member = prop_oneof![
         4 => address.clone().prop_map(Member::Address),
@@ -38,7 +39,11 @@ fn edited(state: &NodeState, edit: &Edit) -> NodeState {
     let mut next = state.clone();
     let Some(id) = state.groups.keys().nth(edit.group % state.groups.len().max(1)).cloned() else { return next };
     let group: &mut Group = Arc::make_mut(next.groups.get_mut(&id).unwrap());
-    if edit.comes { group.members.insert(edit.member) } else { group.members.remove(&edit.member) };
+    if edit.comes {
+        group.members.insert(edit.member)
+    } else {
+        group.members.remove(&edit.member)
+    };
     next
 }
 
@@ -52,7 +57,10 @@ fn follow(states: &[NodeState], limits: Limits) -> Result<usize, TestCaseError> 
                 deltas += 1;
                 let before = sets.clone();
                 delta.apply(&mut sets);
-                prop_assert!((before == sets) == (delta.put.is_empty() && delta.remove.is_empty() && delta.groups.is_empty()) || !delta.groups.is_empty());
+                prop_assert!(
+                    (before == sets) == (delta.put.is_empty() && delta.remove.is_empty() && delta.groups.is_empty())
+                        || !delta.groups.is_empty()
+                );
             }
             Step::Whole(whole) => sets = whole,
         }
@@ -70,10 +78,13 @@ fn limits() -> impl Strategy<Value = Limits> {
 fn step_by_step_reversed_squashed_and_with_empties_between_the_sets_are_those_of_the_state() {
     let (deltas, steps) = (Cell::new(0), Cell::new(0));
     let cases = if std::env::var("FIREBREAK_SCALE").as_deref() == Ok("full") { 20_000 } else { 2_000 };
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() });
+    let mut runner =
+        proptest::test_runner::TestRunner::new(ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() });
     let property = |((policies, inventory), edits, limits): (_, Vec<Edit>, Limits)| -> TestCaseResult {
         let compiled = compile(&policies, &inventory);
-        let Some(first) = compiled.nodes().values().filter(|state| !state.groups.is_empty()).max_by_key(|state| state.segments.len()).cloned() else {
+        let Some(first) =
+            compiled.nodes().values().filter(|state| !state.groups.is_empty()).max_by_key(|state| state.segments.len()).cloned()
+        else {
             return Ok(());
         };
         let mut states = vec![first];
@@ -143,6 +154,7 @@ fn large() -> (firebreak_policy::model::PolicySet, firebreak_policy::model::Inve
         services: Services::Only(vec![Service::Ports(Protocol::TCP, PortRange::single(5432))]),
     };
     let key = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace, name: "db".to_owned() };
-    let policy = Policy { key: key.clone(), subject: selector("db"), ingress: Some(vec![rule]), egress: None, host_access: HostAccess::Allow };
+    let policy =
+        Policy { key: key.clone(), subject: selector("db"), ingress: Some(vec![rule]), egress: None, host_access: HostAccess::Allow };
     (PolicySet { policies: [(key, policy)].into(), ..PolicySet::default() }, inventory)
 }

@@ -3,9 +3,11 @@
 use super::{EXACT_PORTS, Limits, opens, side};
 use crate::kernel_sets::{GroupForm, Span};
 use crate::members::Members;
-use crate::model::{Family, PortRange, Protocol};
-use crate::node_state::{CompiledPeers, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, SegmentId};
 use crate::model::Direction;
+use crate::model::{Family, PortRange, Protocol};
+use crate::node_state::{
+    CompiledPeers, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, SegmentId,
+};
 use crate::shared_sets::single;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -202,7 +204,9 @@ impl Layout {
     fn measure(&mut self, limits: &Limits) {
         for side in self.sides.values() {
             for grant in &side.grants {
-                if let (GrantPeers::Group(id, GroupForm::Addresses | GroupForm::Services), Some(exact)) = (&grant.peers, grant.service.exact()) {
+                if let (GrantPeers::Group(id, GroupForm::Addresses | GroupForm::Services), Some(exact)) =
+                    (&grant.peers, grant.service.exact())
+                {
                     *self.multiples.entry(id.clone()).or_default() += exact * side.locals.len();
                 }
             }

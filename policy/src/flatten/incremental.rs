@@ -100,11 +100,7 @@ impl Flattened {
 
     /// `None` where more than the membership of groups differs, or where it makes a difference to the form.
     fn delta(&mut self, next: &NodeState) -> Option<(SetsDelta, BTreeMap<GroupId, Facts>)> {
-        if self.state.addresses != next.addresses
-            || !same(&self.state.endpoints, &next.endpoints)
-            || !same(&self.state.segments, &next.segments)
-            || self.state.groups.len() != next.groups.len()
-        {
+        if !self.state.differs_only_in_groups(next) || self.state.groups.len() != next.groups.len() {
             return None;
         }
         let mut delta = SetsDelta::default();
@@ -192,14 +188,6 @@ impl Flattened {
     }
 }
 
-/// Whether two maps hold the same objects; equal memory is equal without a look.
-fn same<K: Ord, V: PartialEq>(one: &BTreeMap<K, Arc<V>>, other: &BTreeMap<K, Arc<V>>) -> bool {
-    let equal = |((key, value), (other_key, other)): ((&K, &Arc<V>), (&K, &Arc<V>))| {
-        key == other_key && (Arc::ptr_eq(value, other) || value == other)
-    };
-    one.len() == other.len() && one.iter().zip(other).all(equal)
-}
-
 /// The sets of the group that the side's chain names.
 fn share(delta: &mut SetsDelta, side: &Side, key: &SideKey, group: &Group) {
     for (grant, in_chain) in side.grants.iter().zip(&side.in_chain) {
@@ -269,7 +257,9 @@ fn comment_of(
 
 fn makes(group: &Group, form: GroupForm, service: GrantService, local: IpAddr, element: &Element) -> bool {
     let peer = match element {
-        Element::Peer(_, peer) | Element::PeerProtocol(_, peer, _) | Element::PeerPort(_, peer, ..) | Element::PeerIcmp(_, peer, ..) => *peer,
+        Element::Peer(_, peer) | Element::PeerProtocol(_, peer, _) | Element::PeerPort(_, peer, ..) | Element::PeerIcmp(_, peer, ..) => {
+            *peer
+        }
         Element::Local(_) | Element::Port(..) | Element::Range(..) | Element::IcmpRange(..) => return false,
     };
     match form {

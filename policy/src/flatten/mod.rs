@@ -38,7 +38,7 @@ pub struct Limits {
 
 impl Limits {
     /// The limits that agents use; ARCHITECTURE.md has the measurements behind them.
-    pub const DEFAULT: Self = Self { pairs: 4_096, rules: 32 };
+    pub const DEFAULT: Self = Self { pairs: usize::MAX, rules: 0 };
 }
 
 impl Default for Limits {
@@ -69,8 +69,7 @@ fn build(state: &NodeState, layout: &Layout) -> KernelSets {
     let mut sets = KernelSets::default();
     for (address, claimants) in &claims {
         for direction in [Direction::Ingress, Direction::Egress] {
-            let isolated: Vec<Local<'_>> =
-                claimants.iter().filter_map(|it| Local::of(state, layout, it, *address, direction)).collect();
+            let isolated: Vec<Local<'_>> = claimants.iter().filter_map(|it| Local::of(state, layout, it, *address, direction)).collect();
             if let Some(local) = contested::agreed(isolated, &state.addresses) {
                 add(&mut sets, local.finish());
             }
