@@ -250,13 +250,13 @@ impl Extend<Member> for Members {
     }
 }
 
+type Piece = Arc<Vec<Member>>;
+type Pieces<'a> =
+    std::iter::FlatMap<std::slice::Iter<'a, Piece>, std::slice::Iter<'a, Member>, fn(&'a Piece) -> std::slice::Iter<'a, Member>>;
+
 impl<'a> IntoIterator for &'a Members {
     type Item = &'a Member;
-    type IntoIter = std::iter::FlatMap<
-        std::slice::Iter<'a, Arc<Vec<Member>>>,
-        std::slice::Iter<'a, Member>,
-        fn(&'a Arc<Vec<Member>>) -> std::slice::Iter<'a, Member>,
-    >;
+    type IntoIter = Pieces<'a>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.pieces.iter().flat_map(|piece| piece.iter())

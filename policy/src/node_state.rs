@@ -26,10 +26,8 @@ impl NodeState {
     /// Whether nothing but the groups differs. Objects that are the same memory are equal without a look.
     pub fn differs_only_in_groups(&self, other: &Self) -> bool {
         fn same<K: Ord, V: PartialEq>(one: &BTreeMap<K, Arc<V>>, other: &BTreeMap<K, Arc<V>>) -> bool {
-            let equal = |((key, value), (other_key, other)): ((&K, &Arc<V>), (&K, &Arc<V>))| {
-                key == other_key && (Arc::ptr_eq(value, other) || value == other)
-            };
-            one.len() == other.len() && one.iter().zip(other).all(equal)
+            let is_same = |one: &Arc<V>, other: &Arc<V>| Arc::ptr_eq(one, other) || one == other;
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.0 == other.0 && is_same(one.1, other.1))
         }
         self.addresses == other.addresses && same(&self.endpoints, &other.endpoints) && same(&self.segments, &other.segments)
     }

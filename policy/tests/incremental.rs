@@ -1,5 +1,5 @@
 //! A state that is reached step by step has the sets that flattening it from the beginning gives, whatever the steps were.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use firebreak_policy::arbitrary::{clusters, strangers};
 use firebreak_policy::kernel_sets::KernelSets;
