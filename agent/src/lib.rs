@@ -15,3 +15,4 @@ pub mod identity;
 pub mod local;
 pub mod metrics;
 pub mod session;
+pub mod state;
