@@ -3,20 +3,24 @@
 
 use crate::config::{Config, DockerSocket};
 use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
-use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Opened, Severity, SkeletonState, absent, preflight};
+use crate::dataplane::{Dataplane, DataplaneConfig, Feature, Finding, Opened, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, RecentLocals};
+use crate::guards::{self, GuardLinks};
 use crate::helper::{Helper, HelperLife};
 use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
+use crate::ready;
+use crate::relayed;
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
+use nix::net::if_::{Interface, if_nameindex};
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -50,6 +54,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         docker,
         netns_dir,
         dataplane,
+        flow_timing,
         set_conntrack_acct,
         metrics_listen,
         log_format: _,
@@ -67,11 +72,15 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let ends = Arc::new(RecentLocals::new());
     // Other parts' records are few; a full channel makes them wait.
     let (records, other_records) = mpsc::channel(64);
-    let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
+    let links = CutLinks { view: ends.clone(), records: records.clone(), status: status_sender.clone() };
     let file = StateFile::new(folder.path(), node.clone());
     let marker = Marker::open(folder.path(), &boot_id)?;
     let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
-    let Restored { kept, enforce, refused } = state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed);
+    if let Err(error) = ready::tell_systemd(std::env::var_os("NOTIFY_SOCKET").as_deref()) {
+        tracing::warn!(reason = %error, "systemd cannot be told that enforcement is in force");
+    }
+    let Restored { kept, enforce, refused } =
+        state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed && opened.elements == 0);
     let kernel_thread = KernelThread::start(kernel_side, Some(marker), cuts).context("starting the dataplane's thread")?;
 
     let stop = CancellationToken::new();
@@ -95,6 +104,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
 
     let enforcement = Arc::new(EnforceStats::default());
     let stats = enforcement.clone();
+    let enforced = committed.clone();
     let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());
     spawn(&mut tasks, "enforcement", async move { Ok(task.await?) });
@@ -129,12 +139,17 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         state_dir: folder.path().to_owned(),
         nflog_group: dataplane.nflog_group,
         read_interval: FlowsConfig::DEFAULT_READ_INTERVAL,
-        timing: flows::Timing::default(),
+        timing: flow_timing,
         limits: Limits::default(),
     };
+    let links = GuardLinks { local: local.clone(), view: ends.clone(), records };
+    let task = guards::run(dataplane.guard_nflog_group(), links, stop.clone());
+    spawn(&mut tasks, "guards", task.map(Ok));
     let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
+    let task = relayed::watch(enforced, status_sender.clone(), stop.clone());
+    spawn(&mut tasks, "published ports", task.map(Ok));
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
     spawn(&mut tasks, "preflight of bridges", task);
 
@@ -201,11 +216,12 @@ async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: 
         if set_conntrack_acct {
             cuts::count_connections();
         }
+        let interfaces = if_nameindex().context("listing interfaces")?;
         let (kernel, opened) = Dataplane::open(&config)?;
-        let known = kernel.known_interfaces();
         let at_start = match opened.skeleton {
-            SkeletonState::Installed => None,
-            SkeletonState::Adopted | SkeletonState::Replaced => Some(known),
+            // Whoever was there before our rules, or under those of another version, may have connections from before.
+            SkeletonState::Installed | SkeletonState::Outdated => interfaces.iter().map(Interface::index).collect(),
+            SkeletonState::Adopted | SkeletonState::Replaced => kernel.known_interfaces(),
         };
         let cuts = start_cuts(&config, links).map(|cuts| (cuts, Owners::new(at_start)));
         Ok::<_, anyhow::Error>((kernel, opened, cuts))
@@ -215,15 +231,18 @@ async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: 
     Ok((kernel, opened, cuts))
 }
 
-/// Without ctnetlink everything is enforced but for connections that are established already; the node says so.
+/// Without ctnetlink everything is enforced but for connections that are established already; preflight says so.
 fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
+    if config.absent.contains(&Feature::ConntrackNetlink) {
+        return None;
+    }
     let status = links.status.clone();
-    match cuts::start(CutConfig { label: config.cut_label, midstream_grace: config.midstream_grace }, links) {
+    let selects = !config.absent.contains(&Feature::ConntrackFilter);
+    match cuts::start(CutConfig { label: config.cut_label, midstream_grace: config.midstream_grace, selects }, links) {
         Ok(cuts) => Some(cuts),
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "established connections are not cut when policy forbids them");
-            let message =
-                format!("established connections are not cut when policy forbids them: {error} (load the module nf_conntrack_netlink)");
+            tracing::error!(error = &error as &dyn std::error::Error, "established connections go on when policy forbids them");
+            let message = format!("established connections go on when policy forbids them: {error}");
             status.send_modify(|status| {
                 status.warnings.insert(Warning::new(cuts::WARNING, message));
             });

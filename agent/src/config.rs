@@ -1,6 +1,7 @@
 //! The agent's options: by flag, by environment, by file, in this order; then what is built in.
 
 use crate::dataplane::{DataplaneConfig, InterfacePattern};
+use crate::flows::Timing;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firebreak_policy::model::NodeName;
@@ -8,6 +9,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tonic::transport::Endpoint;
 
 /// The command line of `firebreak-agent`.
@@ -113,8 +115,13 @@ options! {
     netns_dir: PathBuf = "FIREBREAK_NETNS_DIR", "PATH";
     /// The NFLOG group of denied packets; no other program may read it. Default: 5
     nflog_group: u16 = "FIREBREAK_NFLOG_GROUP", "NUMBER";
+    /// A denied flow without a packet for so many seconds is closed, and one that goes on is told again as often. Default: 60
+    flow_idle: u64 = "FIREBREAK_FLOW_IDLE", "SECONDS";
     /// The bit of the conntrack label that marks cut connections, 0 to 127; no other program may use it in zone 0. Default: 127
     cut_label: u8 = "FIREBREAK_CUT_LABEL", "BIT";
+    /// Seconds after the first install in which TCP in the middle of a connection passes if policy allows either direction; 0 for a node whose
+    /// workloads start later. Default: 120
+    midstream_grace: u32 = "FIREBREAK_MIDSTREAM_GRACE", "SECONDS";
     /// Whether net.netfilter.nf_conntrack_acct may be turned on, so that cuts are told with packets and bytes. Default: true
     #[arg(action = clap::ArgAction::Set)]
     set_conntrack_acct: bool = "FIREBREAK_SET_CONNTRACK_ACCT", "BOOL";
@@ -134,7 +141,7 @@ options! {
     /// How log lines are written, to standard error. Default: text
     #[arg(value_enum)]
     log_format: LogFormat = "FIREBREAK_LOG_FORMAT", "FORMAT";
-    /// Which log lines are written: a level, or levels by module as tracing's EnvFilter reads them. Default: info
+    /// Which log lines are written: a level, or levels by module (`info,firebreak_agent::flows=debug`). Default: info
     log: String = "FIREBREAK_LOG", "FILTER";
 }
 
@@ -189,6 +196,8 @@ pub struct Config {
     pub netns_dir: PathBuf,
     /// The kernel side.
     pub dataplane: DataplaneConfig,
+    /// When denied flows are told of.
+    pub flow_timing: Timing,
     /// Whether conntrack may be told to count.
     pub set_conntrack_acct: bool,
     /// Where metrics and health are served; `None` is nowhere.
@@ -223,7 +232,9 @@ impl Config {
             docker_socket,
             netns_dir,
             nflog_group,
+            flow_idle,
             cut_label,
+            midstream_grace,
             set_conntrack_acct,
             set_bridge_sysctls,
             nft,
@@ -243,6 +254,11 @@ impl Config {
         let interface_patterns =
             patterns.iter().map(|text| InterfacePattern::new(text).context("--workload-interfaces")).collect::<Result<_, _>>()?;
         ensure!(
+            flow_idle.is_none_or(|seconds| (1..=3_600).contains(&seconds)),
+            "--flow-idle {}: give 1 to 3600 seconds",
+            flow_idle.unwrap_or_default()
+        );
+        ensure!(
             cut_label.is_none_or(|bit| bit < 128),
             "--cut-label {}: a conntrack label has bits 0 to 127",
             cut_label.unwrap_or_default()
@@ -254,6 +270,7 @@ impl Config {
             interface_patterns,
             nflog_group: nflog_group.unwrap_or(defaults.nflog_group),
             cut_label: cut_label.unwrap_or(defaults.cut_label),
+            midstream_grace: midstream_grace.map_or(defaults.midstream_grace, |seconds| Duration::from_secs(seconds.into())),
             set_bridge_sysctls: set_bridge_sysctls.unwrap_or(defaults.set_bridge_sysctls),
             nft: nft.map_or_else(|| defaults.nft.clone(), Into::into),
             absent,
@@ -273,6 +290,7 @@ impl Config {
             docker,
             netns_dir: netns_dir.unwrap_or_else(|| PathBuf::from("/run/netns")),
             dataplane,
+            flow_timing: flow_idle.map_or_else(Timing::default, |seconds| Timing::every(Duration::from_secs(seconds))),
             set_conntrack_acct: set_conntrack_acct.unwrap_or(true),
             metrics_listen: metrics_address(metrics_listen.as_deref(), insecure_listen.unwrap_or_default())?,
             log_format: log_format.unwrap_or_default(),

@@ -66,7 +66,8 @@ pub(crate) struct Report {
 impl Report {
     /// Adds one and shows it, so that a run that breaks off has said what it knew.
     pub(crate) fn add(&mut self, figure: Figure) {
-        eprintln!("  {}: {} {}", figure.name, number(figure.value), figure.unit);
+        let ratio = figure.ratio.map_or_else(String::new, |ratio| format!(", ratio {}", number(ratio)));
+        eprintln!("  {}: {} {}{ratio}", figure.name, number(figure.value), figure.unit);
         self.results.push(figure);
     }
 

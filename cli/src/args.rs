@@ -212,6 +212,9 @@ pub struct FlowsArgs {
     /// Only connections that were cut.
     #[arg(long)]
     pub cuts: bool,
+    /// Only frames that the guard of a workload's interface refused.
+    #[arg(long)]
+    pub guards: bool,
     /// Begin after this cursor (column `cursor` of -o json).
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "CURSOR")]
     pub after: u64,

@@ -1,4 +1,4 @@
-//! `firebreak flows`: denied flows and cut connections, as the SOC reads them.
+//! `firebreak flows`: denied flows, cut connections and what guards refused, as the SOC reads them.
 
 use crate::args::{DirectionArg, FlowsArgs, TextFormat, VerdictArg};
 use crate::client::{Client, refusal};
@@ -56,6 +56,7 @@ fn request(arguments: &FlowsArgs) -> anyhow::Result<v1::WatchFlowsRequest> {
         port: arguments.port.map(u32::from),
         after_cursor: arguments.after,
         cuts: arguments.cuts,
+        guards: arguments.guards,
     })
 }
 
@@ -89,6 +90,9 @@ fn text(flow: &v1::AttributedFlow) -> String {
     }
     if let Some(cut) = &flow.cut {
         return cut_text(&at, flow, cut);
+    }
+    if let Some(guard) = &flow.guard {
+        return guard_text(&at, flow, guard);
     }
     let Some(event) = &flow.event else { return format!("{at}  EMPTY    record {} of {}\n", flow.sequence, flow.node) };
     let source_port = event.source_port.map(|port| format!(":{port}")).unwrap_or_default();
@@ -138,6 +142,38 @@ fn cut_text(at: &str, flow: &v1::AttributedFlow, cut: &v1::CutEvent) -> String {
     out.push_str(&why(flow.reason.as_ref()));
     if !cut.note.is_empty() {
         out.push_str(&format!("    note: {}\n", cut.note));
+    }
+    out
+}
+
+/// Two lines: who sent what, and what the first frame claimed.
+fn guard_text(at: &str, flow: &v1::AttributedFlow, guard: &v1::GuardEvent) -> String {
+    let sender = match flow.source.as_ref().filter(|peer| peer.workload.is_some()) {
+        Some(peer) => format!("{}/{} [{}]", peer.namespace, peer.name, labels(&peer.labels)),
+        None => "a workload that is gone".to_owned(),
+    };
+    let place = if guard.interface.is_empty() { String::new() } else { format!("/{}", guard.interface) };
+    let mut out = format!(
+        "{at}  {:<7}  GUARD    {sender} {}  at {}{place}  {} frames {} bytes  id {}\n",
+        view::phase(guard.phase()),
+        view::guard_reason(guard.reason()),
+        flow.node,
+        guard.frames,
+        guard.bytes,
+        view::hex(guard.guard_id.get(..4).unwrap_or(&guard.guard_id)),
+    );
+    if guard.phase() == v1::FlowPhase::Opened {
+        let claim = |mac: &[u8], raw: &[u8]| {
+            let parts = [view::mac(mac), if raw.is_empty() { String::new() } else { address(raw) }];
+            let known: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+            if known.is_empty() { "?".to_owned() } else { known.join(" ") }
+        };
+        out.push_str(&format!(
+            "    first frame: {} -> {}, EtherType 0x{:04x}\n",
+            claim(&guard.source_mac, &guard.source),
+            claim(&guard.destination_mac, &guard.destination),
+            guard.ether_type,
+        ));
     }
     out
 }

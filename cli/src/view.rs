@@ -99,6 +99,29 @@ pub(crate) fn direction_verdict(verdict_of: Option<&v1::DirectionVerdict>) -> Va
     value
 }
 
+/// What a guard refused frames for, in a word.
+pub(crate) fn guard_reason(reason: v1::GuardReason) -> &'static str {
+    match reason {
+        v1::GuardReason::Unspecified => "unspecified",
+        v1::GuardReason::SourceMac => "spoofed-mac",
+        v1::GuardReason::SourceAddress => "spoofed-address",
+        v1::GuardReason::Arp => "arp",
+        v1::GuardReason::NeighbourDiscovery => "neighbour-discovery",
+        v1::GuardReason::Router => "router-message",
+        v1::GuardReason::DhcpServer => "dhcp-server",
+        v1::GuardReason::EtherType => "ether-type",
+        v1::GuardReason::Options => "ip-options",
+        v1::GuardReason::Group => "group-destination",
+        v1::GuardReason::IcmpError => "forged-icmp-error",
+    }
+}
+
+/// `02:42:ac:11:00:02`; empty of nothing.
+pub(crate) fn mac(bytes: &[u8]) -> String {
+    let octets: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    octets.join(":")
+}
+
 /// A flow record as the SOC reads it.
 pub(crate) fn flow(flow: &v1::AttributedFlow) -> Value {
     let stamp = flow.time.as_ref();
@@ -136,6 +159,27 @@ pub(crate) fn flow(flow: &v1::AttributedFlow) -> Value {
         if !cut.note.is_empty() {
             value["note"] = json!(cut.note);
         }
+    }
+    if let Some(guard) = &flow.guard {
+        value["guard"] = json!({
+            "guardId": hex(&guard.guard_id),
+            "reason": guard_reason(guard.reason()),
+            "etherType": guard.ether_type,
+            "sourceMac": mac(&guard.source_mac),
+            "destinationMac": mac(&guard.destination_mac),
+            "claimedSource": if guard.source.is_empty() { String::new() } else { address(&guard.source) },
+            "claimedDestination": if guard.destination.is_empty() { String::new() } else { address(&guard.destination) },
+            "frames": guard.frames,
+            "bytes": guard.bytes,
+            "firstSeen": time(guard.first_seen.as_ref()),
+            "lastSeen": time(guard.last_seen.as_ref()),
+        });
+        value["phase"] = json!(phase(guard.phase()));
+        value["direction"] = json!(direction(v1::Direction::Egress));
+        value["interface"] = json!(guard.interface);
+        value["source"] = peer(flow.source.as_ref());
+        value["generation"] = json!(guard.generation);
+        value["revision"] = json!(flow.revision);
     }
     if let Some(event) = &flow.event {
         value["flowId"] = json!(hex(&event.flow_id));

@@ -359,3 +359,86 @@ async fn a_bad_record_refuses_its_batch_whole() {
     assert_eq!(reporter.batch(vec![record(1, good())]).await.unwrap(), 1, "what was refused can be sent as it should be");
     server.stop().await;
 }
+
+fn cut(source: &str, destination: &str, port: u32) -> v1::CutEvent {
+    v1::CutEvent {
+        cut_id: vec![7; 16].into(),
+        direction: v1::Direction::Ingress.into(),
+        source: bytes(source),
+        source_port: Some(40_000),
+        destination: bytes(destination),
+        transport: Some(tcp(port)),
+        network: "default".to_owned(),
+        generation: 3,
+        packets_sent: Some(5),
+        bytes_sent: Some(500),
+        packets_received: Some(4),
+        bytes_received: Some(4_000),
+        ..v1::CutEvent::default()
+    }
+}
+
+fn cut_record(sequence: u64, event: v1::CutEvent) -> v1::FlowRecord {
+    v1::FlowRecord { sequence, time: Some(moment(0)), record: Some(v1::flow_record::Record::Cut(event)) }
+}
+
+#[tokio::test]
+async fn a_cut_is_told_once_with_both_ends_and_the_reason_whichever_node_tells_first() {
+    let server = Server::start().await;
+    let (_one, _two) = shop(&server).await;
+    let (mut one, mut two) = (Reporter::new(&server, "n1").await, Reporter::new(&server, "n2").await);
+    let event = cut("10.0.0.3", "10.0.0.1", 5432);
+    assert_eq!(two.batch(vec![cut_record(1, v1::CutEvent { direction: v1::Direction::Egress.into(), ..event.clone() })]).await.unwrap(), 1);
+    assert_eq!(one.batch(vec![cut_record(1, event.clone()), cut_record(2, cut("10.0.0.3", "10.0.0.1", 22))]).await.unwrap(), 2);
+    let told = kept(&server, 0).await;
+    let shown: Vec<(&str, u64)> = told.iter().map(|flow| (flow.node.as_str(), flow.sequence)).collect();
+    assert_eq!(shown, [("n2", 1), ("n1", 2)]);
+    let second = &told[1];
+    assert!(second.event.is_none() && second.lost.is_none());
+    assert_eq!(second.cut.as_ref().unwrap().bytes_received, Some(4_000));
+    assert_eq!(second.source.as_ref().unwrap().name, "api");
+    assert_eq!(second.destination.as_ref().unwrap().name, "db");
+    let reason = second.reason.as_ref().unwrap();
+    assert_eq!((reason.isolating[0].name.as_str(), reason.nearest.is_some()), ("db", true), "{reason:?}");
+    // The filter.
+    one.batch(vec![record(3, ingress("10.0.0.3", "10.0.0.1", 22))]).await.unwrap();
+    let request = v1::WatchFlowsRequest { cuts: true, tail: 100, port: Some(22), ..v1::WatchFlowsRequest::default() };
+    let cuts: Vec<_> = server.client.clone().watch_flows(request).await.unwrap().into_inner().map(Result::unwrap).collect().await;
+    assert_eq!(cuts.iter().map(|flow| flow.sequence).collect::<Vec<_>>(), [2]);
+}
+
+#[tokio::test]
+async fn what_an_entry_can_hold_makes_no_record_that_is_refused() {
+    let server = Server::start().await;
+    let (_one, _two) = shop(&server).await;
+    let mut reporter = Reporter::new(&server, "n1").await;
+    let with = |change: fn(&mut v1::CutEvent)| {
+        let mut event = cut("10.0.0.3", "10.0.0.1", 22);
+        change(&mut event);
+        event
+    };
+    let plain = |protocol| Some(v1::Transport { protocol, port: None, icmp_type: None, icmp_code: None });
+    let mut gre = with(|event| event.source_port = None);
+    gre.transport = plain(47);
+    let mut icmpv6_in_ipv4 = with(|_| {});
+    icmpv6_in_ipv4.transport = plain(58);
+    let mapped = v1::CutEvent { network: String::new(), ..cut("::ffff:10.0.0.3", "::ffff:10.0.0.1", 22) };
+    let nowhere = with(|event| event.network = String::new());
+    let port_zero = with(|event| event.transport = Some(tcp(0)));
+    let events = [gre, icmpv6_in_ipv4, mapped, nowhere, port_zero];
+    let count = u64::try_from(events.len()).unwrap();
+    let records = events.into_iter().zip(1..).map(|(event, sequence)| cut_record(sequence, event)).collect();
+    assert_eq!(reporter.batch(records).await.unwrap(), count);
+    for (field, event) in [
+        ("cut_id", with(|event| event.cut_id = vec![1; 15].into())),
+        ("direction", with(|event| event.direction = 0)),
+        ("network", with(|event| event.network = "n2/docker0".to_owned())),
+        ("arrived", with(|event| event.arrived = Some(v1::WireEnds::default()))),
+        ("transport", with(|event| event.transport = None)),
+    ] {
+        let mut reporter = Reporter::new(&server, "n1").await;
+        let refused = reporter.batch(vec![cut_record(count + 1, event)]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{field}");
+        assert!(refused.message().contains(field), "{field}: {}", refused.message());
+    }
+}

@@ -51,6 +51,11 @@ impl Follower {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Everything that came since the last call: for those who cannot hold it all.
+    pub fn take(&self) -> Vec<Line> {
+        std::mem::take(&mut *self.lines.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The records that satisfy a condition.
     pub fn matching(&self, mut wanted: impl FnMut(&Value) -> bool) -> Vec<Line> {
         self.lines().into_iter().filter(|line| wanted(&line.record)).collect()

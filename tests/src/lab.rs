@@ -118,7 +118,9 @@ impl Lab {
             namespace.sysctl(&format!("net.netfilter.nf_conntrack_{timeout}"), "3")?;
         }
         if topology == Topology::Bridged {
-            namespace.ip("link add br0 type bridge forward_delay 0")?;
+            // An address of its own, as Docker gives its bridges: else the bridge takes that of its lowest port, which changes when one comes or goes,
+            // and neighbours send to the one before until they ask again.
+            namespace.ip(&format!("link add br0 address 02:fb:00:00:00:{number:02x} type bridge forward_delay 0"))?;
             namespace.ip("link set br0 up")?;
             namespace.ip(&format!("addr add 10.50.{subnet}.254/24 dev br0"))?;
             namespace.ip(&format!("addr add fd50:{subnet}::fe/64 dev br0 nodad"))?;

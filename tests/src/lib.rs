@@ -2,10 +2,14 @@
 //! probes that send real packets. Everything is made under names of its own and taken away when it is dropped.
 #![forbid(unsafe_code)]
 
+pub mod conntrack;
+pub mod crowd;
 pub mod docker;
 pub mod docker_demo;
 pub mod docker_site;
+pub mod flood;
 pub mod follower;
+pub mod frames;
 pub mod lab;
 pub mod leak;
 pub mod namespace;

@@ -114,28 +114,45 @@ fn udp(to: SocketAddr, patience: Duration) -> anyhow::Result<bool> {
 
 /// An echo request over a raw socket; the reply is told by an identifier of our own.
 fn ping(to: IpAddr, patience: Duration) -> anyhow::Result<bool> {
-    let identifier = u16::try_from(nix::unistd::gettid().as_raw() & 0xffff).unwrap_or(1).to_be_bytes();
-    let (family, protocol, reply) = match to {
-        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 0),
-        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 129),
-    };
-    let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("cannot open a raw ICMP socket (root?)")?;
-    setsockopt(&raw, sockopt::ReceiveTimeout, &TimeVal::new(0, i64::try_from(patience.as_micros())?))?;
-    if !sent(&raw, to, &echo_request(to, identifier)) {
+    let identifier = u16::try_from(nix::unistd::gettid().as_raw() & 0xffff).unwrap_or(1);
+    let raw = ping_socket(to, patience)?;
+    if !send_echo(&raw, to, identifier) {
         return Ok(false);
     }
     let begun = Instant::now();
-    let mut buffer = [0_u8; 512];
     while begun.elapsed() < patience {
-        let Ok(bytes) = recv(raw.as_raw_fd(), &mut buffer, MsgFlags::empty()) else { return Ok(false) };
-        // Raw IPv4 sockets hand over the IP header, IPv6 ones do not.
-        let header = if to.is_ipv4() { usize::from(buffer[0] & 0x0f) * 4 } else { 0 };
-        let message = buffer.get(header..bytes).unwrap_or_default();
-        if message.len() >= 8 && message[0] == reply && message[4..6] == identifier {
+        if hear_echo(&raw, to, identifier) {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// A raw socket for echoes of the address's family, whose reads wait for `patience`.
+pub(crate) fn ping_socket(to: IpAddr, patience: Duration) -> anyhow::Result<OwnedFd> {
+    let (family, protocol) = match to {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
+    };
+    let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("cannot open a raw ICMP socket (root?)")?;
+    setsockopt(&raw, sockopt::ReceiveTimeout, &TimeVal::new(0, i64::try_from(patience.as_micros())?))?;
+    Ok(raw)
+}
+
+/// Sends an echo request; `false` when the kernel refused.
+pub(crate) fn send_echo(raw: &OwnedFd, to: IpAddr, identifier: u16) -> bool {
+    sent(raw, to, &echo_request(to, identifier.to_be_bytes()))
+}
+
+/// Reads one message and says whether it is the reply to such a request.
+pub(crate) fn hear_echo(raw: &OwnedFd, to: IpAddr, identifier: u16) -> bool {
+    let mut buffer = [0_u8; 512];
+    let Ok(bytes) = recv(raw.as_raw_fd(), &mut buffer, MsgFlags::empty()) else { return false };
+    // Raw IPv4 sockets hand over the IP header, IPv6 ones do not.
+    let header = if to.is_ipv4() { usize::from(buffer[0] & 0x0f) * 4 } else { 0 };
+    let reply = if to.is_ipv4() { 0 } else { 129 };
+    let message = buffer.get(header..bytes).unwrap_or_default();
+    message.len() >= 8 && message[0] == reply && message[4..6] == identifier.to_be_bytes()
 }
 
 /// An echo request of the address's family.

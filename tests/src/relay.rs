@@ -2,7 +2,7 @@
 
 use crate::namespace::Namespace;
 use anyhow::Context as _;
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -38,6 +38,44 @@ impl Relay {
             }
         })?;
         Ok(Self { stop })
+    }
+}
+
+/// A UDP relay of one namespace, one way: what comes to the port is sent on from the node's own address. It takes no more once this is dropped.
+#[derive(Debug)]
+pub struct Datagrams {
+    stop: Arc<AtomicBool>,
+}
+
+impl Datagrams {
+    /// Relays this port of every address of the namespace to `to`, of either family.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn start(inside: &Namespace, port: u16, to: [SocketAddr; 2]) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let bind = |address: IpAddr, port| inside.run(move || UdpSocket::bind(SocketAddr::new(address, port)));
+        let taken = bind(Ipv6Addr::UNSPECIFIED.into(), port)?.with_context(|| format!("cannot listen on {port}/udp"))?;
+        let made = [bind(Ipv4Addr::UNSPECIFIED.into(), 0)??, bind(Ipv6Addr::UNSPECIFIED.into(), 0)??];
+        taken.set_read_timeout(Some(Duration::from_millis(100)))?;
+        let ended = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            let mut buffer = [0_u8; 2048];
+            while !ended.load(Ordering::Relaxed) {
+                let Ok((bytes, from)) = taken.recv_from(&mut buffer) else { continue };
+                let is_v4 = from.ip().to_canonical().is_ipv4();
+                let way = usize::from(!is_v4);
+                // A datagram that cannot be sent on is lost, as datagrams are.
+                let _ = made[way].send_to(&buffer[..bytes], to[way]);
+            }
+        });
+        Ok(Self { stop })
+    }
+}
+
+impl Drop for Datagrams {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

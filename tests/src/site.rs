@@ -1,6 +1,7 @@
 //! A whole installation: a lab, servers in every workload, a controller and an agent per node, and checks of who reaches whom.
 
 use crate::lab::{Lab, Node, Topology, Workload};
+use crate::leak::{End, LeakChecker, Pair};
 use crate::namespace::Namespace;
 use crate::probe::Kind;
 use crate::sctp::Receivers;
@@ -143,11 +144,35 @@ impl Site {
     /// # Errors
     /// What is not as it should be.
     pub fn start(&mut self, manifests: &str) -> anyhow::Result<()> {
+        self.start_with(manifests, &[])
+    }
+
+    /// The same, with further arguments for each agent.
+    ///
+    /// # Errors
+    /// As [`Site::start`].
+    pub fn start_with(&mut self, manifests: &str, extra: &[&str]) -> anyhow::Result<()> {
         self.controller.apply(manifests)?;
         for (name, node) in &self.nodes {
-            self.agents.insert(name.clone(), Agent::start(node, name, self.folder.path(), &[])?);
+            self.agents.insert(name.clone(), Agent::start(node, name, self.folder.path(), extra)?);
         }
         self.wait_enforced()
+    }
+
+    /// Kills a node's agent and starts it again on the same files, with these further arguments.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be started.
+    pub fn restart(&mut self, name: &str, extra: &[&str]) -> anyhow::Result<()> {
+        self.agents.get_mut(name).with_context(|| format!("no agent on {name}"))?.kill()?;
+        let node = self.nodes.get(name).with_context(|| format!("no node {name}"))?;
+        self.agents.insert(name.to_owned(), Agent::start(node, name, self.folder.path(), extra)?);
+        Ok(())
+    }
+
+    /// What a node's agent wrote so far.
+    pub fn log(&self, name: &str) -> String {
+        self.agents.get(name).map(Agent::log).unwrap_or_default()
     }
 
     /// Waits until every workload is enforced.
@@ -176,6 +201,26 @@ impl Site {
         workload.or_else(|| self.nodes.get(end).map(|node| &node.namespace)).with_context(|| format!("no workload or node {end}"))
     }
 
+    /// A workload.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn workload_of(&self, name: &str) -> anyhow::Result<&Workload> {
+        self.workloads.get(name).with_context(|| format!("no workload {name}"))
+    }
+
+    /// Stops every agent and removes what is ours from every node: what then happens, happens without enforcement.
+    ///
+    /// # Errors
+    /// An agent does not stop, or what `uninstall` said.
+    pub fn uninstall(&mut self) -> anyhow::Result<()> {
+        for (name, agent) in &mut self.agents {
+            agent.terminate()?;
+            agent.uninstall(self.nodes.get(name).with_context(|| format!("no node {name}"))?)?;
+        }
+        Ok(())
+    }
+
     /// The addresses of a workload or node, IPv4 first.
     ///
     /// # Errors
@@ -183,6 +228,51 @@ impl Site {
     pub fn addresses(&self, end: &str) -> anyhow::Result<[IpAddr; 2]> {
         let workload = self.workloads.get(end).map(Workload::addresses);
         workload.or_else(|| self.nodes.get(end).map(Node::addresses)).with_context(|| format!("no workload or node {end}"))
+    }
+
+    /// A workload or node as the leak checker takes it.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn leak_end(&self, end: &str) -> anyhow::Result<End<'_>> {
+        Ok(End { namespace: self.namespace(end)?, addresses: self.addresses(end)?, is_node: self.nodes.contains_key(end) })
+    }
+
+    /// Begins to check these lines all the time, with so many probes a second over all of them.
+    ///
+    /// # Errors
+    /// A name is not known, or a port is taken.
+    pub fn leak_checker(&self, lines: &[Line<'_>], per_second: u32) -> anyhow::Result<LeakChecker> {
+        let mut pairs = Vec::new();
+        for (from, to, kind, allowed) in lines {
+            pairs.push(Pair { from: (from, self.leak_end(from)?), to: (to, self.leak_end(to)?), kind: *kind, allowed: *allowed });
+        }
+        LeakChecker::start(&pairs, per_second)
+    }
+
+    /// The agent of a node.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn agent(&mut self, node: &str) -> anyhow::Result<&mut Agent> {
+        self.agents.get_mut(node).with_context(|| format!("no agent on {node}"))
+    }
+
+    /// Starts the agent of a node again, after it was ended.
+    ///
+    /// # Errors
+    /// There is none, or it does not start.
+    pub fn start_agent_again(&mut self, node: &str) -> anyhow::Result<()> {
+        let agent = self.agents.get_mut(node).with_context(|| format!("no agent on {node}"))?;
+        agent.start_again(self.nodes.get(node).with_context(|| format!("no node {node}"))?)
+    }
+
+    /// Starts the controller again, after it was ended.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_controller_again(&mut self) -> anyhow::Result<()> {
+        self.controller.start_again(&self.lab.core)
     }
 
     /// Deletes the objects that the manifests name, as far as they are there, and waits until every node has enforced that.

@@ -39,7 +39,7 @@ pub struct Controller {
     bin: PathBuf,
     folder: PathBuf,
     process: Option<Process>,
-    cluster_networks: Option<String>,
+    extra: Vec<String>,
 }
 
 impl Controller {
@@ -48,7 +48,7 @@ impl Controller {
     /// # Errors
     /// It did not come up; its log is in the message.
     pub fn start(inside: &Namespace, folder: &Path) -> anyhow::Result<Self> {
-        let mut controller = Self { bin: binaries()?, folder: folder.to_owned(), process: None, cluster_networks: None };
+        let mut controller = Self { bin: binaries()?, folder: folder.to_owned(), process: None, extra: Vec::new() };
         controller.start_again(inside)?;
         Ok(controller)
     }
@@ -61,9 +61,7 @@ impl Controller {
         let mut command = inside.command(self.bin.join("firebreak-controller"));
         command.arg("run").arg("--database").arg(self.folder.join("controller.db")).arg("--socket").arg(self.socket());
         command.args(["--agent-listen", CONTROLLER, "--insecure-listen", "--metrics-listen", "127.0.0.1:9464"]);
-        if let Some(networks) = &self.cluster_networks {
-            command.args(["--cluster-networks", networks]);
-        }
+        command.args(&self.extra);
         let mut process = Process::start("controller", command, &self.folder.join("controller.log"))?;
         wait::until("the controller", Duration::from_secs(20), || {
             process.check()?;
@@ -73,6 +71,11 @@ impl Controller {
         })?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Further arguments from the next start on.
+    pub fn set_extra(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(ToString::to_string).collect();
     }
 
     /// The operators' socket.
@@ -227,6 +230,11 @@ impl Agent {
         command.args(&self.extra);
         self.process = Some(Process::start(&format!("agent {}", self.name), command, &self.log_file())?);
         Ok(())
+    }
+
+    /// Further arguments from the next start on.
+    pub fn set_extra(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(ToString::to_string).collect();
     }
 
     fn log_file(&self) -> PathBuf {

@@ -1,8 +1,9 @@
-//! The import arrows, over `cargo metadata`: which crate may use which.
+//! The import arrows, over `cargo metadata`: which crate may use which. And that the threat model names tests that are there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 use std::collections::BTreeSet;
+use std::path::Path;
 
 fn packages() -> Vec<Package> {
     let metadata = MetadataCommand::new().no_deps().exec().expect("cargo metadata runs in the workspace");
@@ -64,4 +65,38 @@ fn the_policy_core_is_pure() {
     let allowed = BTreeSet::from(["blake3", "ipnet", "thiserror", "proptest"]);
     let used = dependencies(policy);
     assert!(used.is_subset(&allowed), "the policy core does no I/O and knows no serde, async or clock: {:?}", used.difference(&allowed));
+}
+
+#[test]
+fn every_test_that_the_threat_model_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let page = std::fs::read_to_string(root.join("docs/threat-model.md")).expect("the page");
+    let mut sources = String::new();
+    for member in ["tests/tests", "agent/tests", "agent/src", "policy/tests"] {
+        read_sources(&root.join(member), &mut sources);
+    }
+    // Test names are sentences: whatever has three words or more and no capitals is one.
+    let quoted = page.split('`').skip(1).step_by(2);
+    let named: Vec<&str> =
+        quoted.filter(|word| word.matches('_').count() >= 3 && word.chars().all(|c| c.is_ascii_lowercase() || c == '_')).collect();
+    assert!(named.len() > 20, "the page names tests: {named:?}");
+    let missing: Vec<&&str> = named.iter().filter(|name| !sources.contains(&format!("#[test]\nfn {name}("))).collect();
+    assert!(missing.is_empty(), "no such tests: {missing:#?}");
+    // And every bypass test is on the page.
+    let mut bypass = String::new();
+    read_sources(&root.join("tests/tests/bypass"), &mut bypass);
+    let tests = bypass.split("#[test]\nfn ").skip(1).filter_map(|rest| rest.split('(').next());
+    let unnamed: Vec<&str> = tests.filter(|name| !named.contains(name)).collect();
+    assert!(unnamed.is_empty(), "docs/threat-model.md does not name {unnamed:?}");
+}
+
+fn read_sources(folder: &Path, into: &mut String) {
+    for entry in std::fs::read_dir(folder).expect("a folder of sources") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            read_sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&std::fs::read_to_string(&path).expect("a source"));
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! Established connections that a new generation forbids: ended within a second, not revived by anybody, told once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use firebreak_tests::conntrack;
 use firebreak_tests::follower::{Follower, Line};
 use firebreak_tests::scaled;
+use firebreak_tests::sctp::{self, Association, Chunks};
 use firebreak_tests::session::{Over, Session};
 use firebreak_tests::site::Site;
 use firebreak_tests::wait;
@@ -54,6 +56,16 @@ fn open(site: &Site, from: &str, to: &str, port: &mut u16) -> Vec<Session> {
     sessions
 }
 
+/// Opens sessions of echoes over both families; identifiers rise from the given one.
+fn pings(site: &Site, from: &str, to: &str, identifier: &mut u16) -> Vec<Session> {
+    let open = |address| {
+        *identifier += 1;
+        let (client, server) = (site.namespace(from).unwrap(), site.namespace(to).unwrap());
+        Session::start(&format!("{from} -> {to}"), client, server, Over::Ping, SocketAddr::new(address, 7), *identifier).unwrap()
+    };
+    site.addresses(to).unwrap().map(open).into()
+}
+
 /// Makes both ends deaf to what would end their connections, so that they go on trying: an attacker's stacks.
 fn ignore_endings(site: &Site, end: &str) {
     let inside = site.namespace(end).unwrap();
@@ -98,7 +110,7 @@ fn is_of(record: &Value, session: &Session, from: IpAddr) -> bool {
     record["cut"].is_object()
         && record["sourcePort"] == session.from.port()
         && record["source"]["address"] == from.to_string()
-        && record["transport"]["protocol"] == session.over.as_str()
+        && record["transport"]["protocol"] == session.over.protocol(session.to.is_ipv4())
 }
 
 /// One cut event for each session, and no other.
@@ -160,4 +172,349 @@ fn forbidden_connections_end_within_a_second_do_not_come_back_and_are_told_once(
         assert!(record["destination"]["workload"].as_str().unwrap().starts_with("db-"), "{record}");
     }
     assert_stay_ended(&cut, &controls);
+}
+
+#[test]
+fn what_was_cut_does_not_come_back_when_somebody_deletes_its_entry() {
+    let site = site("k2");
+    let mut port = 9_000;
+    let (mut cut, mut controls) = (Vec::new(), Vec::new());
+    for (from, to) in [("bridged", "bridged"), ("routed", "routed"), ("bridged", "routed")] {
+        cut.extend(open(&site, &format!("shop/web-{from}"), &format!("shop/db-{to}"), &mut port));
+        controls.extend(open(&site, &format!("shop/db-{to}"), &format!("shop/web-{from}"), &mut port));
+    }
+    for end in ["web-bridged", "web-routed", "db-bridged", "db-routed"] {
+        ignore_endings(&site, &format!("shop/{end}"));
+    }
+    let begun = Instant::now();
+    site.controller.apply(&close_db()).unwrap();
+    assert_ended(&cut, begun, Instant::now());
+    for node in ["bridged", "routed"] {
+        conntrack::flush(site.namespace(node).unwrap()).unwrap();
+    }
+    assert_stay_ended(&cut, &controls);
+    // Once more, after what they sent meanwhile was refused.
+    for node in ["bridged", "routed"] {
+        conntrack::flush(site.namespace(node).unwrap()).unwrap();
+    }
+    assert_stay_ended(&cut, &controls);
+}
+
+#[test]
+fn connections_with_the_node_itself_are_cut_too() {
+    let site = site("k3");
+    let follower = Follower::start(&site.controller, &["--cuts"]).unwrap();
+    let mut port = 9_000;
+    let (mut cut, mut controls) = (Vec::new(), Vec::new());
+    for node in ["bridged", "routed"] {
+        cut.extend(open(&site, &format!("shop/web-{node}"), node, &mut port));
+        cut.extend(open(&site, node, &format!("shop/db-{node}"), &mut port));
+        controls.extend(open(&site, &format!("shop/free-{node}"), node, &mut port));
+        controls.extend(open(&site, node, &format!("shop/web-{node}"), &mut port));
+    }
+    cut.extend(open(&site, "shop/web-bridged", "routed", &mut port));
+    let policies = segment("web", "appliesTo: {matchLabels: {app: web}}, egress: []")
+        + &segment("db", "appliesTo: {matchLabels: {app: db}}, hostAccess: Judge, ingress: []");
+    let begun = Instant::now();
+    site.controller.apply(&policies).unwrap();
+    assert_ended(&cut, begun, Instant::now());
+    assert_told(&follower, &site, &cut, client_address);
+    assert_stay_ended(&cut, &controls);
+}
+
+#[test]
+fn a_connection_is_judged_on_its_real_ends_and_told_once_though_both_nodes_translate_and_cut_it() {
+    let site = site("k4");
+    let follower = Follower::start(&site.controller, &["--cuts"]).unwrap();
+    let db = site.addresses("shop/db-bridged").unwrap()[0];
+    let [node_port, db_port] = [18_080, 9_100];
+    let bridged = site.namespace("bridged").unwrap();
+    bridged.output("nft add table ip nat").unwrap();
+    bridged.output("nft add chain ip nat pre { type nat hook prerouting priority -100 ; }").unwrap();
+    for over in ["tcp", "udp"] {
+        bridged.output(&format!("nft add rule ip nat pre iifname up0 {over} dport {node_port} dnat to {db}:{db_port}")).unwrap();
+    }
+    let routed = site.namespace("routed").unwrap();
+    routed.output("nft add table ip nat").unwrap();
+    routed.output("nft add chain ip nat post { type nat hook postrouting priority 100 ; }").unwrap();
+    routed.output("nft add rule ip nat post oifname up0 masquerade").unwrap();
+    let to = SocketAddr::new(site.addresses("bridged").unwrap()[0], node_port);
+    let (web, inside_db) = (site.namespace("shop/web-routed").unwrap(), site.namespace("shop/db-bridged").unwrap());
+    let cut: Vec<Session> =
+        [Over::Tcp, Over::Udp].map(|over| Session::start("web -> node port -> db", web, inside_db, over, to, db_port).unwrap()).into();
+    let begun = Instant::now();
+    site.controller.apply(&(close_db() + &segment("web", "appliesTo: {matchLabels: {app: web}}, egress: []"))).unwrap();
+    assert_ended(&cut, begun, Instant::now());
+    for node in ["bridged", "routed"] {
+        assert!(site.log(node).contains("cut=2"), "node {node} has cut both:\n{}", site.log(node));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let told = follower.matching(|record| record["cut"].is_object());
+    for over in ["tcp", "udp"] {
+        let of_it: Vec<_> = told.iter().filter(|line| line.record["transport"]["protocol"] == over).collect();
+        assert_eq!(of_it.len(), 1, "{of_it:#?}");
+        let record = &of_it[0].record;
+        assert!(record["cut"]["arrived"].is_object() && record["cut"]["left"].is_object(), "{record}");
+    }
+    assert_stay_ended(&cut, &[]);
+}
+
+#[test]
+fn connections_from_before_the_first_start_are_judged_by_the_first_generation() {
+    let mut site = Site::with_two_nodes("k5").unwrap();
+    let mut manifests = close_db();
+    for node in ["bridged", "routed"] {
+        // Somebody else's rules track connections, so that entries are there before ours, without room for labels.
+        let inside = site.namespace(node).unwrap();
+        inside.output("nft add table inet theirs").unwrap();
+        inside.output("nft add chain inet theirs forward { type filter hook forward priority 0 ; }").unwrap();
+        inside.output("nft add rule inet theirs forward ct state established accept").unwrap();
+        for app in ["web", "db", "free"] {
+            manifests += &site.workload(node, &format!("shop/{app}-{node}"), &format!("app: {app}"), "").unwrap();
+        }
+    }
+    let mut port = 9_000;
+    let (mut cut, mut controls) = (Vec::new(), Vec::new());
+    for (from, to) in [("bridged", "bridged"), ("routed", "routed"), ("bridged", "routed"), ("routed", "bridged")] {
+        cut.extend(open(&site, &format!("shop/web-{from}"), &format!("shop/db-{to}"), &mut port));
+        controls.extend(open(&site, &format!("shop/web-{from}"), &format!("shop/free-{to}"), &mut port));
+    }
+    for end in ["web-bridged", "web-routed", "db-bridged", "db-routed"] {
+        ignore_endings(&site, &format!("shop/{end}"));
+    }
+    let begun = Instant::now();
+    site.start(&manifests).unwrap();
+    assert_ended(&cut, begun, Instant::now());
+    let told = site.controller.ask(&["flows", "--cuts", "-o", "json"]).unwrap();
+    let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for session in &cut {
+        assert_eq!(told.iter().filter(|record| is_of(record, session, client_address(session))).count(), 1, "{}", session.name);
+    }
+    assert_stay_ended(&cut, &controls);
+}
+
+#[test]
+fn tcp_from_before_connection_tracking_lives_on_if_either_orientation_is_allowed() {
+    let mut site = Site::with_two_nodes("k6").unwrap();
+    // web may call db, and db may call nobody: the answers of a connection that is older than any entry look like calls.
+    let mut manifests =
+        segment("db", "appliesTo: {matchLabels: {app: db}}, ingress: [{from: [{workloads: {matchLabels: {app: web}}}]}], egress: []")
+            + &segment("free", "appliesTo: {matchLabels: {app: free}}, ingress: [], egress: []");
+    for node in ["bridged", "routed"] {
+        for app in ["web", "db", "free"] {
+            manifests += &site.workload(node, &format!("shop/{app}-{node}"), &format!("app: {app}"), "").unwrap();
+        }
+    }
+    let mut port = 9_000;
+    let tcp = |session: &Session| session.over == Over::Tcp;
+    let mut allowed: Vec<Session> = Vec::new();
+    let mut forbidden: Vec<Session> = Vec::new();
+    for (from, to) in [("bridged", "bridged"), ("routed", "routed"), ("bridged", "routed")] {
+        allowed.extend(open(&site, &format!("shop/web-{from}"), &format!("shop/db-{to}"), &mut port).into_iter().filter(tcp));
+        forbidden.extend(open(&site, &format!("shop/web-{from}"), &format!("shop/free-{to}"), &mut port).into_iter().filter(tcp));
+    }
+    let begun = Instant::now();
+    site.start(&manifests).unwrap();
+    assert_ended(&forbidden, begun, Instant::now());
+    assert_stay_ended(&forbidden, &allowed);
+}
+
+#[test]
+fn a_cut_that_the_agent_did_not_get_to_is_made_by_the_next() {
+    let mut site = Site::with_two_nodes("k7").unwrap();
+    let mut manifests = String::new();
+    for node in ["bridged", "routed"] {
+        for app in ["web", "db"] {
+            manifests += &site.workload(node, &format!("shop/{app}-{node}"), &format!("app: {app}"), "").unwrap();
+        }
+    }
+    // These agents commit and cannot cut: as if each were killed between the two.
+    site.start_with(&manifests, &["--without-feature", "conntrack-netlink"]).unwrap();
+    let mut port = 9_000;
+    let mut cut = open(&site, "shop/web-bridged", "shop/db-bridged", &mut port);
+    cut.extend(open(&site, "shop/web-routed", "shop/db-routed", &mut port));
+    site.controller.apply(&close_db()).unwrap();
+    let heard: Vec<_> = cut.iter().map(Session::heard).collect();
+    std::thread::sleep(BOUND);
+    for (session, heard) in cut.iter().zip(heard) {
+        assert!(session.heard()[0] > heard[0], "{} lives as long as nobody cuts it", session.name);
+    }
+    let nodes = site.controller.ask(&["nodes"]).unwrap();
+    assert!(nodes.contains("NoConntrackNetlink"), "{nodes}");
+    let follower = Follower::start(&site.controller, &["--cuts"]).unwrap();
+    let begun = Instant::now();
+    for node in ["bridged", "routed"] {
+        site.restart(node, &[]).unwrap();
+    }
+    for node in ["bridged", "routed"] {
+        wait::until("the agent's first commit", Duration::from_secs(20), || {
+            anyhow::ensure!(site.log(node).contains("connections cut"), "{}", site.log(node));
+            Ok(())
+        })
+        .unwrap();
+    }
+    assert_ended(&cut, begun, Instant::now());
+    assert_told(&follower, &site, &cut, client_address);
+    assert_stay_ended(&cut, &[]);
+}
+
+#[test]
+fn what_is_allowed_again_goes_on() {
+    let site = site("k8");
+    let mut port = 9_000;
+    let mut sessions = open(&site, "shop/web-bridged", "shop/db-bridged", &mut port);
+    sessions.extend(open(&site, "shop/web-bridged", "shop/db-routed", &mut port));
+    for end in ["web-bridged", "db-bridged", "db-routed"] {
+        ignore_endings(&site, &format!("shop/{end}"));
+    }
+    for _ in 0..2 {
+        let begun = Instant::now();
+        site.controller.apply(&close_db()).unwrap();
+        assert_ended(&sessions, begun, Instant::now());
+        let heard: Vec<_> = sessions.iter().map(Session::heard).collect();
+        site.delete(&close_db()).unwrap();
+        wait::until("the sessions to go on", Duration::from_secs(20), || {
+            for (session, heard) in sessions.iter().zip(&heard) {
+                let now = session.heard();
+                anyhow::ensure!(now[0] > heard[0] && now[1] > heard[1], "{} does not: {heard:?}, {now:?}", session.name);
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn the_next_owner_of_an_address_inherits_no_connection() {
+    let mut site = site("k9");
+    site.controller
+        .apply(&segment("next", "appliesTo: {matchLabels: {app: next}}, ingress: [{from: [{workloads: {matchLabels: {app: free}}}]}]"))
+        .unwrap();
+    for (node, client) in [("bridged", "shop/web-routed"), ("routed", "shop/web-bridged")] {
+        let mut port = 9_000;
+        let former = format!("shop/db-{node}");
+        let addresses = site.addresses(&former).unwrap();
+        let sessions = addresses.map(|address| {
+            port += 1;
+            let (web, db) = (site.namespace(client).unwrap(), site.namespace(&former).unwrap());
+            let (every, to) = (Duration::from_millis(1), SocketAddr::new(address, port));
+            Session::start_every(every, &format!("{client} -> {former}"), web, db, Over::Udp, to, port).unwrap()
+        });
+        // Its own end of the sessions keeps the namespace, so the interface is taken away by itself.
+        site.namespace(node).unwrap().ip("link del fbw2").unwrap();
+        drop(site.end(&former).unwrap());
+        let next = format!("shop/next-{node}");
+        site.workload_at(node, &next, 2).unwrap();
+        assert_eq!(site.addresses(&next).unwrap(), addresses);
+        // Listening before anybody knows it; the former peers go on sending all the time.
+        let inside = site.namespace(&next).unwrap();
+        let heard =
+            firebreak_tests::session::listen(inside, &sessions.iter().map(|session| session.to.port()).collect::<Vec<_>>()).unwrap();
+        let manifest = site.manifest(node, &next, "app: next", "").unwrap();
+        site.controller.apply(&manifest).unwrap();
+        site.controller.wait_enforced(&[&next], Duration::from_secs(20)).unwrap();
+        // The listener can hear: who is allowed gets through.
+        for address in addresses {
+            let session = open_one(&site, &format!("shop/free-{node}"), &next, address, 9_050);
+            assert!(session.heard()[1] >= 3);
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(heard.count(), 0, "{node}: something of the former owner's connections arrived");
+    }
+}
+
+fn open_one(site: &Site, from: &str, to: &str, address: IpAddr, port: u16) -> Session {
+    let (client, server) = (site.namespace(from).unwrap(), site.namespace(to).unwrap());
+    Session::start(&format!("{from} -> {to}"), client, server, Over::Udp, SocketAddr::new(address, port), port).unwrap()
+}
+
+#[test]
+fn a_hundred_thousand_entries_do_not_hold_up_the_cut() {
+    const ENTRIES: u32 = 100_000;
+    let mut site = site("k10");
+    let node = site.namespace("bridged").unwrap();
+    let IpAddr::V4(free) = site.addresses("shop/free-bridged").unwrap()[0] else { panic!("IPv4 comes first") };
+    conntrack::fill(node, free, ENTRIES).unwrap();
+    assert!(conntrack::count(node).unwrap() >= ENTRIES);
+    let mut port = 9_000;
+    let cut = open(&site, "shop/web-bridged", "shop/db-bridged", &mut port);
+    let controls = open(&site, "shop/free-bridged", "shop/web-bridged", &mut port);
+    let begun = Instant::now();
+    site.controller.apply(&close_db()).unwrap();
+    assert_ended(&cut, begun, Instant::now());
+    assert!(conntrack::count(node).unwrap() >= ENTRIES, "what does not concern the change stays");
+    // Everything is judged when the agent starts.
+    site.restart("bridged", &["--log", "info,firebreak_agent::cuts=debug"]).unwrap();
+    wait::until("the first pass of the next agent", Duration::from_secs(20), || {
+        let log = site.log("bridged");
+        anyhow::ensure!(log.matches("connections judged").count() >= 2, "{log}");
+        Ok(())
+    })
+    .unwrap();
+    let log = site.log("bridged");
+    for line in log.lines().filter(|line| line.contains("connections cut") || line.contains("connections judged")) {
+        println!("{line}");
+    }
+    let heard: Vec<_> = controls.iter().map(Session::heard).collect();
+    wait::until("the controls to go on", Duration::from_secs(5), || {
+        anyhow::ensure!(controls.iter().zip(&heard).all(|(session, heard)| session.heard()[0] > heard[0]), "{heard:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert_stay_ended(&cut, &[]);
+}
+
+#[test]
+fn echoes_are_cut_by_identifier_and_the_other_direction_goes_on() {
+    let site = site("k11");
+    let follower = Follower::start(&site.controller, &["--cuts"]).unwrap();
+    let mut identifier = 20_000;
+    let mut cut = pings(&site, "shop/web-bridged", "shop/db-bridged", &mut identifier);
+    cut.extend(pings(&site, "shop/web-routed", "shop/db-bridged", &mut identifier));
+    let mut controls = pings(&site, "shop/db-bridged", "shop/web-bridged", &mut identifier);
+    controls.extend(pings(&site, "shop/web-bridged", "shop/free-bridged", &mut identifier));
+    // An exchange of the other direction under an identifier that is cut.
+    let mut same = 20_000;
+    controls.extend(pings(&site, "shop/db-bridged", "shop/web-bridged", &mut same));
+    let begun = Instant::now();
+    site.controller.apply(&close_db()).unwrap();
+    assert_ended(&cut, begun, Instant::now());
+    let told = assert_told(&follower, &site, &cut, client_address);
+    assert!(told.iter().all(|line| line.record["transport"]["icmpType"].is_u64()), "{told:?}");
+    conntrack::flush(site.namespace("bridged").unwrap()).unwrap();
+    assert_stay_ended(&cut, &controls);
+}
+
+#[test]
+fn an_sctp_association_is_cut_and_a_heartbeat_of_its_other_end_does_not_bring_it_back() {
+    let site = site("k12");
+    let (web, db) = (site.namespace("shop/web-bridged").unwrap(), site.namespace("shop/db-bridged").unwrap());
+    let [from, to] = ["shop/web-bridged", "shop/db-bridged"].map(|name| site.addresses(name).unwrap()[0]);
+    let (at_web, at_db) = (Chunks::listen(web).unwrap(), Chunks::listen(db).unwrap());
+    let association = Association::begin(web, db, (from, 5_000), (to, 5_001)).unwrap();
+    let [web_tag, db_tag] = association.tags;
+    let arrives = |chunks: &Chunks, tag, kind, before: usize| {
+        wait::until_true("the chunk to arrive", Duration::from_secs(2), || chunks.count(tag, kind) > before).is_ok()
+    };
+    association.send(web, true, sctp::DATA).unwrap();
+    assert!(arrives(&at_db, db_tag, sctp::DATA, 0), "the association works");
+    site.controller.apply(&close_db()).unwrap();
+    std::thread::sleep(BOUND);
+    association.send(web, true, sctp::DATA).unwrap();
+    association.send(db, false, sctp::DATA).unwrap();
+    let told = site.controller.ask(&["flows", "--cuts", "--protocol", "sctp"]).unwrap();
+    assert_eq!(told.matches("CUT").count(), 1, "{told}");
+    conntrack::flush(site.namespace("bridged").unwrap()).unwrap();
+    for _ in 0..3 {
+        association.send(db, false, sctp::HEARTBEAT).unwrap();
+        association.send(db, false, sctp::DATA).unwrap();
+        association.send(web, true, sctp::DATA).unwrap();
+    }
+    // The same between other ports is a new association's, and allowed.
+    let control = Association { client: (from, 5_002), server: (to, 5_003), tags: [web_tag + 1_000_000, db_tag + 1_000_000] };
+    control.send(db, false, sctp::HEARTBEAT).unwrap();
+    assert!(arrives(&at_web, control.tags[0], sctp::HEARTBEAT, 0), "a heartbeat of nobody's association passes");
+    assert_eq!(at_web.count(web_tag, sctp::HEARTBEAT), 0);
+    assert_eq!(at_web.count(web_tag, sctp::DATA), 0);
+    assert_eq!(at_db.count(db_tag, sctp::DATA), 1, "only what was sent before the cut");
 }

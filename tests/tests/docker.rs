@@ -189,9 +189,15 @@ fn published(userland_proxy: bool) {
     assert!(!sees(&web, db.ip(), DB_PORT) && sees(&api, db.ip(), DB_PORT));
     assert!(probe(&site.lab.core, node[0], port).unwrap(), "the office is allowed");
     assert!(!probe(&visitor, node[0], port).unwrap(), "a stranger of the same network is not");
-    // What the proxy relays from outside comes from the node: a policy that judges the node stops it.
+    // What the proxy relays from outside comes from the node: it is told, and a policy that judges the node stops it.
+    let warned = || site.controller.ask(&["nodes", "-o", "json"]).unwrap().contains("RelayedPublishedPort");
+    if userland_proxy {
+        assert!(probe(&visitor, over_ipv6, port).unwrap(), "the proxy is open, or the warning would be wrong");
+        soon("the node to warn of its relayed port", true, warned);
+    }
     site.controller.apply(&outside.replace("spec:\n", "spec:\n  hostAccess: Judge\n")).unwrap();
     assert!(!probe(&visitor, over_ipv6, port).unwrap(), "a stranger over IPv6");
+    soon("no warning, or no more", false, warned);
     assert!(probe(&site.lab.core, node[0], port).unwrap(), "the office over IPv4 does not come from the node");
     site.controller.ask(&["delete", "segmentpolicy", "db", "-n", "store"]).unwrap();
     soon("web to reach the published port again", true, || sees(&web, node[0], port));

@@ -53,27 +53,40 @@ pub enum Change<'a> {
 /// How large conntrack's table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Entries, of this network namespace.
-    pub entries: usize,
+    /// IPv4 entries of this network namespace, as far as they can be told from the others.
+    pub v4: usize,
+    /// The same of IPv6.
+    pub v6: usize,
     /// Buckets, of all namespaces together.
     pub buckets: usize,
 }
 
-/// Walking past so many buckets takes as long as reading one entry (measured on kernel 6.18: 60 ns a bucket, 1.5 us an entry).
-const BUCKETS_PER_ENTRY: usize = 25;
+/// Walking past so many buckets takes as long as reading one entry (kernel 6.18: 0.1 us a bucket, 2.4 us an entry).
+const BUCKETS_PER_ENTRY: usize = 20;
 
-/// The dumps in which every entry with one of these addresses at either end is found: two selected ones for each address, or one of
-/// everything where that is less work. Each walks the kernel's whole table, whatever it selects.
+/// The dumps in which every entry with one of these addresses at either end is found, by what is less work: each walks the kernel's whole
+/// table, whatever it selects, and reads what it selects.
 pub(super) fn dumps_of(addresses: &BTreeSet<IpAddr>, conntrack: &dyn Conntrack) -> Vec<Filter> {
     let size = conntrack.size();
     let walk = size.buckets / BUCKETS_PER_ENTRY;
-    let walks = addresses.len().saturating_mul(2);
-    let is_selected = addresses.iter().all(|address| conntrack.selects(Family::of(*address)));
-    if is_selected && walks.saturating_mul(walk) < walk.saturating_add(size.entries) {
-        addresses.iter().flat_map(|address| [Filter::From(*address), Filter::To(*address)]).collect()
-    } else {
-        vec![Filter::All]
+    let mut filters = Vec::new();
+    let mut work = 0_usize;
+    for (family, entries) in [(Family::V4, size.v4), (Family::V6, size.v6)] {
+        let of_family = || addresses.iter().copied().filter(|address| Family::of(*address) == family);
+        let (walks, whole) = (of_family().count().saturating_mul(2), walk.saturating_add(entries));
+        if walks == 0 {
+            continue;
+        }
+        let selected = walk.saturating_mul(walks);
+        if conntrack.selects(family) && selected < whole {
+            work = work.saturating_add(selected);
+            filters.extend(of_family().flat_map(|address| [Filter::From(address), Filter::To(address)]));
+        } else {
+            work = work.saturating_add(whole);
+            filters.push(Filter::Family(family));
+        }
     }
+    if walk.saturating_add(size.v4).saturating_add(size.v6) < work { vec![Filter::All] } else { filters }
 }
 
 /// What came of it.
@@ -97,5 +110,63 @@ impl From<Option<Errno>> for Changed {
             Some(Errno::ENOENT) => Self::Gone,
             Some(errno) => Self::Refused(errno),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Stand(Size, [bool; 2]);
+
+    impl Conntrack for Stand {
+        fn dump(&mut self, _: Filter, _: &mut dyn FnMut(Entry)) -> Result<Passed, ConntrackError> {
+            Ok(Passed::default())
+        }
+
+        fn selects(&self, family: Family) -> bool {
+            self.1[usize::from(family == Family::V6)]
+        }
+
+        fn size(&self) -> Size {
+            self.0
+        }
+
+        fn find(&mut self, _: &Entry) -> Result<Option<Entry>, ConntrackError> {
+            Ok(None)
+        }
+
+        fn change(&mut self, _: &[Change<'_>]) -> Result<Vec<Changed>, ConntrackError> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn entries_are_found_by_the_least_work() {
+        let (v4, v6) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]));
+        let small = Size { v4: 500, v6: 500, buckets: 262_144 };
+        let large = Size { v4: 90_000, v6: 10_000, buckets: 262_144 };
+        let unknown = Size { v4: 0, v6: 0, buckets: usize::MAX };
+        let by_address = [Filter::From(v4), Filter::To(v4)];
+        type Case<'a> = (&'a str, Size, [bool; 2], &'a [IpAddr], Vec<Filter>);
+        let cases: [Case<'_>; 6] = [
+            ("few entries are read at once", small, [true, true], &[v4, v6], vec![Filter::All]),
+            ("one family", small, [true, true], &[v4], vec![Filter::Family(Family::V4)]),
+            ("many are selected", large, [true, true], &[v4], by_address.to_vec()),
+            (
+                "what the kernel cannot select is read",
+                large,
+                [true, false],
+                &[v4, v6],
+                [&by_address[..], &[Filter::Family(Family::V6)]].concat(),
+            ),
+            ("nothing is selected", large, [false, false], &[v4, v6], vec![Filter::All]),
+            ("the size is not known", unknown, [true, true], &[v4, v6], vec![Filter::All]),
+        ];
+        for (name, size, selects, addresses, expected) in cases {
+            assert_eq!(dumps_of(&addresses.iter().copied().collect(), &Stand(size, selects)), expected, "{name}");
+        }
+        let many: BTreeSet<IpAddr> = (0..50).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+        assert_eq!(dumps_of(&many, &Stand(large, [true, true])), [Filter::Family(Family::V4)], "many addresses");
     }
 }

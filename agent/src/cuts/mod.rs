@@ -39,6 +39,6 @@ pub use entry::{Counters, Detail, Entry, SctpInfo, TcpInfo, Tuple};
 pub use error::ConntrackError;
 pub use judge::{Judgement, Scene};
 pub use owners::Owners;
-pub use run::{CutConfig, CutHandle, CutLinks, WARNING, count_connections, start};
+pub use run::{CutConfig, CutHandle, CutLinks, WARNING, count_connections, probe, start};
 pub use socket::{ConntrackSocket, Passed, Selects};
 pub use wire::{Filter, Label};

@@ -7,7 +7,7 @@ use super::error::ConntrackError;
 use super::idle::Silent;
 use super::judge::Scene;
 use super::pass::{Outcome, Sink, pass};
-use super::socket::ConntrackSocket;
+use super::socket::{ConntrackSocket, Selects};
 use super::wire::Label;
 use crate::core;
 use crate::flows::{CutTold, FlowId, LocalView, Record, Told};
@@ -44,6 +44,8 @@ pub struct CutConfig {
     pub label: u8,
     /// For how long after a first install TCP may be picked up in the middle.
     pub midstream_grace: Duration,
+    /// Whether entries may be selected in the kernel, where it can.
+    pub selects: bool,
 }
 
 /// What the thread is connected to.
@@ -80,6 +82,14 @@ impl std::fmt::Debug for CutHandle {
     }
 }
 
+/// Whether there is ctnetlink at all, and in which families it selects entries by address.
+///
+/// # Errors
+/// There is none.
+pub fn probe() -> Result<Selects, ConntrackError> {
+    ConntrackSocket::open(Label::new(0))?.probe()
+}
+
 /// Turns `net.netfilter.nf_conntrack_acct` on, so that entries that are made from now on count; without it cuts are told without packets
 /// and bytes.
 pub fn count_connections() {
@@ -101,8 +111,9 @@ pub fn count_connections() {
 pub fn start(config: CutConfig, links: CutLinks) -> Result<CutHandle, ConntrackError> {
     let label = Label::new(config.label);
     let (mut dumper, changer, purger) = (ConntrackSocket::open(label)?, ConntrackSocket::open(label)?, ConntrackSocket::open(label)?);
-    let selects = dumper.probe()?;
-    let purger = purger.selecting(selects);
+    let found = dumper.probe()?;
+    let selects = if config.selects { found } else { Selects::default() };
+    let (dumper, purger) = (dumper.selecting(selects), purger.selecting(selects));
     tracing::info!(selects_ipv4 = selects.v4, selects_ipv6 = selects.v6, "conntrack: cuts are possible");
     let slot: Arc<(Mutex<Slot>, Condvar)> = Arc::default();
     let now = Instant::now();

@@ -28,6 +28,8 @@ pub struct ConntrackSocket {
     label: Label,
     /// In which families the kernel selects by address (`CTA_FILTER`, kernel 5.8), as [`Self::probe`] found.
     selects: Selects,
+    /// IPv4 and IPv6 entries of the last dump of everything.
+    seen: [usize; 2],
 }
 
 /// In which families the kernel selects entries by address itself.
@@ -70,7 +72,7 @@ impl ConntrackSocket {
         // Refinements: without them answers are longer, or a dump comes in smaller parts.
         let _ = socket.set_cap_ack(true);
         let _ = setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER);
-        Ok(Self { socket, sequence: 1, buffer: Vec::with_capacity(DATAGRAM), label, selects: Selects::default() })
+        Ok(Self { socket, sequence: 1, buffer: Vec::with_capacity(DATAGRAM), label, selects: Selects::default(), seen: [0; 2] })
     }
 
     /// Finds out in which families the kernel selects entries by address, by an entry between addresses that are for documentation only
@@ -217,7 +219,17 @@ impl ConntrackSocket {
 
 impl Conntrack for ConntrackSocket {
     fn dump(&mut self, filter: Filter, take: &mut dyn FnMut(Entry)) -> Result<Passed, ConntrackError> {
-        self.dump_once(filter, filter.family().is_some_and(|family| self.selects.by(family)), take)
+        let in_kernel = filter.family().is_some_and(|family| self.selects.by(family));
+        if filter != Filter::All {
+            return self.dump_once(filter, in_kernel, take);
+        }
+        let mut seen = [0; 2];
+        let passed = self.dump_once(filter, false, &mut |entry| {
+            seen[usize::from(entry.source().is_ipv6())] += 1;
+            take(entry);
+        })?;
+        self.seen = seen;
+        Ok(passed)
     }
 
     fn selects(&self, family: Family) -> bool {
@@ -230,7 +242,11 @@ impl Conntrack for ConntrackSocket {
             text.trim().parse().ok()
         };
         // Unknown: everything is read, which is never wrong.
-        Size { entries: read("count").unwrap_or(0), buckets: read("buckets").unwrap_or(usize::MAX) }
+        let (entries, buckets) = (read("count").unwrap_or(0), read("buckets").unwrap_or(usize::MAX));
+        let [v4, v6] = self.seen;
+        // Until everything was read once nobody knows which family has how many.
+        let share = |part: usize| entries.saturating_mul(part).checked_div(v4 + v6).unwrap_or(entries);
+        Size { v4: share(v4), v6: share(v6), buckets }
     }
 
     fn find(&mut self, entry: &Entry) -> Result<Option<Entry>, ConntrackError> {

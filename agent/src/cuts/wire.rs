@@ -61,6 +61,8 @@ const LABEL_BYTES: usize = 16;
 pub enum Filter {
     /// All of both families.
     All,
+    /// All of one.
+    Family(Family),
     /// Those that this address began.
     From(IpAddr),
     /// Those that really lead to this address.
@@ -72,6 +74,7 @@ impl Filter {
     pub fn takes(self, entry: &Entry) -> bool {
         match self {
             Self::All => true,
+            Self::Family(family) => Family::of(entry.source()) == family,
             Self::From(address) => entry.source() == address,
             Self::To(address) => entry.destination() == address,
         }
@@ -81,6 +84,7 @@ impl Filter {
     pub fn family(self) -> Option<Family> {
         match self {
             Self::All => None,
+            Self::Family(family) => Some(family),
             Self::From(address) | Self::To(address) => Some(Family::of(address)),
         }
     }
@@ -180,7 +184,7 @@ pub(crate) fn dump(filter: Filter, in_kernel: bool, sequence: u32) -> Vec<u8> {
     let mut request = Request::new(CT_GET, DUMP, sequence, filter.family());
     if in_kernel {
         let (tuple, flags, address) = match filter {
-            Filter::All => return request.finish(),
+            Filter::All | Filter::Family(_) => return request.finish(),
             Filter::From(address) => (cta::TUPLE_ORIG, [FILTER_SOURCE, 0], address),
             Filter::To(address) => (cta::TUPLE_REPLY, [0, FILTER_SOURCE], address),
         };

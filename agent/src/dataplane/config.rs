@@ -30,6 +30,13 @@ pub struct DataplaneConfig {
     pub absent: BTreeSet<Feature>,
 }
 
+impl DataplaneConfig {
+    /// The NFLOG group that the first of a guard's refused frames goes to: the next one, so that neither flood drowns the other's events.
+    pub fn guard_nflog_group(&self) -> u16 {
+        self.nflog_group.wrapping_add(1)
+    }
+}
+
 impl Default for DataplaneConfig {
     fn default() -> Self {
         Self {

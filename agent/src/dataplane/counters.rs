@@ -33,7 +33,8 @@ pub fn read_counters() -> Result<Vec<KernelCounter>, OpenError> {
     Ok(counters)
 }
 
-fn of_table(socket: &mut NetfilterSocket, layer: Layer) -> Result<Vec<KernelCounter>, OpenError> {
+/// Those of one table.
+pub(super) fn of_table(socket: &mut NetfilterSocket, layer: Layer) -> Result<Vec<KernelCounter>, OpenError> {
     // A dump is interrupted only by a change at this very moment; what was read then is not told.
     for _ in 0..DUMP_ATTEMPTS {
         let mut found = Vec::new();

@@ -23,6 +23,8 @@ pub enum Feature {
     PacketLog,
     /// Rejecting in the family inet.
     Reject,
+    /// Asking in rules whether an address is the node's own.
+    AddressType,
     /// Rules where a device's packets come in.
     NetdevIngress,
     /// The addresses in another network namespace (`IFA_TARGET_NETNSID`).
@@ -33,17 +35,19 @@ pub enum Feature {
     BridgeFamily,
     /// Tables of the family arp.
     ArpFamily,
-    /// Rules where a device's packets go out.
-    NetdevEgress,
     /// Tables that are kept from other processes and outlive their owner.
     TableOwner,
+    /// Conntrack's entries over netlink.
+    ConntrackNetlink,
+    /// Selecting those by address, in the kernel.
+    ConntrackFilter,
     /// Filters of system calls.
     SeccompFilter,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::NfTables,
         Self::InetFamily,
         Self::Conntrack,
@@ -52,13 +56,15 @@ impl Feature {
         Self::DynamicSets,
         Self::PacketLog,
         Self::Reject,
+        Self::AddressType,
         Self::NetdevIngress,
         Self::TargetNamespace,
         Self::AllNamespaces,
         Self::BridgeFamily,
         Self::ArpFamily,
-        Self::NetdevEgress,
         Self::TableOwner,
+        Self::ConntrackNetlink,
+        Self::ConntrackFilter,
         Self::SeccompFilter,
     ];
 
@@ -83,11 +89,12 @@ impl Feature {
             | Self::DynamicSets
             | Self::PacketLog
             | Self::Reject
+            | Self::AddressType
             | Self::NetdevIngress
             | Self::TargetNamespace
             | Self::AllNamespaces => Severity::Fatal,
-            Self::BridgeFamily | Self::ArpFamily | Self::NetdevEgress => Severity::Warning,
-            Self::TableOwner | Self::SeccompFilter => Severity::Notice,
+            Self::BridgeFamily | Self::ArpFamily | Self::ConntrackNetlink => Severity::Warning,
+            Self::TableOwner | Self::ConntrackFilter | Self::SeccompFilter => Severity::Notice,
         }
     }
 
@@ -152,6 +159,12 @@ impl Feature {
                 "rules of the inet family cannot reject, so a cut connection could not be ended",
                 "modprobe nft_reject_inet, or a kernel built with CONFIG_NFT_REJECT",
             ),
+            Self::AddressType => (
+                "address-type",
+                "NoAddressType",
+                "rules cannot ask whether an address is the node's own (fib), so a relay could be reached by broadcast",
+                "modprobe nft_fib_inet, or a kernel built with CONFIG_NFT_FIB_INET",
+            ),
             Self::NetdevIngress => (
                 "netdev-ingress",
                 "NoNetdevIngress",
@@ -173,7 +186,7 @@ impl Feature {
             Self::BridgeFamily => (
                 "bridge-family",
                 "NoBridgeFamily",
-                "there is no bridge family: unknown interfaces on bridges stay open for what is not IP",
+                "there is no bridge family: unknown interfaces on bridges stay open for what is not IP, and what a bridge floods reaches every workload on it",
                 "modprobe nf_tables_bridge, or a kernel built with CONFIG_NF_TABLES_BRIDGE",
             ),
             Self::ArpFamily => (
@@ -182,17 +195,23 @@ impl Feature {
                 "there is no arp family: unknown interfaces can speak ARP with the node",
                 "a kernel built with CONFIG_NF_TABLES_ARP",
             ),
-            Self::NetdevEgress => (
-                "netdev-egress",
-                "NoNetdevEgress",
-                "there are no rules where a device's packets go out: what a bridge floods reaches every workload on it; what comes in is guarded",
-                "kernel 5.16 or later, built with CONFIG_NETFILTER_EGRESS",
-            ),
             Self::TableOwner => (
                 "table-owner",
                 "NoTableOwner",
                 "the kernel cannot keep other processes off our tables: what they change is noticed and put back",
                 "kernel 6.9 or later; until then keep `nft flush ruleset` out of other programs' configuration",
+            ),
+            Self::ConntrackNetlink => (
+                "conntrack-netlink",
+                "NoConntrackNetlink",
+                "connections are not seen (ctnetlink): those that are established go on when policy forbids them, new ones are judged",
+                "modprobe nf_conntrack_netlink, or a kernel built with CONFIG_NF_CT_NETLINK",
+            ),
+            Self::ConntrackFilter => (
+                "conntrack-filter",
+                "NoConntrackFilter",
+                "the kernel does not select connections by address: each change reads all of them",
+                "kernel 5.8 or later",
             ),
             Self::SeccompFilter => (
                 "seccomp-filter",
@@ -235,6 +254,6 @@ mod tests {
             assert_eq!(feature.name().parse::<Feature>().unwrap(), feature);
         }
         assert_eq!(Feature::ALL.iter().map(|feature| feature.code()).collect::<BTreeSet<_>>().len(), Feature::ALL.len());
-        assert!("netdev".parse::<Feature>().unwrap_err().to_string().contains("netdev-egress"));
+        assert!("netdev".parse::<Feature>().unwrap_err().to_string().contains("netdev-ingress"));
     }
 }

@@ -8,6 +8,7 @@ use super::nft::{self, NftRefusal};
 use super::socket::NetfilterSocket;
 use super::wire::{CREATE, Message, table};
 use crate::confine;
+use crate::cuts;
 use crate::discovery::probe;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -101,6 +102,12 @@ fn features(config: &DataplaneConfig) -> Vec<Finding> {
     }
     findings.extend(tried(Feature::TargetNamespace, &mut probe::target_namespace));
     findings.extend(tried(Feature::AllNamespaces, &mut probe::all_namespaces));
+    findings.extend(tried(Feature::ConntrackNetlink, &mut || cuts::probe().map(drop).map_err(|error| error.to_string())));
+    findings.extend(tried(Feature::ConntrackFilter, &mut || match cuts::probe() {
+        Ok(selects) if selects.v4 => Ok(()),
+        Ok(_) => Err("another entry was found than the one asked for, or none".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }));
     findings.extend(tried(Feature::SeccompFilter, &mut confine::probe_filter));
     findings
 }
@@ -127,7 +134,11 @@ const PROBE: &str = "firebreak_probe";
 const RULES: [(Feature, &str, &str); 11] = [
     (Feature::InetFamily, "inet", "chain c { type filter hook forward priority -10; policy accept;\n}"),
     (Feature::Conntrack, "inet", "chain c { type filter hook forward priority -10; policy accept; ct state established accept\n}"),
-    (Feature::ConntrackLabels, "inet", "chain c { type filter hook forward priority -10; policy accept; ct label 127 drop\n}"),
+    (
+        Feature::ConntrackLabels,
+        "inet",
+        "chain c { type filter hook forward priority -10; policy accept; ct label 127 drop\nct label set 127\n}",
+    ),
     (Feature::ConcatenatedRanges, "inet", "set s { type ipv6_addr . ipv6_addr . inet_proto . inet_service; flags interval;\n}"),
     (
         Feature::DynamicSets,
@@ -146,15 +157,16 @@ const RULES: [(Feature, &str, &str); 11] = [
         "chain c { type filter hook forward priority -10; policy accept; meta l4proto tcp reject with tcp reset\n\
          reject with icmpx type admin-prohibited\n}",
     ),
+    (Feature::AddressType, "inet", "chain c { type filter hook input priority -10; policy accept; fib daddr type != local drop\n}"),
     // Every network namespace has its lo.
     (
         Feature::NetdevIngress,
         "netdev",
-        "chain c { type filter hook ingress device \"lo\" priority 0; policy accept; iifname \"p*\" drop\n}",
+        "set s { typeof iif . @th,64,128;\n}\n\
+         chain c { type filter hook ingress device \"lo\" priority 0; policy accept; iifname \"p*\" log group 5 drop\n}",
     ),
     (Feature::BridgeFamily, "bridge", "chain c { type filter hook prerouting priority -310; policy accept; meta iifname \"p*\" drop\n}"),
     (Feature::ArpFamily, "arp", "chain c { type filter hook input priority -310; policy accept; meta iifname \"p*\" drop\n}"),
-    (Feature::NetdevEgress, "netdev", "chain c { type filter hook egress device \"lo\" priority 0; policy accept; oifname \"p*\" drop\n}"),
 ];
 
 /// All rules in one run of `nft`; only when that fails one run for each, to find what is missing.

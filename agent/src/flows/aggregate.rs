@@ -6,6 +6,7 @@
 use super::config::{Limits, Timing};
 use super::control::{Control, LostReason};
 use super::cursor::{Cursor, CursorElement, CursorEntry, CursorFlow};
+use super::journal::JournalEntry;
 use super::key::FlowKey;
 use super::locals::{LocalEnd, LocalView};
 use super::read::{ElementReading, TableReading};
@@ -77,6 +78,7 @@ pub struct Aggregator<I> {
     /// Rises when a cursor would be another.
     changes: u64,
     records: Vec<Record>,
+    journal: Vec<JournalEntry>,
 }
 
 #[derive(Debug, Default)]
@@ -193,12 +195,18 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
             complete_reads: 0,
             changes: 0,
             records: Vec::new(),
+            journal: Vec::new(),
         }
     }
 
     /// The records made since the last call, in order.
     pub fn drain(&mut self) -> Vec<Record> {
         std::mem::take(&mut self.records)
+    }
+
+    /// What must be in the journal before those records are handed on.
+    pub fn drain_journal(&mut self) -> Vec<JournalEntry> {
+        std::mem::take(&mut self.journal)
     }
 
     /// A number that rises whenever [`Self::cursor`] would give something else.
@@ -230,6 +238,7 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
             if !packet.is_counted {
                 flow.packets += 1;
                 flow.bytes += u64::from(packet.length);
+                self.journal.push(JournalEntry::Uncounted { key: packet.key, length: packet.length });
             }
             return;
         }
@@ -246,7 +255,7 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
         if flow.local.is_none() {
             flow.note = unknown_end_note(packet);
         }
-        self.open(now, packet.key, flow);
+        self.open(now, packet.key, flow, 0, !packet.is_counted);
     }
 
     /// A read begins, of the sets of these directions. A table that was made anew counts from zero.
@@ -317,12 +326,14 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
                 Cow::Borrowed("began before the agent started: an agent before it may have told of these packets under another flow id");
         }
         FlowsStats::add(&self.stats.flows_opened_by_read, 1);
-        self.open(now, key, flow);
+        self.open(now, key, flow, packets, false);
     }
 
     /// The read is complete: losses are told, flows updated and closed, what is over is forgotten.
     pub fn end_read(&mut self, now: Moment) {
         self.complete_reads += 1;
+        // The first one settles what the table had counted before: worth a cursor.
+        self.changes += u64::from(self.complete_reads == 1);
         FlowsStats::add(&self.stats.reads, 1);
         if let Some(table) = self.table {
             for direction in [Direction::Ingress, Direction::Egress] {
@@ -394,10 +405,13 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
         }
     }
 
-    fn open(&mut self, now: Moment, key: FlowKey, mut flow: Flow) {
+    /// `told`: packets of it that are in the control sum already; `uncounted`: its packet is in the overflow counter.
+    fn open(&mut self, now: Moment, key: FlowKey, mut flow: Flow, told: u64, uncounted: bool) {
         self.records.push(flow.told(key, Phase::Opened, now));
         FlowsStats::add(&self.stats.flows_opened, 1);
-        self.entries.entry(key).or_default().flow = Some(flow);
+        let entry = self.entries.entry(key).or_default();
+        entry.flow = Some(flow);
+        self.journal.push(JournalEntry::Opened { entry: cursor_entry(now, key, entry), told, uncounted });
     }
 
     fn lost(&mut self, now: Moment, direction: Direction, packets: u64, reason: LostReason) {
@@ -406,63 +420,100 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
         self.records.push(Record { time: now.wall, told: Told::Lost { direction, packets, reason: Cow::Borrowed(reason.as_str()) } });
     }
 
-    /// What a later agent of the same boot needs to go on.
-    pub fn cursor(&self, now: Moment) -> Cursor {
-        let entries = self.entries.iter().map(|(key, entry)| CursorEntry {
-            key: *key,
-            element: entry.element.map(|element| CursorElement {
-                packets: element.packets,
-                bytes: element.bytes,
-                ends: element.ends_at.map(|end| now.wall + end.saturating_duration_since(now.at)),
-            }),
-            flow: entry.flow.as_ref().map(|flow| CursorFlow {
-                id: flow.id,
-                local: flow.local.clone(),
-                generation: flow.generation,
-                first_seen: flow.first_seen,
-                last_seen: flow.last_seen,
-                packets: flow.packets,
-                bytes: flow.bytes,
-                logged: flow.logged,
-                source_port: flow.source_port,
-                note: flow.note.clone(),
-            }),
-        });
-        Cursor { handle: self.handle, control: [self.control[0].state(), self.control[1].state()], entries: entries.collect() }
+    /// What a later agent of the same boot needs to go on, together with the journals from this number on.
+    pub fn cursor(&self, now: Moment, journal: u64) -> Cursor {
+        let entries = self.entries.iter().map(|(key, entry)| cursor_entry(now, *key, entry)).collect();
+        Cursor { handle: self.handle, control: [self.control[0].state(), self.control[1].state()], entries, journal }
     }
 
     /// Goes on with the flows of an earlier agent. Each of them is told once more soon (`updated`): its last records may have been lost with that
     /// agent.
     pub fn restore(&mut self, now: Moment, cursor: Cursor) {
-        let Cursor { handle, control: [ingress, egress], entries } = cursor;
+        let Cursor { handle, control: [ingress, egress], entries, journal: _ } = cursor;
         self.handle = handle;
         if handle.is_some() {
             self.control = [Control::restore(ingress), Control::restore(egress)];
         }
+        for entry in entries.into_iter().take(self.limit) {
+            self.restore_entry(now, entry);
+        }
+    }
+
+    /// Goes on after the cursor: what the earlier agent had told since.
+    pub fn replay(&mut self, now: Moment, journal: Vec<JournalEntry>) {
+        for entry in journal {
+            match entry {
+                JournalEntry::Opened { entry, told, uncounted } => {
+                    let control = &mut self.control[slot(entry.key.direction)];
+                    control.tell(told);
+                    if uncounted {
+                        control.tell_overflow();
+                    }
+                    if self.entries.len() < self.limit || self.entries.contains_key(&entry.key) {
+                        self.restore_entry(now, entry);
+                    }
+                }
+                JournalEntry::Uncounted { key, length } => {
+                    self.control[slot(key.direction)].tell_overflow();
+                    if let Some(flow) = self.entries.get_mut(&key).and_then(|entry| entry.flow.as_mut()) {
+                        flow.packets += 1;
+                        flow.bytes += u64::from(length);
+                    }
+                }
+            }
+        }
+    }
+
+    /// An element that the entry does not have stays as it is known.
+    fn restore_entry(&mut self, now: Moment, entry: CursorEntry) {
         let instant = |wall: SystemTime| match wall.duration_since(now.wall) {
             Ok(ahead) => now.at.checked_add(ahead).unwrap_or(now.at),
             Err(past) => now.at.checked_sub(past.duration()).unwrap_or(now.at),
         };
+        let CursorEntry { key, element, flow } = entry;
+        let element = element.map(|CursorElement { packets, bytes, ends }| Element { packets, bytes, ends_at: ends.map(instant) });
         let told_at = now.at.checked_sub(self.timing.update_every).unwrap_or(now.at);
-        for CursorEntry { key, element, flow } in entries.into_iter().take(self.limit) {
-            let element = element.map(|CursorElement { packets, bytes, ends }| Element { packets, bytes, ends_at: ends.map(instant) });
-            let flow = flow.map(|flow| Flow {
-                id: flow.id,
-                local: flow.local,
-                generation: flow.generation,
-                first_seen: flow.first_seen,
-                last_seen: flow.last_seen,
-                active_at: instant(flow.last_seen).min(now.at),
-                told_at,
-                packets: flow.packets,
-                bytes: flow.bytes,
-                logged: flow.logged,
-                packets_told: 0,
-                source_port: flow.source_port,
-                note: flow.note,
-            });
-            self.entries.insert(key, Entry { element, flow, seen_read: 0 });
-        }
+        let flow = flow.map(|flow| Flow {
+            id: flow.id,
+            local: flow.local,
+            generation: flow.generation,
+            first_seen: flow.first_seen,
+            last_seen: flow.last_seen,
+            active_at: instant(flow.last_seen).min(now.at),
+            told_at,
+            packets: flow.packets,
+            bytes: flow.bytes,
+            logged: flow.logged,
+            packets_told: 0,
+            source_port: flow.source_port,
+            note: flow.note,
+        });
+        let known = self.entries.entry(key).or_default();
+        *known = Entry { element: element.or(known.element), flow, seen_read: 0 };
+    }
+}
+
+/// An entry as it outlives the agent.
+fn cursor_entry(now: Moment, key: FlowKey, entry: &Entry) -> CursorEntry {
+    CursorEntry {
+        key,
+        element: entry.element.map(|element| CursorElement {
+            packets: element.packets,
+            bytes: element.bytes,
+            ends: element.ends_at.map(|end| now.wall + end.saturating_duration_since(now.at)),
+        }),
+        flow: entry.flow.as_ref().map(|flow| CursorFlow {
+            id: flow.id,
+            local: flow.local.clone(),
+            generation: flow.generation,
+            first_seen: flow.first_seen,
+            last_seen: flow.last_seen,
+            packets: flow.packets,
+            bytes: flow.bytes,
+            logged: flow.logged,
+            source_port: flow.source_port,
+            note: flow.note.clone(),
+        }),
     }
 }
 

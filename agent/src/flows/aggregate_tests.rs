@@ -97,6 +97,7 @@ impl Bench {
                 format!("{:?} #{} :{port} {} packets {} bytes", flow.phase, flow.id.0[0], flow.packets, flow.bytes)
             }
             Told::Cut(cut) => format!("cut {cut:?}"),
+            Told::Guard(guard) => format!("guard {guard:?}"),
             Told::Lost { direction, packets, reason } => format!("lost {packets} {} {reason}", direction.as_str()),
         };
         self.aggregator.drain().into_iter().map(one).collect()
@@ -321,7 +322,7 @@ fn a_record_names_the_local_workload_the_generation_and_the_first_source_port() 
         .into_iter()
         .map(|record| match record.told {
             Told::Flow(flow) => flow,
-            Told::Lost { .. } | Told::Cut(_) => panic!("nothing is lost or cut"),
+            Told::Lost { .. } | Told::Cut(_) | Told::Guard(_) => panic!("nothing is lost, cut or refused by a guard"),
         })
         .collect();
     assert_eq!(told[0].local.as_ref().map(|end| end.container.as_str()), Some("c1"));
@@ -338,7 +339,7 @@ fn a_restarted_agent_goes_on_with_the_same_flows_and_exact_totals() {
     first.packet(0.1, 80);
     first.packet(0.1, 81);
     first.read_even(1.0, 8, &[element(80, 5, 0.1, 1.0), element(81, 3, 0.1, 1.0)]);
-    files.write_cursor(first.aggregator.cursor(first.at(1.0))).unwrap();
+    files.write_cursor(first.aggregator.cursor(first.at(1.0), 0)).unwrap();
 
     let mut second = bench(100);
     second.start = first.start;

@@ -46,6 +46,13 @@ pub struct Timing {
     pub update_every: Duration,
 }
 
+impl Timing {
+    /// Both at one interval.
+    pub fn every(interval: Duration) -> Self {
+        Self { idle: interval, update_every: interval }
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self { idle: Duration::from_secs(60), update_every: Duration::from_secs(60) }

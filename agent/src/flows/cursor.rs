@@ -4,8 +4,8 @@
 //!   same boot goes on there: no number is used twice, and a gap at the controller is a record that was really lost (the agent was killed before
 //!   the controller had it), not a reserved block.
 //! - `flows-cursor`: open flows, the elements' last readings and the control sums, every second while they change (less often when they are many) and at a stop. A restarted agent goes on with the
-//!   same flow ids and exact totals. After a kill the file may be that old: a flow that was opened since is opened again under another id,
-//!   with a note, and a flow that was closed since is closed again.
+//!   same flow ids and exact totals. After a kill the file may be that old: what was opened since is in the journal ([`super::journal`]), and a
+//!   flow that was closed since is closed again, under the same id.
 //! - `flows-unacked`: records that the controller had not acknowledged when the agent was stopped in order. A killed agent loses them; its open flows
 //!   are told again from the cursor.
 //!
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 /// How many entries are kept over a restart, open flows before others. The rest is told anew, with a note.
-const MAX_ENTRIES: usize = 50_000;
+const MAX_ENTRIES: usize = 150_000;
 
 /// Flows, elements and sums at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Cursor {
     pub control: [ControlState; 2],
     /// One per flow key.
     pub entries: Vec<CursorEntry>,
+    /// The first journal that is about what came after this cursor.
+    pub journal: u64,
 }
 
 /// One flow key.
@@ -90,6 +92,8 @@ struct CursorFile {
     control: Vec<ControlFile>,
     #[prost(message, repeated, tag = "4")]
     entries: Vec<EntryFile>,
+    #[prost(uint64, tag = "5")]
+    journal: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -105,7 +109,7 @@ struct ControlFile {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct EntryFile {
+pub(super) struct EntryFile {
     /// The key, and the flow if one is open.
     #[prost(message, optional, tag = "1")]
     flow: Option<v1::FlowEvent>,
@@ -118,7 +122,7 @@ struct EntryFile {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ElementFile {
+pub(super) struct ElementFile {
     #[prost(uint64, tag = "1")]
     packets: u64,
     #[prost(uint64, tag = "2")]
@@ -138,8 +142,8 @@ struct UnackedFile {
 /// The files of one agent in one boot.
 #[derive(Clone, Debug)]
 pub struct StateFiles {
-    directory: PathBuf,
-    boot_id: String,
+    pub(super) directory: PathBuf,
+    pub(super) boot_id: String,
 }
 
 impl StateFiles {
@@ -228,13 +232,13 @@ impl StateFiles {
 
 impl CursorFile {
     fn of(cursor: Cursor, boot_id: String) -> Self {
-        let Cursor { handle, control, mut entries } = cursor;
+        let Cursor { handle, control, mut entries, journal } = cursor;
         if entries.len() > MAX_ENTRIES {
             entries.sort_by_key(|entry| entry.flow.is_none());
             entries.truncate(MAX_ENTRIES);
         }
         let control = control.map(|ControlState { base, told, overflow_told, lost }| ControlFile { base, told, overflow_told, lost });
-        Self { boot_id, handle, control: control.into(), entries: entries.into_iter().map(EntryFile::of).collect() }
+        Self { boot_id, handle, control: control.into(), entries: entries.into_iter().map(EntryFile::of).collect(), journal }
     }
 
     fn into_cursor(self) -> Result<Cursor, FlowsError> {
@@ -245,12 +249,12 @@ impl CursorFile {
         };
         let control = [sum(ingress), sum(egress)];
         let entries = self.entries.into_iter().map(EntryFile::into_entry).collect::<Result<_, _>>()?;
-        Ok(Cursor { handle: self.handle, control, entries })
+        Ok(Cursor { handle: self.handle, control, entries, journal: self.journal })
     }
 }
 
 impl EntryFile {
-    fn of(entry: CursorEntry) -> Self {
+    pub(super) fn of(entry: CursorEntry) -> Self {
         let CursorEntry { key, element, flow } = entry;
         let (is_open, logged) = (flow.is_some(), flow.as_ref().and_then(|flow| flow.logged));
         let flow = flow.unwrap_or(CursorFlow {
@@ -276,7 +280,7 @@ impl EntryFile {
         Self { flow: Some(told.to_proto()), is_open, logged, element }
     }
 
-    fn into_entry(self) -> Result<CursorEntry, FlowsError> {
+    pub(super) fn into_entry(self) -> Result<CursorEntry, FlowsError> {
         let missing = |reason| FlowsError::Decode { what: "flows-cursor", reason };
         let FlowTold { id, phase: _, key, local, source_port, packets, bytes, first_seen, last_seen, generation, note } =
             FlowTold::from_proto(self.flow.ok_or(missing("an entry without a key"))?)?;

@@ -44,6 +44,7 @@ fn a_cursor_is_read_back_as_it_was_written() {
     let cursor = Cursor {
         handle: Some(3),
         control: [ControlState { base: Some(1), told: 2, overflow_told: 3, lost: 4 }, ControlState::default()],
+        journal: 6,
         entries: vec![
             entry(Transport::Port(Protocol::SCTP, 0), v4, true),
             entry(Transport::Other(Protocol(47)), v6, true),
@@ -58,9 +59,9 @@ fn a_cursor_is_read_back_as_it_was_written() {
 #[test]
 fn a_cursor_keeps_open_flows_before_others() {
     let (_directory, files) = files("boot");
-    let entries = (0..60_000u32).map(|index| {
+    let entries = (0..160_000u32).map(|index| {
         let source = IpAddr::from(std::net::Ipv4Addr::from(index));
-        entry(Transport::Port(Protocol::TCP, 1), source, index >= 30_000)
+        entry(Transport::Port(Protocol::TCP, 1), source, index >= 130_000)
     });
     files.write_cursor(Cursor { entries: entries.collect(), ..Cursor::default() }).unwrap();
     let kept = files.read_cursor().unwrap().unwrap().entries;

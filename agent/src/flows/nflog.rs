@@ -22,6 +22,8 @@ const NFULA_IFINDEX_PHYSOUTDEV: u16 = 7;
 const NFULA_PAYLOAD: u16 = 9;
 const NFULA_PREFIX: u16 = 10;
 const NFULA_SEQ: u16 = 12;
+/// `NFULA_HWHEADER`.
+const NFULA_LINK_HEADER: u16 = 16;
 
 /// Enough for an IPv6 header, an authentication header, a few extension headers and the ports.
 const COPY_RANGE: u32 = 128;
@@ -99,6 +101,25 @@ impl NflogSocket {
     /// # Errors
     /// When the socket fails for good. A full buffer is counted and no error.
     pub fn receive(&mut self, limit: usize, events: &mut Vec<PacketSeen>, stats: &FlowsStats) -> Result<bool, FlowsError> {
+        self.take(limit, stats, |event| events.extend(event.packet(stats)))
+    }
+
+    /// The same, for a group that frames are logged to: hands on each with its prefix.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn receive_frames(&mut self, limit: usize, stats: &FlowsStats, mut each: impl FnMut(LoggedFrame<'_>)) -> Result<bool, FlowsError> {
+        self.take(limit, stats, |event| {
+            each(LoggedFrame {
+                prefix: event.prefix.and_then(|prefix| std::str::from_utf8(prefix).ok()).unwrap_or_default(),
+                input: event.input,
+                link: event.link.unwrap_or_default(),
+                payload: event.payload.unwrap_or_default(),
+            });
+        })
+    }
+
+    fn take(&mut self, limit: usize, stats: &FlowsStats, mut each: impl FnMut(&Event<'_>)) -> Result<bool, FlowsError> {
         for _ in 0..limit {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, 0) {
@@ -118,7 +139,7 @@ impl NflogSocket {
                         let expected = self.next_sequence.replace(sequence.wrapping_add(1)).unwrap_or(sequence);
                         FlowsStats::add(&stats.nflog_missed, sequence.wrapping_sub(expected).into());
                     }
-                    events.extend(event.packet(stats));
+                    each(&event);
                 }
             }
         }
@@ -126,11 +147,25 @@ impl NflogSocket {
     }
 }
 
+/// A logged frame.
+#[derive(Clone, Copy, Debug)]
+pub struct LoggedFrame<'a> {
+    /// The rule's prefix.
+    pub prefix: &'a str,
+    /// The ifindex of the interface that it came in through.
+    pub input: Option<u32>,
+    /// The link-layer header; empty when the kernel does not tell.
+    pub link: &'a [u8],
+    /// What follows it, cut off.
+    pub payload: &'a [u8],
+}
+
 /// The attributes of one event that we use.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Event<'a> {
     prefix: Option<&'a [u8]>,
     payload: Option<&'a [u8]>,
+    link: Option<&'a [u8]>,
     input: Option<u32>,
     output: Option<u32>,
     sequence: Option<u32>,
@@ -142,6 +177,7 @@ fn decode_event(attributes: Attributes<'_>) -> Event<'_> {
         match kind {
             NFULA_PREFIX => event.prefix = Some(value.strip_suffix(b"\0").unwrap_or(value)),
             NFULA_PAYLOAD => event.payload = Some(value),
+            NFULA_LINK_HEADER => event.link = Some(value),
             // A bridge's port tells more than the bridge.
             NFULA_IFINDEX_PHYSINDEV => event.input = be_u32(value).or(event.input),
             NFULA_IFINDEX_PHYSOUTDEV => event.output = be_u32(value).or(event.output),
@@ -200,8 +236,14 @@ mod tests {
             bytes.extend(attribute(NFULA_SEQ, &7u32.to_be_bytes()));
             bytes.extend(attribute(NFULA_PAYLOAD, b"x"));
             let event = decode_event(Attributes(&bytes));
-            let expected =
-                Event { prefix: Some(b"firebreak deny in"), payload: Some(b"x"), input: Some(6), output: Some(9), sequence: Some(7) };
+            let expected = Event {
+                prefix: Some(b"firebreak deny in"),
+                payload: Some(b"x"),
+                link: None,
+                input: Some(6),
+                output: Some(9),
+                sequence: Some(7),
+            };
             assert_eq!(event, expected);
         }
     }

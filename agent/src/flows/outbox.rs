@@ -104,7 +104,7 @@ impl Outbox {
                 Phase::Opened => 1,
                 Phase::Closed => 2,
             },
-            Told::Lost { .. } | Told::Cut(_) => 2,
+            Told::Lost { .. } | Told::Cut(_) | Told::Guard(_) => 2,
         };
         self.unsent.insert(self.next_order, record);
         self.droppable[class].push_back(self.next_order);
@@ -267,6 +267,8 @@ fn loss(told: &Told) -> (Direction, u64) {
         Told::Flow(flow) => (flow.key.direction, if flow.phase == Phase::Closed { flow.packets } else { 0 }),
         Told::Lost { direction, packets, reason: _ } => (*direction, *packets),
         Told::Cut(cut) => (cut.direction, 0),
+        // What leaves a workload; its frames are counted apart from denied packets.
+        Told::Guard(_) => (Direction::Egress, 0),
     }
 }
 

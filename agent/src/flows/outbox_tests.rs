@@ -39,6 +39,7 @@ fn show(batch: &[v1::FlowRecord]) -> Vec<String> {
     let one = |record: &v1::FlowRecord| match record.record.as_ref().unwrap() {
         v1::flow_record::Record::Flow(flow) => format!("{}:{}", record.sequence, flow.flow_id[0]),
         v1::flow_record::Record::Cut(cut) => format!("{}:cut {}", record.sequence, cut.cut_id[0]),
+        v1::flow_record::Record::Guard(guard) => format!("{}:guard {}", record.sequence, guard.guard_id[0]),
         v1::flow_record::Record::Lost(lost) => format!("{}:lost {} ({})", record.sequence, lost.packets, &lost.reason[..2].trim()),
     };
     batch.iter().map(one).collect()

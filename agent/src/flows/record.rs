@@ -2,6 +2,7 @@
 
 use super::cut::CutTold;
 use super::error::FlowsError;
+use super::guard::GuardTold;
 use super::key::{FlowKey, FlowVerdict};
 use super::locals::LocalEnd;
 use bytes::Bytes;
@@ -41,6 +42,8 @@ pub enum Told {
     },
     /// A connection was cut.
     Cut(Box<CutTold>),
+    /// A guard refused frames.
+    Guard(Box<GuardTold>),
 }
 
 /// Where a flow is in its life.
@@ -92,6 +95,7 @@ impl Record {
                 reason: reason.clone().into_owned(),
             }),
             Told::Cut(cut) => v1::flow_record::Record::Cut(cut.to_proto()),
+            Told::Guard(guard) => v1::flow_record::Record::Guard(guard.to_proto()),
         };
         v1::FlowRecord { sequence, time: Some(self.time.into()), record: Some(record) }
     }
@@ -108,12 +112,7 @@ impl FlowTold {
         let text = |pick: fn(&LocalEnd) -> &str| self.local.as_deref().map(pick).unwrap_or_default().to_owned();
         v1::FlowEvent {
             flow_id: Bytes::copy_from_slice(&self.id.0),
-            phase: match self.phase {
-                Phase::Opened => v1::FlowPhase::Opened,
-                Phase::Updated => v1::FlowPhase::Updated,
-                Phase::Closed => v1::FlowPhase::Closed,
-            }
-            .into(),
+            phase: phase_to_proto(self.phase).into(),
             verdict: match self.key.verdict {
                 FlowVerdict::Allow => v1::Verdict::Allow,
                 FlowVerdict::Drop => v1::Verdict::Drop,
@@ -137,6 +136,23 @@ impl FlowTold {
             network: text(|end| end.network.as_str()),
             note: self.note.clone().into_owned(),
         }
+    }
+}
+
+pub(super) fn phase_to_proto(phase: Phase) -> v1::FlowPhase {
+    match phase {
+        Phase::Opened => v1::FlowPhase::Opened,
+        Phase::Updated => v1::FlowPhase::Updated,
+        Phase::Closed => v1::FlowPhase::Closed,
+    }
+}
+
+pub(super) fn phase_from_proto(phase: i32) -> Result<Phase, FlowsError> {
+    match v1::FlowPhase::try_from(phase) {
+        Ok(v1::FlowPhase::Opened) => Ok(Phase::Opened),
+        Ok(v1::FlowPhase::Updated) => Ok(Phase::Updated),
+        Ok(v1::FlowPhase::Closed) => Ok(Phase::Closed),
+        Ok(v1::FlowPhase::Unspecified) | Err(_) => Err(malformed("phase")),
     }
 }
 
@@ -171,12 +187,13 @@ pub(super) fn transport_to_proto(transport: Transport) -> v1::Transport {
 /// When a field is missing or out of range.
 pub(crate) fn from_proto(record: v1::FlowRecord) -> Result<Record, FlowsError> {
     let time = timestamp(record.time)?;
-    let told = match record.record.ok_or(malformed("neither flow, loss nor cut"))? {
+    let told = match record.record.ok_or(malformed("no kind that is known"))? {
         v1::flow_record::Record::Flow(flow) => Told::Flow(FlowTold::from_proto(flow)?),
         v1::flow_record::Record::Lost(lost) => {
             Told::Lost { direction: direction_from_proto(lost.direction)?, packets: lost.packets, reason: Cow::Owned(lost.reason) }
         }
         v1::flow_record::Record::Cut(cut) => Told::Cut(Box::new(CutTold::from_proto(cut)?)),
+        v1::flow_record::Record::Guard(guard) => Told::Guard(Box::new(GuardTold::from_proto(guard)?)),
     };
     Ok(Record { time, told })
 }
@@ -185,12 +202,7 @@ impl FlowTold {
     /// Reads a flow back that this agent wrote down itself.
     pub(crate) fn from_proto(event: v1::FlowEvent) -> Result<Self, FlowsError> {
         let source = address_from_proto(&event.source)?;
-        let phase = match v1::FlowPhase::try_from(event.phase) {
-            Ok(v1::FlowPhase::Opened) => Phase::Opened,
-            Ok(v1::FlowPhase::Updated) => Phase::Updated,
-            Ok(v1::FlowPhase::Closed) => Phase::Closed,
-            Ok(v1::FlowPhase::Unspecified) | Err(_) => return Err(malformed("phase")),
-        };
+        let phase = phase_from_proto(event.phase)?;
         let verdict = match v1::Verdict::try_from(event.verdict) {
             Ok(v1::Verdict::Allow) => FlowVerdict::Allow,
             Ok(v1::Verdict::Drop) => FlowVerdict::Drop,
@@ -232,7 +244,7 @@ pub(super) fn malformed(reason: &'static str) -> FlowsError {
     FlowsError::Decode { what: "flow record", reason }
 }
 
-fn timestamp(time: Option<prost_types::Timestamp>) -> Result<SystemTime, FlowsError> {
+pub(super) fn timestamp(time: Option<prost_types::Timestamp>) -> Result<SystemTime, FlowsError> {
     time.and_then(|time| SystemTime::try_from(time).ok()).ok_or(malformed("time"))
 }
 

@@ -81,9 +81,18 @@ pub async fn run(
     tasks.spawn(pass_on(others, records_in.clone(), shutdown.clone()));
     let random_id = || FlowId(Uuid::new_v4().into_bytes());
     let mut aggregator = Aggregator::new(config.limits, config.timing, random_id, view, stats.clone());
-    restore(&mut aggregator, &files);
-    let collector =
-        Collector { config, files, stats, packets, requests: Some(requests), parts, records: records_in, shutdown: shutdown.clone() };
+    let journal = restore(&mut aggregator, &files);
+    let collector = Collector {
+        config,
+        files,
+        stats,
+        packets,
+        requests: Some(requests),
+        parts,
+        records: records_in,
+        journal,
+        shutdown: shutdown.clone(),
+    };
     tasks.spawn(collector.run(aggregator));
 
     let mut outcome = Ok(());
@@ -122,15 +131,26 @@ async fn pass_on(
     }
 }
 
-fn restore<I: FnMut() -> FlowId>(aggregator: &mut Aggregator<I>, files: &StateFiles) {
-    match files.read_cursor() {
-        Ok(Some(cursor)) => {
-            tracing::info!(entries = cursor.entries.len(), "denied flows: going on where the agent before stopped");
-            aggregator.restore(Moment::now(), cursor);
-        }
-        Ok(None) => {}
-        Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "denied flows: starting anew, the cursor is of no use"),
+/// Goes on where the agent before stopped; gives the number of the journal to go on in.
+fn restore<I: FnMut() -> FlowId>(aggregator: &mut Aggregator<I>, files: &StateFiles) -> u64 {
+    let cursor = files.read_cursor().unwrap_or_else(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "denied flows: starting anew, the cursor is of no use");
+        None
+    });
+    let from = cursor.as_ref().map_or(0, |cursor| cursor.journal);
+    let (journal, next) = files.read_journals(from).unwrap_or_else(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "denied flows: the journal is of no use, flows may be told again");
+        (Vec::new(), from + 1)
+    });
+    if cursor.is_some() || !journal.is_empty() {
+        let entries = cursor.as_ref().map_or(0, |cursor| cursor.entries.len());
+        tracing::info!(entries, journal = journal.len(), "denied flows: going on where the agent before stopped");
     }
+    if let Some(cursor) = cursor {
+        aggregator.restore(Moment::now(), cursor);
+    }
+    aggregator.replay(Moment::now(), journal);
+    next
 }
 
 /// Binds the group and hands on events; binds again when the socket fails.
@@ -283,6 +303,8 @@ struct Collector {
     requests: Option<mpsc::Sender<()>>,
     parts: mpsc::Receiver<Part>,
     records: mpsc::Sender<Vec<Record>>,
+    /// The number of the journal that is written.
+    journal: u64,
     shutdown: CancellationToken,
 }
 
@@ -379,6 +401,11 @@ impl Collector {
     }
 
     async fn hand_on<I: FnMut() -> FlowId>(&self, aggregator: &mut Aggregator<I>) {
+        let journal = aggregator.drain_journal();
+        if !journal.is_empty() {
+            let (files, number) = (self.files.clone(), self.journal);
+            self.write("journal", move || files.append_journal(number, journal)).await;
+        }
         let records = aggregator.drain();
         if !records.is_empty() {
             FlowsStats::add(&self.stats.records, u64::try_from(records.len()).unwrap_or(u64::MAX));
@@ -387,12 +414,20 @@ impl Collector {
         }
     }
 
-    async fn keep_cursor<I: FnMut() -> FlowId>(&self, aggregator: &Aggregator<I>) {
-        let (files, cursor) = (self.files.clone(), aggregator.cursor(Moment::now()));
-        match tokio::task::spawn_blocking(move || files.write_cursor(cursor)).await {
+    async fn keep_cursor<I: FnMut() -> FlowId>(&mut self, aggregator: &Aggregator<I>) {
+        // What comes from now on goes into the next journal; the ones before go once the cursor is there.
+        self.journal += 1;
+        let (files, number) = (self.files.clone(), self.journal);
+        let cursor = aggregator.cursor(Moment::now(), number);
+        let keep = move || files.write_cursor(cursor).and_then(|()| files.drop_journals(number));
+        self.write("cursor", keep).await;
+    }
+
+    async fn write(&self, what: &'static str, write: impl FnOnce() -> Result<(), FlowsError> + Send + 'static) {
+        match tokio::task::spawn_blocking(write).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "denied flows: cursor not kept"),
-            Err(_) => tracing::error!("denied flows: cursor not kept: the writer panicked"),
+            Ok(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, what, "denied flows: not kept"),
+            Err(_) => tracing::error!(what, "denied flows: not kept: the writer panicked"),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! A node with two workloads, each in a network namespace of its own, and probes with real packets.
 
 use crate::namespace::Namespace;
-use firebreak_agent::dataplane::{Desired, ManagedInterface};
+use firebreak_agent::dataplane::{Claim, Desired, MacAddress, ManagedInterface};
 use firebreak_policy::kernel_sets::{Comment, Element, KernelSets, SetId};
 use firebreak_policy::model::{Family, InterfaceName, Protocol, Transport};
 use nix::libc;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ impl Lab {
     /// Connects a workload by a new veth of this name.
     pub fn attach(&self, end: End, veth: &str) {
         let workload = self.namespace(end);
-        self.node.ip(&format!("link add {veth} type veth peer name eth0 netns {}", workload.path()));
+        self.node.ip(&format!("link add {veth} type veth peer name eth0 address {} netns {}", self.mac(end), workload.path()));
         match self.topology {
             Topology::Bridged => self.node.ip(&format!("link set {veth} master br0")),
             Topology::Routed => {
@@ -124,8 +124,39 @@ impl Lab {
 
     /// The ifindex of an interface of the node.
     pub fn index(&self, name: &str) -> u32 {
-        let text = self.node.command("ip", &format!("-o link show {name}"));
-        text.split(':').next().unwrap().parse().unwrap()
+        let name = name.to_owned();
+        self.node.run(move || nix::net::if_::if_nametoindex(name.as_str()).unwrap())
+    }
+
+    /// What a guard binds a workload's interface to: these addresses and its link-local one.
+    pub fn claim(&self, end: End, veth: &str, mut addresses: BTreeSet<IpAddr>) -> Claim {
+        addresses.insert(self.link_local(end));
+        Claim { mac: Some(self.mac(end)), addresses, vouched: false, link: self.index(veth) }
+    }
+
+    /// The MAC address of a workload's interface.
+    pub fn mac(&self, end: End) -> MacAddress {
+        MacAddress([2, 0, 0, 0, 0, if end == End::A { 0xa } else { 0xb }])
+    }
+
+    /// The MAC address of a host-side interface.
+    pub fn host_mac(&self, name: &str) -> [u8; 6] {
+        let listed = self.node.command("ip", &format!("-o link show {name}"));
+        let text = listed.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+        let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
+    }
+
+    /// Everybody asks for its neighbours again.
+    pub fn settle_neighbours(&self) {
+        for namespace in [&self.node, &self.a, &self.b] {
+            namespace.ip("neigh flush all");
+        }
+    }
+
+    /// The link-local address of a workload's interface, which the kernel makes of the MAC address (RFC 4291, appendix A).
+    pub fn link_local(&self, end: End) -> IpAddr {
+        if end == End::A { "fe80::ff:fe00:a" } else { "fe80::ff:fe00:b" }.parse().unwrap()
     }
 
     /// Both workloads known, with this policy.
@@ -133,9 +164,10 @@ impl Lab {
         let interfaces = [(End::A, "wl0"), (End::B, "wl1")]
             .into_iter()
             .map(|(end, name)| {
-                let addresses = [self.address(end, Family::V4), self.address(end, Family::V6)].into();
+                let addresses: BTreeSet<IpAddr> = [self.address(end, Family::V4), self.address(end, Family::V6)].into();
                 let workload: Comment = format!("lab/{end:?}").into();
-                (self.index(name), ManagedInterface { name: InterfaceName::new(name), workload, addresses })
+                let claim = self.claim(end, name, addresses.clone());
+                (self.index(name), ManagedInterface { name: InterfaceName::new(name), workload, addresses, claim })
             })
             .collect();
         Desired { sets, interfaces, exempt: BTreeMap::new() }

@@ -3,9 +3,12 @@
 
 mod contents;
 mod figures;
+mod frames;
+mod guards;
 mod install;
 mod lab;
 mod namespace;
 mod ownership;
 mod packets;
 mod preflight;
+mod upgrade;

@@ -33,9 +33,10 @@ pub(super) struct Filter {
     protocol: Option<u32>,
     port: Option<u32>,
     cuts: bool,
+    guards: bool,
 }
 
-/// What filters look at, of a denied flow or of a cut.
+/// What filters look at, of a denied flow, of a cut or of what a guard refused.
 struct Seen<'a> {
     direction: v1::Direction,
     verdict: v1::Verdict,
@@ -64,7 +65,16 @@ impl<'a> Seen<'a> {
                 transport: cut.transport.as_ref(),
             })
         };
-        of_event.or_else(of_cut)
+        let of_guard = || {
+            flow.guard.as_ref().map(|guard| Self {
+                direction: v1::Direction::Egress,
+                verdict: v1::Verdict::Drop,
+                source: &guard.source,
+                destination: &guard.destination,
+                transport: None,
+            })
+        };
+        of_event.or_else(of_cut).or_else(of_guard)
     }
 }
 
@@ -176,6 +186,7 @@ impl Filter {
             port,
             after_cursor: _,
             cuts,
+            guards,
         } = request;
         let mut violations = Violations::default();
         let direction = v1::Direction::try_from(direction)
@@ -219,6 +230,7 @@ impl Filter {
             protocol,
             port,
             cuts,
+            guards,
         })
     }
 
@@ -228,7 +240,8 @@ impl Filter {
             return false;
         }
         let Some(seen) = Seen::of(flow) else { return true };
-        if self.cuts && flow.cut.is_none() {
+        // Both asked for is either.
+        if (self.cuts || self.guards) && !(self.cuts && flow.cut.is_some() || self.guards && flow.guard.is_some()) {
             return false;
         }
         let ends = [flow.source.as_ref(), flow.destination.as_ref()];

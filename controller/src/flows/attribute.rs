@@ -68,7 +68,7 @@ pub(crate) fn attribute(
     Ok(Attribution { source, destination, reason })
 }
 
-/// Names both ends of a cut connection as of now, and judges again to tell the reason.
+/// Names both ends of a cut connection as of the node's time, and judges again to tell the reason.
 ///
 /// # Errors
 /// Names the field that cannot be read.
@@ -77,6 +77,7 @@ pub(crate) fn attribute_cut(
     owners: &Owners,
     node: &NodeName,
     cut: &v1::CutEvent,
+    time: Option<prost_types::Timestamp>,
     now: Timestamp,
 ) -> Result<Attribution, Refusal> {
     if cut.cut_id.len() != 16 {
@@ -104,9 +105,41 @@ pub(crate) fn attribute_cut(
         source_port: cut.source_port,
         generation: cut.generation,
         network: cut.network.clone(),
+        first_seen: time,
         ..v1::FlowEvent::default()
     };
     attribute(published, owners, node, &flow, now)
+}
+
+/// Names the workload that sent what a guard refused. What the frames say of their source is a claim and names nobody.
+///
+/// # Errors
+/// Names the field that cannot be read.
+pub(crate) fn attribute_guard(owners: &Owners, node: &NodeName, guard: &v1::GuardEvent) -> Result<v1::Peer, Refusal> {
+    if guard.guard_id.len() != 16 {
+        return Err(Refusal::new("guard_id", format!("has {} bytes, not 16", guard.guard_id.len())));
+    }
+    if guard.phase() == v1::FlowPhase::Unspecified {
+        return Err(Refusal::new("phase", "is not set"));
+    }
+    if guard.reason() == v1::GuardReason::Unspecified {
+        return Err(Refusal::new("reason", "is not set"));
+    }
+    if guard.ether_type > 0xffff {
+        return Err(Refusal::new("ether_type", format!("{} is no EtherType", guard.ether_type)));
+    }
+    for (field, mac) in [("source_mac", &guard.source_mac), ("destination_mac", &guard.destination_mac)] {
+        if !matches!(mac.len(), 0 | 6) {
+            return Err(Refusal::new(field, format!("has {} bytes, not 6", mac.len())));
+        }
+    }
+    for (field, address) in [("source", &guard.source), ("destination", &guard.destination)] {
+        if !address.is_empty() {
+            packet_address(address, field)?;
+        }
+    }
+    let named = (!guard.container.is_empty()).then(|| owners.workload(&workload_id(node, &guard.container))).flatten();
+    Ok(named.map_or_else(v1::Peer::default, |workload| wire::workload_peer(workload, None)))
 }
 
 fn read(node: &NodeName, wire: &v1::FlowEvent, now: Timestamp) -> Result<Event, Refusal> {

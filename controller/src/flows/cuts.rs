@@ -128,7 +128,8 @@ mod tests {
         let at = |second: i64| Timestamp::new(second, 0).unwrap();
         let [a, b, c] = ["a", "b", "c"].map(NodeName::from);
         let hidden = v1::CutEvent { arrived: wire(WEB, 1), left: wire(NODE_A, 9), ..cut("a/docker0", WEB, 1) };
-        let cases: [(&str, Vec<(&NodeName, v1::CutEvent, i64, Told)>); 7] = [
+        type Word<'a> = (&'a NodeName, v1::CutEvent, i64, Told);
+        let cases: [(&str, Vec<Word<'_>>); 7] = [
             ("one each", vec![(&a, cut("default", WEB, 1), 0, Told::First), (&b, cut("default", WEB, 1), 1, Told::Before)]),
             ("another port", vec![(&a, cut("default", WEB, 1), 0, Told::First), (&b, cut("default", WEB, 2), 1, Told::First)]),
             (

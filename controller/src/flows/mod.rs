@@ -14,7 +14,7 @@ use crate::hub::Hub;
 use crate::hub::published::Published;
 use crate::metrics::Metrics;
 use crate::store::Store;
-use attribute::{attribute, attribute_cut};
+use attribute::{attribute, attribute_cut, attribute_guard};
 use cuts::{Cuts, Told};
 use firebreak_policy::model::NodeName;
 use firebreak_proto::v1::flow_record::Record;
@@ -71,6 +71,8 @@ enum Outcome {
     Lost,
     /// A cut connection, kept and handed on.
     Cut,
+    /// Frames that a guard refused, kept and handed on.
+    Guard,
     /// It was there already.
     Duplicate,
     /// A gap in a node's sequence.
@@ -265,13 +267,20 @@ fn attributed(
             Ok((Outcome::Flow, flow))
         }
         Record::Cut(cut) => {
-            let named = attribute_cut(published, owners, &reporter.node, &cut, now).map_err(|refusal| refusal.within("cut"))?;
+            let named = attribute_cut(published, owners, &reporter.node, &cut, time, now).map_err(|refusal| refusal.within("cut"))?;
             flow.lost = None;
             flow.source = Some(named.source);
             flow.destination = Some(named.destination);
             flow.reason = named.reason;
             flow.cut = Some(cut);
             Ok((Outcome::Cut, flow))
+        }
+        Record::Guard(guard) => {
+            let sender = attribute_guard(owners, &reporter.node, &guard).map_err(|refusal| refusal.within("guard"))?;
+            flow.lost = None;
+            flow.source = Some(sender);
+            flow.guard = Some(guard);
+            Ok((Outcome::Guard, flow))
         }
     }
 }

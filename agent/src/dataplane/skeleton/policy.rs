@@ -1,11 +1,11 @@
 //! The policy chains of `table inet firebreak`: which connections are judged, by which stage, in which order the sets are asked.
 //! They are judged on their real ends: after destination NAT, before source NAT.
 
-use super::cut;
 use super::words::{
-    Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is_established, is_midstream, is_number, is_one_of,
-    is_reset, jump, l4proto, meta, to_goto, to_jump,
+    Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is, is_established, is_for_link_local,
+    is_for_more_than_the_node, is_midstream, is_not, is_number, is_one_of, is_reset, jump, l4proto, meta, to_goto, to_jump,
 };
+use super::{cut, unknown};
 use crate::dataplane::names::{self, COUNTER_OUT_OF_STATE, DIRECTIONS, FAMILIES, direction_word, family_digit};
 use firebreak_policy::kernel_sets::{SetId, Shape};
 use firebreak_policy::model::{Direction, Family};
@@ -34,30 +34,46 @@ pub(super) fn add(rules: &mut Rules) {
 /// ```text
 /// chain forward {
 ///     type filter hook forward priority filter - 10; policy accept;
+///     oif != @known_if jump unknown_out
 ///     ct state established goto established
-///     ct state vmap { related : jump related, invalid : goto stateless, untracked : jump neighbours }
+///     ct state != new jump state_forward
 ///     tcp flags & (fin | syn | rst | ack) != syn jump midstream_forward
-///     meta nfproto vmap { ipv4 : goto forward4, ipv6 : goto forward6 }
+///     meta nfproto ipv4 goto forward4
+///     meta nfproto ipv6 goto forward6
+/// }
+/// chain state_forward {
+///     ct state vmap { related : jump related, invalid : goto stateless, untracked : jump neighbours }
 /// }
 /// ```
-/// and so for `input` and `output`. `invalid` is left alone on output: what the node itself sends out of state is its answer to
-/// something that was let in. The chains `established` and `midstream_*` are those of [`super::cut`].
+/// and so for `input` (into the node, so without the first rule) and `output`. `invalid` is left alone on output: what the node
+/// itself sends out of state is its answer to something that was let in. The chains `established` and `midstream_*` are those of
+/// [`super::cut`], `unknown_out` that of [`super::unknown`].
+///
+/// What every packet or every connection meets is measured (`bench`, row 5): a comparison costs a few nanoseconds, a lookup (a verdict map is
+/// one) ten times that. So comparisons stand where there is a choice.
 fn hooks(rules: &mut Rules) {
     for (chain, hook, related, neighbours) in [
         ("forward", NfHook::Forward, "related", "neighbours"),
         ("input", NfHook::Input, "related_of_host", "neighbours_of_host"),
         ("output", NfHook::Output, "related_of_host", "neighbours_of_host"),
     ] {
+        let state = format!("state_{chain}");
         rules.base_chain(chain, hook, BEFORE_FILTER);
+        rules.chain(&state);
         let mut states = vec![("related", to_jump(related)), ("untracked", to_jump(neighbours))];
         if chain != "output" {
             states.push(("invalid", to_goto("stateless")));
         }
+        if chain != "input" {
+            rules.rule(chain, unknown::leaves_through_unknown());
+        }
         rules.rule(chain, [is_established(), goto("established")]);
-        rules.rule(chain, [dispatch(ct_state(), states)]);
+        rules.rule(chain, [is_not(ct_state(), "new"), jump(&state)]);
+        rules.rule(&state, [dispatch(ct_state(), states)]);
         rules.rule(chain, [is_midstream(), jump(&cut::midstream_name(chain))]);
-        let families = FAMILIES.map(|family| (nfproto(family), to_goto(&format!("{chain}{}", family_digit(family)))));
-        rules.rule(chain, [dispatch(meta(MetaKey::Nfproto), families.to_vec())]);
+        for family in FAMILIES {
+            rules.rule(chain, [is(meta(MetaKey::Nfproto), nfproto(family)), goto(&format!("{chain}{}", family_digit(family)))]);
+        }
     }
 }
 
@@ -123,40 +139,81 @@ fn state(rules: &mut Rules) {
 /// chain forward4 {
 ///     meta l4proto != tcp ip saddr . th sport . ip daddr . th dport . meta l4proto @revoked4 jump revoked_forward4
 ///                                                      # egress of a local source first, then ingress of a local destination
+///     ip saddr . ip daddr . meta l4proto . th dport @out4_peer_port goto arrives4
 ///     ip saddr @out4_isolated jump out4
+///     goto arrives4
+/// }
+/// chain arrives4 {
+///     ip daddr . ip saddr . meta l4proto . th dport @in4_peer_port accept
 ///     ip daddr @in4_isolated goto in4
 /// }
 /// chain input4 {                                       # to the node; what is published there leads on to a workload
+///     ...
+///     ip saddr . ip daddr . meta l4proto . th dport @out4_peer_port goto reaches_node4
 ///     ip saddr @out4_isolated jump out4
+///     goto reaches_node4
+/// }
+/// chain reaches_node4 {
 ///     ip daddr . meta l4proto . th dport @published4 ip saddr @workload4 goto published4
+///     ip saddr @workload4 fib daddr type != local jump odd_address4
+/// }
+/// chain odd_address4 {                                 # a relay that listens on every address takes what comes for these as well
+///     udp sport 68 udp dport 67 return                 # (546 and 547)
+///     meta l4proto { tcp, udp, dccp, sctp, udplite } goto deny_in4
 /// }
 /// chain output4 {                                      # the own node gets in unless it is judged too
-///     ip daddr @in4_host_judged ip daddr @in4_isolated goto in4
+///     ...
+///     ip daddr @in4_host_judged goto arrives4
 /// }
 /// ```
+/// An element of `peer_port` lets a packet pass whether or not its workload is isolated, so it is asked first: what is allowed by one pays for
+/// one lookup in each direction. Protocols without ports are in no such element, whatever stands where the port would be.
 fn judged(rules: &mut Rules, family: Family) {
     let digit = family_digit(family);
     let (forward, input, output) = (format!("forward{digit}"), format!("input{digit}"), format!("output{digit}"));
+    let (arrives, reaches_node) = (format!("arrives{digit}"), format!("reaches_node{digit}"));
     let (source, destination) = (field(ip(family), "saddr"), field(ip(family), "daddr"));
     let (ingress, egress) = (stage_name(Direction::Ingress, family), stage_name(Direction::Egress, family));
     let isolated_in = set(Direction::Ingress, family, Shape::Isolated);
     let isolated_out = set(Direction::Egress, family, Shape::Isolated);
-    for chain in [&forward, &input, &output] {
+    for chain in [&forward, &input, &output, &arrives, &reaches_node] {
         rules.chain(chain);
     }
     for (hook, chain) in [("forward", &forward), ("input", &input), ("output", &output)] {
         rules.rule(chain, cut::revoked_guard(family, hook));
     }
-    rules.rule(&forward, [in_set(source.clone(), &isolated_out), jump(&egress)]);
-    rules.rule(&forward, [in_set(destination.clone(), &isolated_in), goto(&ingress)]);
+    let exact = |local: &Expression<'static>, peer: &Expression<'static>, direction| {
+        let key = concat([local.clone(), peer.clone(), l4proto(), field("th", "dport")]);
+        in_set(key, &set(direction, family, Shape::PeerPort))
+    };
+    for (chain, next) in [(&forward, &arrives), (&input, &reaches_node)] {
+        rules.rule(chain, [exact(&source, &destination, Direction::Egress), goto(next)]);
+        rules.rule(chain, [in_set(source.clone(), &isolated_out), jump(&egress)]);
+        rules.rule(chain, [goto(next)]);
+    }
+    rules.rule(&arrives, [exact(&destination, &source, Direction::Ingress), accept()]);
+    rules.rule(&arrives, [in_set(destination.clone(), &isolated_in), goto(&ingress)]);
 
-    rules.rule(&input, [in_set(source.clone(), &isolated_out), jump(&egress)]);
     let service = concat([destination.clone(), l4proto(), field("th", "dport")]);
     let published = set(Direction::Egress, family, Shape::Published);
-    rules.rule(&input, [in_set(service, &published), in_set(source, &names::workloads(family)), goto(&published)]);
+    let local = || in_set(field(ip(family), "saddr"), &names::workloads(family));
+    rules.rule(&reaches_node, [in_set(service, &published), local(), goto(&published)]);
+    let odd = format!("odd_address{digit}");
+    rules.rule(&reaches_node, [local(), is_for_more_than_the_node(), jump(&odd)]);
+    let (client, server) = match family {
+        Family::V4 => (68, 67),
+        Family::V6 => {
+            // An interface has one of its own, which is in no set.
+            rules.rule(&reaches_node, [local(), is_for_link_local(), jump(&odd)]);
+            (546, 547)
+        }
+    };
+    rules.chain(&odd);
+    rules.rule(&odd, [is_number(field("udp", "sport"), client), is_number(field("udp", "dport"), server), back()]);
+    rules.rule(&odd, [is_one_of(l4proto(), &WITH_PORTS), goto(&deny_name(Direction::Ingress, family))]);
 
     let host_judged = set(Direction::Ingress, family, Shape::HostJudged);
-    rules.rule(&output, [in_set(destination.clone(), &host_judged), in_set(destination, &isolated_in), goto(&ingress)]);
+    rules.rule(&output, [in_set(destination, &host_judged), goto(&arrives)]);
 }
 
 /// ```text
@@ -173,7 +230,7 @@ fn published(rules: &mut Rules, family: Family) {
     rules.rule(&chain, [goto(&deny_name(Direction::Ingress, family))]);
 }
 
-/// One stage; `return` is "this direction allows it".
+/// One stage, for what `peer_port` has not allowed; `return` is "this direction allows it".
 ///
 /// ```text
 /// chain in4 {
@@ -184,7 +241,6 @@ fn published(rules: &mut Rules, family: Family) {
 ///     goto deny_in4
 /// }
 /// chain in4_with_ports {
-///     ip daddr . ip saddr . meta l4proto . th dport @in4_peer_port return
 ///     ip daddr . ip saddr @in4_peer return
 ///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
 ///     ip daddr . meta l4proto . th dport @in4_port return
@@ -225,7 +281,8 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
     rules.rule(&name, allow(with(vec![l4proto(), field("th", "sport")]), Shape::Range));
     rules.rule(&name, deny());
 
-    for (key, shape) in allows_with_ports(&local, &peer, &field("th", "dport")) {
+    // The first has been asked.
+    for (key, shape) in allows_with_ports(&local, &peer, &field("th", "dport")).into_iter().skip(1) {
         rules.rule(&with_ports, allow(key, shape));
     }
     rules.rule(&with_ports, deny());

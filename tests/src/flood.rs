@@ -1,0 +1,249 @@
+//! A flood of datagrams out of one namespace, and a meter of what permitted traffic still gets beside it.
+
+use crate::namespace::Namespace;
+use anyhow::{Context as _, ensure};
+use nix::sys::socket::{AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrStorage, sendmmsg, socket};
+use serde_json::Value;
+use std::io::{IoSlice, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
+use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Datagrams of one system call.
+const BATCH: usize = 64;
+const PAYLOAD: [u8; 16] = *b"let me in please";
+
+/// What to send.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// Where to: a flow for each address and port.
+    pub to: Vec<IpAddr>,
+    /// The destination ports, in turn.
+    pub ports: Range<u16>,
+    /// At most so many a second; `None` is as many as the machine can send.
+    pub per_second: Option<u64>,
+    /// The end; `None` is until it is stopped.
+    pub packets: Option<u64>,
+}
+
+impl Stream {
+    /// How many flows there are.
+    pub fn flows(&self) -> usize {
+        self.to.len() * self.ports.len()
+    }
+}
+
+/// A running flood; one thread.
+#[derive(Debug)]
+pub struct Flood {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    thread: Option<JoinHandle<anyhow::Result<Duration>>>,
+}
+
+impl Flood {
+    /// Begins to send.
+    ///
+    /// # Errors
+    /// The namespace is not there.
+    pub fn start(from: &Namespace, stream: Stream) -> anyhow::Result<Self> {
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (ended, counted) = (Arc::clone(&stop), Arc::clone(&sent));
+        let thread = from.spawn(move || send_all(&stream, &ended, &counted))?;
+        let thread = std::thread::spawn(move || thread.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??);
+        Ok(Self { stop, sent, thread: Some(thread) })
+    }
+
+    /// Datagrams that the kernel took so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Waits for its own end; how many the kernel took, and how long it sent.
+    ///
+    /// # Errors
+    /// Why it could not send.
+    pub fn join(mut self) -> anyhow::Result<(u64, Duration)> {
+        let thread = self.thread.take().context("the flood is joined once")?;
+        let lasted = thread.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??;
+        Ok((self.sent(), lasted))
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// As [`Self::join`].
+    pub fn stop(self) -> anyhow::Result<(u64, Duration)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.join()
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn send_all(stream: &Stream, stop: &AtomicBool, counted: &AtomicU64) -> anyhow::Result<Duration> {
+    // IPv6 sockets take IPv4 destinations in no other form, so there is one of each.
+    let open = |family| socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).context("cannot open a UDP socket");
+    let sockets = [open(AddressFamily::Inet)?, open(AddressFamily::Inet6)?];
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = stream.to.iter().partition(|to| to.is_ipv4());
+    let addresses = |list: &[IpAddr]| -> Vec<Option<SockaddrStorage>> {
+        let at = |port| list.iter().map(move |to| Some(SockaddrStorage::from(SocketAddr::new(*to, port))));
+        stream.ports.clone().flat_map(at).collect()
+    };
+    let targets = [addresses(&v4), addresses(&v6)];
+    let slices = [IoSlice::new(&PAYLOAD)];
+    let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
+    let begun = Instant::now();
+    let (mut total, mut at) = (0_u64, [0_usize; 2]);
+    let end = stream.packets.unwrap_or(u64::MAX);
+    while total < end && !stop.load(Ordering::Relaxed) {
+        for ((socket, targets), at) in sockets.iter().zip(&targets).zip(&mut at) {
+            let left = usize::try_from(end - total).unwrap_or(usize::MAX);
+            let some = targets.get(*at..).unwrap_or_default();
+            let some = some.get(..some.len().min(BATCH).min(left)).unwrap_or_default();
+            if some.is_empty() {
+                continue;
+            }
+            let slices = std::iter::repeat_n(&slices, some.len());
+            // What the machine has no room for is not sent, and sent in the next round.
+            let sent = match sendmmsg(socket.as_raw_fd(), &mut headers, slices, some, [], MsgFlags::empty()) {
+                Ok(results) => results.count(),
+                Err(nix::errno::Errno::ENOBUFS | nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => 0,
+                Err(errno) => return Err(errno).context("cannot send"),
+            };
+            *at = (*at + sent) % targets.len();
+            total += u64::try_from(sent)?;
+        }
+        counted.store(total, Ordering::Relaxed);
+        if let Some(per_second) = stream.per_second {
+            let due = Duration::from_secs_f64(total as f64 / per_second.max(1) as f64);
+            let ahead = due.saturating_sub(begun.elapsed());
+            if ahead > Duration::from_millis(1) {
+                std::thread::sleep(ahead);
+            }
+        }
+    }
+    Ok(begun.elapsed())
+}
+
+/// Packets of one interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Came in.
+    pub received: u64,
+    /// Went out and was taken by the other end.
+    pub sent: u64,
+    /// Went out and was not taken: the other end's queue was full.
+    pub not_taken: u64,
+}
+
+impl Interface {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn read(namespace: &Namespace, device: &str) -> anyhow::Result<Self> {
+        let output = std::process::Command::new("ip").args(["-n", namespace.name(), "-s", "-j", "link", "show", "dev", device]).output()?;
+        ensure!(output.status.success(), "ip link: {}", String::from_utf8_lossy(&output.stderr));
+        let listed: Value = serde_json::from_slice(&output.stdout)?;
+        let count =
+            |way: &str, what: &str| listed[0]["stats64"][way][what].as_u64().with_context(|| format!("no {way} {what} in {listed}"));
+        Ok(Self { received: count("rx", "packets")?, sent: count("tx", "packets")?, not_taken: count("tx", "dropped")? })
+    }
+}
+
+/// What a client gets out of a permitted pair: new connections, each with some requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rate {
+    /// Requests that were answered, a second.
+    pub exchanges: f64,
+    /// How long the median connection took to be made.
+    pub connect: Duration,
+}
+
+/// Requests on each connection.
+const REQUESTS: u32 = 20;
+
+/// A server and a client that asks it in turn.
+#[derive(Debug)]
+pub struct Meter<'a> {
+    client: &'a Namespace,
+    to: SocketAddr,
+    stop: Arc<AtomicBool>,
+}
+
+impl<'a> Meter<'a> {
+    /// Starts the server.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn start(client: &'a Namespace, server: &Namespace, to: SocketAddr) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let listener = server.run(move || TcpListener::bind(to))??;
+        listener.set_nonblocking(true)?;
+        let ended = Arc::clone(&stop);
+        std::thread::spawn(move || serve(&listener, &ended));
+        Ok(Self { client, to, stop })
+    }
+
+    /// Asks for so long.
+    ///
+    /// # Errors
+    /// A permitted request was not answered.
+    pub fn measure(&self, lasting: Duration) -> anyhow::Result<Rate> {
+        let to = self.to;
+        self.client.run(move || ask(to, lasting))?.context("permitted traffic beside the flood")
+    }
+}
+
+impl Drop for Meter<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn serve(listener: &TcpListener, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((mut stream, _)) = listener.accept() else {
+            let _ =
+                nix::poll::poll(&mut [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(listener), nix::poll::PollFlags::POLLIN)], 100_u16);
+            continue;
+        };
+        // One client at a time.
+        let _ = stream.set_nonblocking(false).and_then(|()| stream.set_nodelay(true));
+        let mut buffer = [0_u8; 64];
+        while let Ok(bytes) = stream.read(&mut buffer) {
+            if bytes == 0 || stream.write_all(buffer.get(..bytes).unwrap_or_default()).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+fn ask(to: SocketAddr, lasting: Duration) -> anyhow::Result<Rate> {
+    let begun = Instant::now();
+    let (mut exchanges, mut connects) = (0_u32, Vec::new());
+    while begun.elapsed() < lasting {
+        let at = Instant::now();
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))?;
+        connects.push(at.elapsed());
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        for _ in 0..REQUESTS {
+            stream.write_all(&PAYLOAD)?;
+            stream.read_exact(&mut [0; PAYLOAD.len()])?;
+            exchanges += 1;
+        }
+    }
+    connects.sort();
+    let connect = connects.get(connects.len() / 2).copied().unwrap_or_default();
+    Ok(Rate { exchanges: f64::from(exchanges) / begun.elapsed().as_secs_f64(), connect })
+}

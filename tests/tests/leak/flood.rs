@@ -1,0 +1,328 @@
+//! Denied floods: every packet counted, every flow reported, and permitted traffic goes on.
+
+use crate::field::{Field, segment};
+use firebreak_tests::flood::{Flood, Interface, Meter, Rate, Stream};
+use firebreak_tests::follower::Follower;
+use firebreak_tests::lab::Topology;
+use firebreak_tests::{scaled, wait};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Duration;
+
+const NODE: &str = "bridged";
+const FROM: &str = "field/open-bridged";
+const TO: &str = "field/srv-bridged";
+
+/// A denied flow is closed after so many seconds, so that totals come soon.
+const IDLE: &str = "8";
+
+/// 20,000 flows over both families, and nothing that the policies allow.
+const PORTS: Range<u16> = 20_000..30_000;
+
+/// A field whose bridged node is flooded from `FROM` to `TO`, and what is told of it.
+struct Arena {
+    field: Field,
+    follower: Follower,
+    heard: Heard,
+    counted_before: u64,
+}
+
+impl Arena {
+    fn start(area: &str) -> Self {
+        let mut field = Field::start(area).unwrap();
+        // The test takes in every record, at its own pace.
+        field.site.controller.terminate().unwrap();
+        field.site.controller.set_extra(&["--kept-flows", "300000"]);
+        field.site.start_controller_again().unwrap();
+        field.site.agent(NODE).unwrap().terminate().unwrap();
+        field.site.agent(NODE).unwrap().set_extra(&["--flow-idle", IDLE]);
+        field.start_agent(NODE).unwrap();
+        // What the workloads' own kernels send now and then is no part of the flood.
+        field.site.controller.apply(&segment("quiet", "app: none", "  ingress: []")).unwrap();
+        let follower = Follower::start(&field.site.controller, &["--node", NODE]).unwrap();
+        let mut arena = Self { field, follower, heard: Heard::default(), counted_before: 0 };
+        arena.counted_before = arena.counted();
+        arena
+    }
+
+    /// The kernel's own sum of denied packets, at both ends.
+    fn counted(&self) -> u64 {
+        let node = &self.field.site.node(NODE).unwrap().namespace;
+        ["denied_in", "denied_out"]
+            .map(|name| {
+                let listed: Value =
+                    serde_json::from_str(&node.output(&format!("nft -j list counter inet firebreak {name}")).unwrap()).unwrap();
+                listed["nftables"].as_array().unwrap().iter().find_map(|entry| entry["counter"]["packets"].as_u64()).unwrap()
+            })
+            .iter()
+            .sum()
+    }
+
+    fn stream(&self, per_second: Option<u64>, packets: Option<u64>) -> Stream {
+        Stream { to: self.field.site.addresses(TO).unwrap().to_vec(), ports: PORTS, per_second, packets }
+    }
+
+    fn flood(&self, stream: Stream) -> Flood {
+        Flood::start(self.field.site.namespace(FROM).unwrap(), stream).unwrap()
+    }
+
+    fn interface(&self) -> Interface {
+        Interface::read(self.field.site.namespace(FROM).unwrap(), "eth0").unwrap()
+    }
+
+    /// What was told so far.
+    fn told(&mut self) -> Told {
+        for line in self.follower.take() {
+            self.heard.hear(&line.record);
+        }
+        self.heard.told()
+    }
+
+    /// Waits until every packet that the kernel denied is told, and every flow closed.
+    fn settle(&mut self) -> (u64, Told) {
+        let counted = self.counted() - self.counted_before;
+        let settled = wait::until("every packet to be told", Duration::from_secs(90), || {
+            let told = self.told();
+            anyhow::ensure!(told.sum() >= counted && told.open == 0, "{counted} denied packets, told {told:?}");
+            Ok(told)
+        });
+        let told = settled.unwrap().0;
+        // Nothing more comes that would make it too many.
+        assert_eq!(self.counted() - self.counted_before, counted, "the flood is over");
+        (counted, told)
+    }
+}
+
+/// What the records said, flow by flow.
+#[derive(Default)]
+struct Heard {
+    /// Packets in the newest total, and whether it is the last.
+    flows: HashMap<String, (u64, bool)>,
+    keys: HashSet<(String, u64)>,
+    opened: usize,
+    lost: BTreeMap<String, u64>,
+}
+
+impl Heard {
+    fn hear(&mut self, record: &Value) {
+        if let Some(lost) = record["lost"].as_object() {
+            let reason = lost["reason"].as_str().unwrap_or_default().to_owned();
+            *self.lost.entry(reason).or_default() += lost["packets"].as_u64().unwrap_or_default();
+            return;
+        }
+        let Some(id) = record["flowId"].as_str() else { return };
+        let packets = record["packets"].as_u64().unwrap();
+        let flow = self.flows.entry(id.to_owned()).or_default();
+        *flow = (packets.max(flow.0), flow.1 || record["phase"] == "closed");
+        self.opened += usize::from(record["phase"] == "opened");
+        if let (Some(address), Some(port)) = (record["destination"]["address"].as_str(), record["transport"]["port"].as_u64()) {
+            self.keys.insert((address.to_owned(), port));
+        }
+    }
+
+    fn told(&self) -> Told {
+        Told {
+            keys: self.keys.len(),
+            flows: self.flows.len(),
+            opened: self.opened,
+            open: self.flows.values().filter(|(_, closed)| !closed).count(),
+            packets: self.flows.values().map(|(packets, _)| packets).sum(),
+            lost: self.lost.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    keys: usize,
+    flows: usize,
+    opened: usize,
+    open: usize,
+    packets: u64,
+    lost: BTreeMap<String, u64>,
+}
+
+impl Told {
+    fn sum(&self) -> u64 {
+        self.packets + self.lost.values().sum::<u64>()
+    }
+}
+
+/// CPU time and memory of a process.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    cpu: Duration,
+    resident_peak_kib: u64,
+}
+
+fn cost(process: u32) -> Cost {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // utime and stime, in ticks of 10 ms: the 12th and 13th behind the name.
+    let after_state: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let ticks: u64 = after_state[11].parse::<u64>().unwrap() + after_state[12].parse::<u64>().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    Cost { cpu: Duration::from_millis(ticks * 10), resident_peak_kib: peak.trim().trim_end_matches(" kB").parse().unwrap() }
+}
+
+#[test]
+fn every_packet_of_a_denied_flood_is_counted_and_every_flow_reported() {
+    let mut arena = Arena::start("fc");
+    let packets = u64::try_from(scaled(600_000, 15_000_000)).unwrap();
+    let agent = arena.field.site.agent(NODE).unwrap().process().unwrap().id();
+    let controller = arena.field.site.controller.process().unwrap().id();
+    let (before, before_there, wire) = (cost(agent), cost(controller), arena.interface());
+    let stream = arena.stream(None, Some(packets));
+    let flows = stream.flows();
+    let (sent, lasted) = arena.flood(stream).join().unwrap();
+    let (after, after_there) = (cost(agent), cost(controller));
+    let not_taken = arena.interface().not_taken - wire.not_taken;
+    let (counted, told) = arena.settle();
+    let (end, end_there) = (cost(agent), cost(controller));
+    let rate = sent as f64 / lasted.as_secs_f64();
+    println!(
+        "{sent} packets over {flows} flows in {lasted:?} ({rate:.0}/s), {not_taken} not taken by the node's queue, {counted} denied; told: {} flows, {} opened, \
+         {} packets, lost {:?}",
+        told.flows, told.opened, told.packets, told.lost
+    );
+    println!(
+        "agent: {:?} CPU during the flood ({:.0} % of a core), {:?} until all was told, peak {} KiB; controller: {:?}, {:?}, peak {} KiB",
+        after.cpu - before.cpu,
+        (after.cpu - before.cpu).as_secs_f64() / lasted.as_secs_f64() * 100.0,
+        end.cpu - before.cpu,
+        end.resident_peak_kib,
+        after_there.cpu - before_there.cpu,
+        end_there.cpu - before_there.cpu,
+        end_there.resident_peak_kib
+    );
+    assert_eq!(sent, packets);
+    assert_eq!(counted, sent - not_taken, "the node denied what it took");
+    assert_eq!(told.sum(), counted, "flows and losses together are what was denied: {told:?}");
+    assert_eq!(told.keys, flows, "every flow is reported");
+    assert_eq!(told.lost, BTreeMap::new(), "nothing had to be told as lost");
+}
+
+#[test]
+fn an_agent_killed_in_a_flood_tells_every_packet_when_it_is_back() {
+    let mut arena = Arena::start("fk");
+    let wire = arena.interface();
+    let flood = arena.flood(arena.stream(Some(100_000), None));
+    for _ in 0..scaled(2, 10) {
+        let reached = flood.sent() + 60_000;
+        wait::until_true("the flood to go on", Duration::from_secs(60), || flood.sent() >= reached).unwrap();
+        arena.field.site.agent(NODE).unwrap().kill().unwrap();
+        let reached = flood.sent() + 60_000;
+        wait::until_true("the flood to go on without an agent", Duration::from_secs(60), || flood.sent() >= reached).unwrap();
+        arena.field.site.start_agent_again(NODE).unwrap();
+    }
+    arena.field.wait_converged().unwrap();
+    let (sent, lasted) = flood.stop().unwrap();
+    let not_taken = arena.interface().not_taken - wire.not_taken;
+    let (counted, told) = arena.settle();
+    println!(
+        "{sent} packets in {lasted:?} with the agent killed again and again, {counted} denied; told: {} flows, {} packets, lost {:?}",
+        told.flows, told.packets, told.lost
+    );
+    assert_eq!(counted, sent - not_taken);
+    assert_eq!(told.sum(), counted, "{told:?}");
+    assert_eq!(told.keys, PORTS.len() * 2, "every flow is reported");
+}
+
+/// A node without an agent, whose one nft rule drops the flood; with `tracked` connections are followed too, as on every node that does NAT.
+fn plain(field: &mut Field, name: &str, tracked: bool) {
+    let node = field.site.lab().node(name, Topology::Bridged).unwrap();
+    field.site.add_node(name, node).unwrap();
+    for app in ["open", "srv", "tight"] {
+        field.site.workload(name, &format!("field/{app}-{name}"), "app: plain", "").unwrap();
+    }
+    let [[from4, from6], [to4, to6]] = ["open", "srv"].map(|app| field.site.addresses(&format!("field/{app}-{name}")).unwrap());
+    let track = if tracked { "add rule inet plain forward ct state established accept\n" } else { "" };
+    let text = format!(
+        "add table inet plain\nadd chain inet plain forward {{ type filter hook forward priority 0; }}\n{track}\
+         add rule inet plain forward ip saddr {from4} ip daddr {to4} udp dport {0}-{1} drop\n\
+         add rule inet plain forward ip6 saddr {from6} ip6 daddr {to6} udp dport {0}-{1} drop\n",
+        PORTS.start, PORTS.end
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let output = field.site.node(name).unwrap().namespace.command("nft").arg("-f").arg(file.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    field.site.node(name).unwrap().namespace.sysctl("net.bridge.bridge-nf-call-iptables", "1").unwrap();
+    field.site.node(name).unwrap().namespace.sysctl("net.bridge.bridge-nf-call-ip6tables", "1").unwrap();
+}
+
+/// What a permitted pair of a node gets while the node is flooded, and how much flood there was.
+fn beside_flood(field: &Field, node: &str, per_second: Option<u64>, lasting: Duration) -> (Rate, f64) {
+    let name = |app: &str| format!("field/{app}-{node}");
+    let to = field.site.addresses(&name("srv")).unwrap();
+    let meter = Meter::start(
+        field.site.namespace(&name("tight")).unwrap(),
+        field.site.namespace(&name("srv")).unwrap(),
+        SocketAddr::new(to[0], 9002),
+    )
+    .unwrap();
+    let flood = per_second.map(|per_second| {
+        let stream = Stream { to: to.to_vec(), ports: PORTS, per_second: Some(per_second), packets: None };
+        let flood = Flood::start(field.site.namespace(&name("open")).unwrap(), stream).unwrap();
+        wait::until_true("the flood to begin", Duration::from_secs(20), || flood.sent() > per_second / 4).unwrap();
+        flood
+    });
+    let rate = meter.measure(lasting).unwrap();
+    let flooded = flood.map_or(0.0, |flood| {
+        let (sent, lasted) = flood.stop().unwrap();
+        sent as f64 / lasted.as_secs_f64()
+    });
+    (rate, flooded)
+}
+
+fn median(mut list: Vec<f64>) -> f64 {
+    list.sort_by(f64::total_cmp);
+    list[list.len() / 2]
+}
+
+#[test]
+fn permitted_traffic_keeps_its_rate_beside_a_denied_flood() {
+    let mut field = Field::start("fr").unwrap();
+    plain(&mut field, "plain", false);
+    plain(&mut field, "tracked", true);
+    let lasting = Duration::from_millis(u64::try_from(scaled(700, 2_000)).unwrap());
+    // What the product can take from one sender, so that the flood is the same for all.
+    let to = field.site.addresses(TO).unwrap().to_vec();
+    let most = Stream { to, ports: PORTS, per_second: None, packets: Some(u64::try_from(scaled(200_000, 2_000_000)).unwrap()) };
+    let (sent, lasted) = Flood::start(field.site.namespace(FROM).unwrap(), most).unwrap().join().unwrap();
+    let most = sent as f64 / lasted.as_secs_f64();
+    let wanted = std::env::var("FIREBREAK_FLOOD").ok().and_then(|it| it.parse().ok()).unwrap_or(500_000.0_f64);
+    let per_second = (most * 0.9).min(wanted) as u64;
+    println!("one sender floods {most:.0}/s at most; the rounds use {per_second}/s");
+    let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    let mut ratios: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for round in 0..scaled(3, 15) {
+        let mut order = [NODE, "plain", "tracked"];
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        let mut seen = BTreeMap::new();
+        for node in order {
+            let (rate, flooded) = beside_flood(&field, node, Some(per_second), lasting);
+            println!(
+                "round {round}: {node}: {:.0} exchanges/s, connect {:?}, beside {flooded:.0} denied packets/s",
+                rate.exchanges, rate.connect
+            );
+            rates.entry(node).or_default().push(rate.exchanges);
+            seen.insert(node, rate.exchanges);
+        }
+        for other in ["plain", "tracked"] {
+            ratios.entry(other).or_default().push(seen[NODE] / seen[other]);
+        }
+    }
+    let (quiet, _) = beside_flood(&field, NODE, None, lasting);
+    println!("without a flood: {:.0} exchanges/s, connect {:?}", quiet.exchanges, quiet.connect);
+    for (node, list) in rates {
+        println!("{node}: median {:.0} exchanges/s", median(list));
+    }
+    for (other, list) in ratios {
+        println!("the product / one plain rule ({other}): median {:.3} of {} rounds", median(list.clone()), list.len());
+    }
+}
