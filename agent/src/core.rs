@@ -9,11 +9,12 @@
 //! 5. A guard binds an interface to nothing that its workload alone says ([`claim`]).
 //! 6. Missing referents allow nothing: a missing segment denies its workload, a missing group is empty.
 
-use crate::dataplane::{Claim, Desired, MacAddress, ManagedInterface};
+use crate::dataplane::{Claim, Delta, Desired, MacAddress, ManagedInterface};
 use crate::local::{LocalInterface, LocalWorkload, LocalWorkloads};
 use firebreak_policy::kernel_sets::KernelSets;
 use firebreak_policy::model::{InterfaceName, Protocol, WorkloadId};
 use firebreak_policy::node_state::{CompiledPeers, Group, GroupId, LocalEndpoint, Member, NodeState, Segment, SegmentId};
+use firebreak_policy::{Flattened, Limits, Members, Step};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,11 +23,89 @@ use std::sync::Arc;
 /// the rules above can be tested by themselves.
 pub fn desired(state: &NodeState, local: &LocalWorkloads, flatten: impl FnOnce(&NodeState) -> KernelSets) -> Desired {
     let alive = restrict(state, local);
-    Desired { interfaces: interfaces(&alive, &state.endpoints, local), exempt: exempt(local), sets: flatten(&alive) }
+    whole(&alive, state, local, flatten(&alive))
+}
+
+fn whole(alive: &NodeState, state: &NodeState, local: &LocalWorkloads, sets: KernelSets) -> Desired {
+    Desired { interfaces: interfaces(alive, &state.endpoints, local), exempt: exempt(local), sets }
+}
+
+/// Goes from state to state. What it says is a function of the state; it only looks at less where little differs.
+#[derive(Debug, Default)]
+pub struct Core {
+    limits: Limits,
+    last: Option<Last>,
+}
+
+/// What was said last.
+#[derive(Debug)]
+struct Last {
+    state: NodeState,
+    local: Arc<LocalWorkloads>,
+    vacated: Vec<IpAddr>,
+    flattened: Flattened,
+}
+
+/// What the kernel is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Hold this.
+    Whole(Desired),
+    /// Hold this beside what was said last: members of groups have come and gone, and nothing else.
+    Members(Delta),
+}
+
+impl Core {
+    /// With other limits than the default.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, last: None }
+    }
+
+    /// What it takes to enforce a state after the one before.
+    pub fn next(&mut self, state: &NodeState, local: &Arc<LocalWorkloads>) -> Change {
+        if let Some(last) = self.last.as_mut().filter(|last| Arc::ptr_eq(&last.local, local) && last.state.differs_only_in_groups(state)) {
+            let alive = last.alive_with_groups_of(state);
+            let step = last.flattened.next(alive);
+            last.state.groups.clone_from(&state.groups);
+            return match step {
+                Step::Delta(delta) => Change::Members(delta),
+                Step::Whole(sets) => Change::Whole(whole(last.flattened.state(), state, local, sets)),
+            };
+        }
+        let (alive, vacated) = restrict_and_vacate(state, local);
+        let (flattened, sets) = Flattened::new(alive, self.limits);
+        let desired = whole(flattened.state(), state, local, sets);
+        self.last = Some(Last { state: state.clone(), local: local.clone(), vacated, flattened });
+        Change::Whole(desired)
+    }
+
+    /// What was said last did not come about: the next change is a whole one.
+    pub fn forget(&mut self) {
+        self.last = None;
+    }
+}
+
+impl Last {
+    fn alive_with_groups_of(&self, state: &NodeState) -> NodeState {
+        let mut alive = self.flattened.state().clone();
+        for (id, group) in &mut alive.groups {
+            match (self.state.groups.get(id), state.groups.get(id)) {
+                (Some(before), Some(after)) if Arc::ptr_eq(before, after) => {}
+                (_, Some(after)) => *group = without(after, &self.vacated),
+                (_, None) => *group = missing(id),
+            }
+        }
+        alive
+    }
 }
 
 /// The part of `state` that is about workloads alive here, with the addresses that they really hold.
 pub fn restrict(state: &NodeState, local: &LocalWorkloads) -> NodeState {
+    restrict_and_vacate(state, local).0
+}
+
+/// As [`restrict`], with the addresses that nobody holds of those who should.
+fn restrict_and_vacate(state: &NodeState, local: &LocalWorkloads) -> (NodeState, Vec<IpAddr>) {
     let listed = claims(state);
     let rightful = rightful(&listed, local);
     let mut endpoints = BTreeMap::new();
@@ -44,7 +123,8 @@ pub fn restrict(state: &NodeState, local: &LocalWorkloads) -> NodeState {
     let segments: BTreeMap<_, _> =
         state.segments.iter().filter(|(id, _)| named.contains(id)).map(|(id, segment)| (id.clone(), segment.clone())).collect();
     let groups = groups_of(state, &segments, &vacated);
-    NodeState { addresses: local.node_addresses.union(&state.addresses).copied().collect(), groups, segments, endpoints }
+    let addresses = local.node_addresses.union(&state.addresses).copied().collect();
+    (NodeState { addresses, groups, segments, endpoints }, vacated)
 }
 
 fn alive<'a>(local: &'a LocalWorkloads, id: &WorkloadId) -> Option<&'a LocalWorkload> {
@@ -92,11 +172,15 @@ fn groups_of(state: &NodeState, segments: &BTreeMap<SegmentId, Arc<Segment>>, va
         }
         let group = match state.groups.get(id) {
             Some(group) => without(group, vacated),
-            None => Arc::new(Group { id: id.clone(), title: "missing".to_owned(), members: BTreeSet::new() }),
+            None => missing(id),
         };
         groups.insert(id.clone(), group);
     }
     groups
+}
+
+fn missing(id: &GroupId) -> Arc<Group> {
+    Arc::new(Group { id: id.clone(), title: "missing".to_owned(), members: Members::default() })
 }
 
 fn named_groups(segment: &Segment) -> impl Iterator<Item = &GroupId> {

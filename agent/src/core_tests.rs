@@ -134,7 +134,7 @@ fn an_address_that_its_workload_has_lost_leaves_every_peer_group() {
         ("a stopped, b has its address", local(&[("b", 8, &[2, 3])]), rest.as_slice()),
     ] {
         let alive = restrict(&controller, &discovered);
-        let members: BTreeSet<Member> = expected.iter().copied().collect();
+        let members: firebreak_policy::Members = expected.iter().copied().collect();
         assert_eq!(alive.groups.values().map(|group| &group.members).collect::<Vec<_>>(), [&members], "{case}");
     }
 }
@@ -176,6 +176,32 @@ fn exempt_interfaces_are_handed_on_and_nobody_is_managed_behind_them() {
     assert_eq!(desired.exempt, BTreeMap::from([(3, InterfaceName::new("vethup"))]));
     let managed = &desired.interfaces[&7];
     assert_eq!((managed.name.as_str(), &*managed.workload, &managed.addresses), ("veth7", "shop/a", &BTreeSet::from([ip(2)])));
+}
+
+#[test]
+fn a_member_that_comes_or_goes_is_a_delta_and_any_other_change_is_whole() {
+    let there = |last| Member::Address(ip(last));
+    let discovered = Arc::new(local(&[("a", 7, &[2])]));
+    let mut core = Core::new(Limits { pairs: 1_000, rules: 32 });
+    let mut kernel = match core.next(&state(&[("a", &[2]), ("gone", &[9])], &[there(50), there(9)]), &discovered) {
+        Change::Whole(desired) => desired,
+        Change::Members(_) => panic!("the first is whole"),
+    };
+    // An address that nobody holds stays out, also when only members change.
+    for (members, puts, removes) in [(vec![50, 51, 9], 1, 0), (vec![51, 9], 0, 1), (vec![51], 0, 0), (vec![51, 52, 53], 2, 0)] {
+        let members: Vec<Member> = members.into_iter().map(there).collect();
+        let next = state(&[("a", &[2]), ("gone", &[9])], &members);
+        let Change::Members(delta) = core.next(&next, &discovered) else { panic!("{members:?} is a change of members") };
+        assert_eq!((delta.put.len(), delta.remove.len()), (puts, removes), "{members:?}");
+        delta.apply(&mut kernel.sets);
+        assert_eq!(kernel, desired(&next, &discovered, firebreak_policy::flatten), "{members:?}");
+    }
+    let same = state(&[("a", &[2]), ("gone", &[9])], &[there(51), there(52), there(53)]);
+    core.forget();
+    assert!(matches!(core.next(&same, &discovered), Change::Whole(_)), "after a refusal");
+    assert!(matches!(core.next(&same, &Arc::new(local(&[("a", 8, &[2])]))), Change::Whole(_)), "another interface");
+    let other = state(&[("a", &[2]), ("b", &[9])], &[there(51)]);
+    assert!(matches!(core.next(&other, &discovered), Change::Whole(_)), "another endpoint");
 }
 
 /// What the guard of `a` (interface 7) may be bound to: MAC address and IP addresses.

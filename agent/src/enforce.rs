@@ -4,9 +4,9 @@
 //! is never seen. Nothing is asked of the kernel before the controller's first complete state and before discovery is in sync:
 //! until then the kernel keeps what it has.
 
-use crate::core::desired;
+use crate::core::{Change, Core};
 use crate::cuts::{CutHandle, Owners};
-use crate::dataplane::{Check, CommitError, CommitReport, Dataplane, Desired, ObserveElement, ObserveError, ReadBackError};
+use crate::dataplane::{Check, CommitError, CommitReport, Dataplane, Delta, Desired, ObserveElement, ObserveError, ReadBackError};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
 use crate::state::Marker;
@@ -27,6 +27,12 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// As [`Dataplane::commit`].
     fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError>;
+
+    /// The same for a known change of what was committed last.
+    ///
+    /// # Errors
+    /// As [`Dataplane::commit_delta`].
+    fn commit_delta(&mut self, delta: &Delta) -> Result<CommitReport, CommitError>;
 
     /// Lets what policy denies through for a time, or ends that.
     ///
@@ -64,6 +70,10 @@ pub trait Kernel: Send + 'static {
 impl Kernel for Dataplane {
     fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError> {
         Dataplane::commit(self, desired)
+    }
+
+    fn commit_delta(&mut self, delta: &Delta) -> Result<CommitReport, CommitError> {
+        Dataplane::commit_delta(self, delta)
     }
 
     fn observe(&mut self, wanted: Option<(Duration, &str)>) -> Result<(), ObserveError> {
@@ -138,7 +148,7 @@ impl KernelThread {
     /// When the system has no thread to give.
     pub fn start(kernel: impl Kernel, marker: Option<Marker>, cuts: Option<(CutHandle, Owners)>) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
-        let mut worker = Worker { kernel, marker, cuts };
+        let mut worker = Worker { kernel, core: Core::default(), marker, cuts };
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(job) = jobs.blocking_recv() {
                 worker.run(job);
@@ -181,6 +191,7 @@ impl KernelThread {
 
 struct Worker<K> {
     kernel: K,
+    core: Core,
     marker: Option<Marker>,
     cuts: Option<(CutHandle, Owners)>,
 }
@@ -201,19 +212,29 @@ impl<K: Kernel> Worker<K> {
                 let _ = reply.send(self.kernel.check(how));
             }
             Job::Repair { reply } => {
-                let _ = reply.send(self.kernel.repair());
+                let repaired = self.kernel.repair();
+                // What comes next is compared as a whole.
+                self.core.forget();
+                let _ = reply.send(repaired);
             }
         }
     }
 
     fn apply(&mut self, committed: Arc<Committed>, local: Arc<LocalWorkloads>, reply: oneshot::Sender<Outcome>) {
         let begun = Instant::now();
-        let desired = desired(&committed.state, &local, firebreak_policy::flatten);
-        if let Some((cuts, owners)) = &mut self.cuts {
-            cuts.forget(&owners.newly_owned(&desired));
+        let change = self.core.next(&committed.state, &local);
+        // Who owns which address changes only with the whole.
+        if let (Change::Whole(desired), Some((cuts, owners))) = (&change, &mut self.cuts) {
+            cuts.forget(&owners.newly_owned(desired));
         }
         let noted = note(&mut self.marker, &committed);
-        let result = self.kernel.commit(&desired);
+        let result = match &change {
+            Change::Whole(desired) => self.kernel.commit(desired),
+            Change::Members(delta) => self.kernel.commit_delta(delta),
+        };
+        if result.is_err() {
+            self.core.forget();
+        }
         if let (Err(_), Some((epoch, generation))) = (&result, noted) {
             // The kernel keeps the generation before. An answer that was lost leaves it open which one it holds.
             if !matches!(result, Err(CommitError::Unknown(_))) {
@@ -223,7 +244,9 @@ impl<K: Kernel> Worker<K> {
         let is_in_force = result.is_ok();
         let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result });
         if let Some((cuts, owners)) = self.cuts.as_mut().filter(|_| is_in_force) {
-            owners.take(&desired);
+            if let Change::Whole(desired) = &change {
+                owners.take(desired);
+            }
             cuts.committed(committed, local);
         }
     }

@@ -17,6 +17,10 @@ impl Kernel for Stand {
         self.seen.send(desired.clone()).unwrap();
         self.outcomes.next().unwrap_or(Ok(CommitReport::default()))
     }
+
+    fn commit_delta(&mut self, _: &Delta) -> Result<CommitReport, CommitError> {
+        self.outcomes.next().unwrap_or(Ok(CommitReport::default()))
+    }
 }
 
 struct Stage {

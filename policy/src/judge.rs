@@ -56,7 +56,7 @@ impl KernelSets {
         if has(Shape::Peer, Element::Peer(local, peer)) || has(Shape::PeerProtocol, Element::PeerProtocol(local, peer, protocol)) {
             return true;
         }
-        match transport {
+        let exactly_or_in_a_range = match transport {
             Transport::Port(_, port) => {
                 has(Shape::PeerPort, Element::PeerPort(local, peer, protocol, port))
                     || has(Shape::Port, Element::Port(local, protocol, port))
@@ -66,7 +66,8 @@ impl KernelSets {
                 has(Shape::PeerIcmp, Element::PeerIcmp(local, peer, kind, code)) || self.in_icmp_range(direction, local, peer, kind, code)
             }
             Transport::Other(_) => self.in_range(direction, local, peer, protocol, 0),
-        }
+        };
+        exactly_or_in_a_range || self.shared.allows(direction, local, peer, transport)
     }
 
     fn is_barred(&self, source: IpAddr, destination: IpAddr, transport: Transport) -> bool {

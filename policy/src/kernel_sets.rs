@@ -8,11 +8,15 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+pub use crate::shared_sets::{Chain, GroupForm, GroupSet, Shared, SharedPeers, SharedRule, SharedService, ShortName};
+
 /// Set contents, element by element, each with the comment that the kernel keeps beside it. A missing set is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelSets {
     /// By set, then by element in key order.
     pub sets: BTreeMap<SetId, BTreeMap<Element, Comment>>,
+    /// What is too large to be multiplied out with every local workload.
+    pub shared: Shared,
 }
 
 /// What the kernel keeps beside an element, for `nft list`; at most 128 bytes (`NFT_USERDATA_MAXLEN` leaves that much to a comment).

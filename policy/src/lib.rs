@@ -12,12 +12,15 @@ pub mod evaluate;
 mod flatten;
 pub mod judge;
 pub mod kernel_sets;
+mod members;
 pub mod model;
 pub mod node_judge;
 pub mod node_state;
 #[cfg(feature = "arbitrary")]
 pub mod reference;
+mod shared_sets;
 
 pub use compile::{Compiled, Problem, compile};
 pub use engine::{Engine, EvaluateError, FlowVerdict};
-pub use flatten::flatten;
+pub use flatten::{Flattened, Limits, SetsDelta, Step, flatten, flatten_with};
+pub use members::{Changes, Members};

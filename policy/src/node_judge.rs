@@ -177,6 +177,6 @@ fn is_member(group: &Group, peer: IpAddr) -> bool {
     let block = |address: IpAddr, length: u8| IpNet::new(address, length).ok().map(|block| Member::Block(block.trunc()));
     let (Some(lowest), Some(highest)) = (block(first, 0), block(peer, longest)) else { return false };
     // A group without a block at or below the address has none that holds it.
-    group.members.range(lowest..=highest).next_back().is_some()
+    group.members.range(lowest..=highest).next().is_some()
         && (0..=longest).rev().filter_map(|length| block(peer, length)).any(|block| group.members.contains(&block))
 }

@@ -1,6 +1,7 @@
 //! What one node needs: groups, segments and its own endpoints, by content. This is what goes over the wire, what
 //! `flatten` turns into kernel sets, and what the agent keeps on disk.
 
+use crate::members::Members;
 use crate::model::{Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,17 @@ pub struct NodeState {
     pub segments: BTreeMap<SegmentId, Arc<Segment>>,
     /// The node's own workloads.
     pub endpoints: BTreeMap<WorkloadId, Arc<LocalEndpoint>>,
+}
+
+impl NodeState {
+    /// Whether nothing but the groups differs. Objects that are the same memory are equal without a look.
+    pub fn differs_only_in_groups(&self, other: &Self) -> bool {
+        fn same<K: Ord, V: PartialEq>(one: &BTreeMap<K, Arc<V>>, other: &BTreeMap<K, Arc<V>>) -> bool {
+            let is_same = |one: &Arc<V>, other: &Arc<V>| Arc::ptr_eq(one, other) || one == other;
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.0 == other.0 && is_same(one.1, other.1))
+        }
+        self.addresses == other.addresses && same(&self.endpoints, &other.endpoints) && same(&self.segments, &other.segments)
+    }
 }
 
 /// A peer group's id: stable for one meaning (selector and scope), whoever its members are.
@@ -49,7 +61,7 @@ pub struct Group {
     /// For people: `app=api in namespace shop`, `10.0.0.0/8`, `host`.
     pub title: String,
     /// Who is in it; empty is nobody.
-    pub members: BTreeSet<Member>,
+    pub members: Members,
 }
 
 /// One member of a group.

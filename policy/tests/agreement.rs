@@ -12,7 +12,7 @@ use firebreak_policy::model::{
 use firebreak_policy::node_judge::NodeJudge;
 use firebreak_policy::node_state::{CompiledPeers, GroupId, NodeState, SegmentId};
 use firebreak_policy::reference::Reference;
-use firebreak_policy::{Compiled, Engine, compile, flatten};
+use firebreak_policy::{Compiled, Engine, Limits, compile, flatten, flatten_with};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseResult, TestRunner};
@@ -38,17 +38,23 @@ fn some_transports() -> impl Strategy<Value = Vec<Transport>> {
     (vec(transports(Family::V4), 3), vec(transports(Family::V6), 2)).prop_map(|(v4, v6)| v4.into_iter().chain(v6).collect())
 }
 
+/// Everything multiplied out, everything shared as far as chains have room, and between.
+fn limits() -> impl Strategy<Value = Limits> {
+    (prop::sample::select(vec![0, 1, 2, 5, 4_096]), prop::sample::select(vec![0, 1, 2, 32]))
+        .prop_map(|(pairs, rules)| Limits { pairs, rules })
+}
+
 #[test]
 fn reference_engine_and_kernel_sets_agree_on_every_node() {
     let judged = Cell::new((0_u64, 0_u64));
-    check("nodes", 6_000, (clusters(), some_transports()), |((policies, inventory), transports)| {
+    check("nodes", 6_000, (clusters(), some_transports(), limits()), |((policies, inventory), transports, limits)| {
         let compiled = compile(&policies, &inventory);
         for (name, state) in compiled.nodes() {
             let node = Node {
                 name,
                 reference: Reference { policies: &policies, inventory: &inventory },
                 compiled: &compiled,
-                sets: flatten(state),
+                sets: flatten_with(state, &limits),
                 own: &state.addresses,
                 judged: &judged,
             };

@@ -143,7 +143,7 @@ proptest! {
 
     #[test]
     fn the_order_in_which_members_came_does_not_change_a_group_s_hash(members in btree_set(member(), 0..20), gone in btree_set(member(), 0..20)) {
-        let group = Group { id: GroupId("g".into()), title: "app=web".to_owned(), members: members.clone() };
+        let group = Group { id: GroupId("g".into()), title: "app=web".to_owned(), members: members.clone().into() };
         let mut sum = MemberSum::default();
         members.iter().rev().for_each(|member| sum.add(member));
         gone.iter().for_each(|member| sum.add(member));

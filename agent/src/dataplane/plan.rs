@@ -373,7 +373,10 @@ mod tests {
         let elements: BTreeMap<Element, Comment> =
             isolated.iter().map(|(last, comment)| (Element::Local(local(*last)), Comment::from(*comment))).collect();
         Desired {
-            sets: KernelSets { sets: if elements.is_empty() { BTreeMap::new() } else { [(id(Shape::Isolated), elements)].into() } },
+            sets: KernelSets {
+                sets: if elements.is_empty() { BTreeMap::new() } else { [(id(Shape::Isolated), elements)].into() },
+                ..KernelSets::default()
+            },
             interfaces: interfaces
                 .iter()
                 .map(|(index, workload, addresses)| {
@@ -435,7 +438,7 @@ mod tests {
         fn a_plan_leads_from_any_state_to_any_other_and_a_delta_does_the_same(before in contents(), after in contents()) {
             let id = id(Shape::Isolated);
             let sets = |contents: &BTreeMap<Element, Comment>| Desired {
-                sets: KernelSets { sets: [(id, contents.clone())].into() }, ..Desired::default()
+                sets: KernelSets { sets: [(id, contents.clone())].into(), ..KernelSets::default() }, ..Desired::default()
             };
             let mut actual = KernelState::empty([Layer::Inet]);
             let first = plan(&actual, &sets(&before));
@@ -445,6 +448,7 @@ mod tests {
             let delta = Delta {
                 remove: before.keys().filter(|element| !after.contains_key(element)).map(|element| (id, element.clone())).collect(),
                 put: after.iter().map(|(element, comment)| (id, element.clone(), comment.clone())).collect(),
+                ..Delta::default()
             };
             prop_assert_eq!(&plan_delta(&actual, &delta), &whole);
 

@@ -1,6 +1,8 @@
 //! What the dataplane says it did, and a known change as it is told one.
 
-use firebreak_policy::kernel_sets::{Comment, Element, SetId};
+/// A change to the policy sets, when the caller knows what changed: its cost is that of the change, not of the whole. Elements that are
+/// to go and are not there are no error.
+pub use firebreak_policy::SetsDelta as Delta;
 
 /// What opening found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,15 +40,6 @@ pub struct CommitReport {
     pub bytes: usize,
     /// Elements that the kernel holds now.
     pub elements: usize,
-}
-
-/// A change to the policy sets, when the caller knows what changed: its cost is that of the change, not of the whole.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Delta {
-    /// Elements that are to go; absent ones are no error.
-    pub remove: Vec<(SetId, Element)>,
-    /// Elements that are to be there, with this comment.
-    pub put: Vec<(SetId, Element, Comment)>,
 }
 
 /// What `uninstall` did.

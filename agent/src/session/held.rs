@@ -4,6 +4,7 @@
 //! does not add up is thrown away with everything held, and the next session asks for all of it: what the kernel enforces
 //! stays until then.
 
+use firebreak_policy::Members;
 use firebreak_policy::model::{Generation, NodeName, Revision, WorkloadId};
 use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, NodeState, Segment, SegmentId};
 use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind};
@@ -241,7 +242,7 @@ impl Held {
 
     fn change_group(&mut self, key: ObjectKey, id: GroupId, change: GroupChange) -> Result<(), HeldError> {
         let GroupChange { id: _, title, reset, add, remove, hash: wanted } = change;
-        let empty = || Arc::new(Group { id: id.clone(), title: String::new(), members: BTreeSet::new() });
+        let empty = || Arc::new(Group { id: id.clone(), title: String::new(), members: Members::default() });
         let held = self.draft.state.groups.entry(id.clone()).or_insert_with(empty);
         let sum = self.draft.sums.entry(id.clone()).or_default();
         if reset {

@@ -62,7 +62,7 @@ pub fn everything(count: u8, note: &str) -> Desired {
             (index, ManagedInterface { name, workload: format!("shop/web-{index}").into(), addresses, claim })
         })
         .collect();
-    Desired { sets: KernelSets { sets }, interfaces, exempt: [(900, InterfaceName::new("wl-uplink"))].into() }
+    Desired { sets: KernelSets { sets, ..KernelSets::default() }, interfaces, exempt: [(900, InterfaceName::new("wl-uplink"))].into() }
 }
 
 /// The number of the kernel's ruleset: it rises with every transaction that changes something.

@@ -20,7 +20,7 @@ fn loaded(count: u32) -> Desired {
     let comments: Vec<Comment> = (0..50).map(|n| format!("shop/db-{n} <- app=api by SegmentPolicy shop/db#0").into()).collect();
     let elements: BTreeMap<Element, Comment> =
         (0..count).map(|n| (element(n), comments[usize::try_from(n % 50).unwrap()].clone())).collect();
-    Desired { sets: KernelSets { sets: [(SET, elements)].into() }, ..Desired::default() }
+    Desired { sets: KernelSets { sets: [(SET, elements)].into(), ..KernelSets::default() }, ..Desired::default() }
 }
 
 fn percentile(times: &mut [Duration], percent: usize) -> Duration {

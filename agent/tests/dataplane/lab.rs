@@ -251,5 +251,5 @@ pub fn sets(elements: impl IntoIterator<Item = (SetId, Element)>) -> KernelSets 
     for (id, element) in elements {
         sets.entry(id).or_default().insert(element, "by the test".into());
     }
-    KernelSets { sets }
+    KernelSets { sets, ..KernelSets::default() }
 }

@@ -207,7 +207,7 @@ impl Builder<'_> {
                 }
             }
         }
-        KernelSets { sets }
+        KernelSets { sets, ..KernelSets::default() }
     }
 
     fn enforce(&self, sets: KernelSets) -> anyhow::Result<Dataplane> {

@@ -86,8 +86,8 @@ fn base<'a>(key: &ObjectKey, holding: &'a Holding) -> Option<&'a Group> {
 fn group_parts(group: &Group, hash: ContentHash, base: Option<&Group>) -> Vec<GroupChange> {
     let changes: Vec<(bool, Member)> = match base {
         Some(base) => {
-            let gone = base.members.difference(&group.members).map(|member| (false, *member));
-            gone.chain(group.members.difference(&base.members).map(|member| (true, *member))).collect()
+            let changes = base.members.changes_to(&group.members);
+            changes.gone.into_iter().map(|member| (false, member)).chain(changes.come.into_iter().map(|member| (true, member))).collect()
         }
         None => group.members.iter().map(|member| (true, *member)).collect(),
     };

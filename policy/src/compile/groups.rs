@@ -65,7 +65,7 @@ impl<'a> Groups<'a> {
             let members: BTreeSet<Member> = hidden.iter().filter(|member| !is_ambiguous(member)).copied().collect();
             if !members.is_empty() {
                 let id = group_id(namespace, subject, Part::HiddenOn(node));
-                groups.push(Arc::new(Group { id, title: resolved.shared.title.clone(), members }));
+                groups.push(Arc::new(Group { id, title: resolved.shared.title.clone(), members: members.into() }));
             }
         }
         groups
@@ -116,7 +116,7 @@ impl<'a> Groups<'a> {
             Subject::Peer(peer) => title(namespace, Subject::Peer(&canonical(peer))),
             Subject::NamedPort(peer, protocol, name) => title(namespace, Subject::NamedPort(peer.map(canonical).as_ref(), protocol, name)),
         };
-        Resolved { shared: Arc::new(Group { id, title, members: shared }), hidden }
+        Resolved { shared: Arc::new(Group { id, title, members: shared.into() }), hidden }
     }
 
     /// The workloads that a peer means, each with the addresses under which the peer means it.

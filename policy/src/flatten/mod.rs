@@ -1,19 +1,25 @@
 //! One node's state as the contents of the kernel's fixed sets.
 
 mod contested;
+mod grants;
+mod incremental;
 mod published;
 mod rectangles;
+mod shared;
 
-use crate::kernel_sets::{Comment, Element, KernelSets, SetId, Shape, Span};
+use crate::kernel_sets::{Comment, Element, GroupForm, KernelSets, SetId, Shape, Span};
 use crate::model::{Direction, Family, HostAccess, Protocol};
 use crate::node_state::{
     CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, Segment,
 };
-use ipnet::IpNet;
+use crate::shared_sets::single;
+use grants::{Grant, GrantPeers, GrantService, Layout, few};
 use rectangles::{Rectangle, disjoint};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+
+pub use incremental::{Flattened, SetsDelta, Step};
 
 /// Up to this many ports of a range become exact elements: a hash lookup is cheaper than an interval one.
 const EXACT_PORTS: usize = 16;
@@ -21,10 +27,39 @@ const EXACT_PORTS: usize = 16;
 /// Comments longer than this are cut; nft takes 128 bytes.
 const COMMENT_BYTES: usize = 120;
 
+/// Where the shared form begins. Part of the kernel state's meaning: the same state and the same limits give the same sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A group that would make more elements than this, all local workloads together, is a set of its own.
+    pub pairs: usize,
+    /// The most rules that a segment's chain has; what finds no room is multiplied out.
+    pub rules: usize,
+}
+
+impl Limits {
+    /// The limits that agents use; ARCHITECTURE.md has the measurements behind them.
+    pub const DEFAULT: Self = Self { pairs: usize::MAX, rules: 0 };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
 /// The sets that make the kernel enforce this state for all its endpoints. Equal states give equal sets.
 ///
 /// An address that two endpoints claim is isolated if either is, and allowed only what both are allowed.
 pub fn flatten(state: &NodeState) -> KernelSets {
+    flatten_with(state, &Limits::DEFAULT)
+}
+
+/// As [`flatten`], with other limits: small ones make small states use the shared form, in tests.
+pub fn flatten_with(state: &NodeState, limits: &Limits) -> KernelSets {
+    build(state, &Layout::of(state, limits))
+}
+
+fn build(state: &NodeState, layout: &Layout) -> KernelSets {
     let mut claims: BTreeMap<IpAddr, Vec<&LocalEndpoint>> = BTreeMap::new();
     for endpoint in state.endpoints.values() {
         for address in &endpoint.addresses {
@@ -34,12 +69,13 @@ pub fn flatten(state: &NodeState) -> KernelSets {
     let mut sets = KernelSets::default();
     for (address, claimants) in &claims {
         for direction in [Direction::Ingress, Direction::Egress] {
-            let isolated: Vec<Local<'_>> = claimants.iter().filter_map(|it| Local::of(state, it, *address, direction)).collect();
+            let isolated: Vec<Local<'_>> = claimants.iter().filter_map(|it| Local::of(state, layout, it, *address, direction)).collect();
             if let Some(local) = contested::agreed(isolated, &state.addresses) {
                 add(&mut sets, local.finish());
             }
         }
     }
+    shared::add(&mut sets, state, layout);
     published::add(&mut sets, state);
     sets
 }
@@ -66,24 +102,23 @@ struct Local<'a> {
 
 impl<'a> Local<'a> {
     /// `None` when the direction is not isolated, or one rule opens all of it.
-    fn of(state: &'a NodeState, endpoint: &'a LocalEndpoint, address: IpAddr, direction: Direction) -> Option<Self> {
+    fn of(state: &'a NodeState, layout: &Layout, endpoint: &'a LocalEndpoint, address: IpAddr, direction: Direction) -> Option<Self> {
         // An endpoint whose segment is missing cannot come out of `compile` or off the wire; it is denied everything rather than nothing.
         static UNKNOWN: Isolation = Isolation { policies: Vec::new(), host_access: HostAccess::Allow, rules: Vec::new() };
         let isolation = match state.segments.get(&endpoint.segment) {
             Some(segment) => side(segment, direction)?,
             None => &UNKNOWN,
         };
-        let opens = |rule: &CompiledRule| rule.peers == CompiledPeers::Any && rule.services == CompiledServices::Any;
         if isolation.rules.iter().any(opens) {
             return None;
         }
         let (elements, ranges, icmp_ranges) = (Elements::new(), Vec::new(), Vec::new());
         let mut local = Self { groups: &state.groups, endpoint, address, direction, isolation, elements, ranges, icmp_ranges };
-        local.fill();
+        local.fill(layout);
         Some(local)
     }
 
-    fn fill(&mut self) {
+    fn fill(&mut self, layout: &Layout) {
         let who = format!("{}/{}", self.endpoint.namespace, self.endpoint.name);
         let isolation = self.isolation;
         let isolated = comment(format!("{who} isolated by {}", listed(isolation)));
@@ -91,8 +126,13 @@ impl<'a> Local<'a> {
         if self.direction == Direction::Ingress && isolation.host_access == HostAccess::Judge {
             self.put(Shape::HostJudged, Element::Local(self.address), isolated);
         }
-        for rule in &isolation.rules {
-            self.rule(&who, rule);
+        let Some(side) = layout.sides.get(&(self.endpoint.segment.clone(), self.direction, self.family())) else { return };
+        let contested = layout.contested.contains(&self.address);
+        for (grant, in_chain) in side.grants.iter().zip(&side.in_chain) {
+            // An address that several claim is in no chain: what all of them may is no segment's.
+            if contested || !in_chain {
+                self.grant(&who, grant);
+            }
         }
     }
 
@@ -115,91 +155,63 @@ impl<'a> Local<'a> {
         self.elements
     }
 
-    fn rule(&mut self, who: &str, rule: &CompiledRule) {
-        let arrow = match self.direction {
-            Direction::Ingress => "<-",
-            Direction::Egress => "->",
-        };
-        let said = |title: &str| comment(format!("{who} {arrow} {title} by {}", rule.origin));
-        match &rule.peers {
-            CompiledPeers::Any => self.block(whole(self.family()), &rule.services, &said("any"), true),
-            CompiledPeers::Groups(ids) => {
-                let groups = self.groups;
-                for group in ids.iter().filter_map(|id| groups.get(id)) {
-                    let said = said(&group.title);
-                    for member in &group.members {
-                        self.member(*member, &rule.services, &said);
+    fn grant(&mut self, who: &str, grant: &Grant) {
+        let Some(rule) = self.isolation.rules.get(grant.rule) else { return };
+        match &grant.peers {
+            GrantPeers::Any => self.block(whole(self.family()), grant.service, &said(who, self.direction, "any", rule), true),
+            GrantPeers::Group(id, form) => {
+                let Some(group) = self.groups.get(id) else { return };
+                let said = said(who, self.direction, &group.title, rule);
+                let family = self.family();
+                match form {
+                    GroupForm::Addresses => {
+                        for peer in group.members.iter().filter_map(|member| exact_address(*member, family)) {
+                            self.peer(peer, grant.service, &said);
+                        }
+                    }
+                    GroupForm::Services => {
+                        for member in &group.members {
+                            if let Member::Service(peer, protocol, port) = *member
+                                && Family::of(peer) == family
+                            {
+                                self.put(Shape::PeerPort, Element::PeerPort(self.address, peer, protocol, port), said.clone());
+                            }
+                        }
+                    }
+                    GroupForm::Blocks => {
+                        for (peers, anyone) in grants::spans(group, family) {
+                            self.block(peers, grant.service, &said, anyone);
+                        }
                     }
                 }
             }
         }
     }
 
-    fn member(&mut self, member: Member, services: &CompiledServices, said: &Comment) {
-        match member {
-            Member::Address(peer) if Family::of(peer) == self.family() => self.peer(peer, services, said),
-            Member::Block(block) if Family::of(block.addr()) == self.family() => match single(block) {
-                Some(peer) => self.peer(peer, services, said),
-                None => self.block(Span { first: block.network(), last: block.broadcast() }, services, said, block.prefix_len() == 0),
-            },
-            Member::Service(peer, protocol, port) if Family::of(peer) == self.family() => {
-                if *services == CompiledServices::OfMembers {
-                    self.put(Shape::PeerPort, Element::PeerPort(self.address, peer, protocol, port), said.clone());
-                }
-            }
-            // The other family has sets of its own.
-            Member::Address(_) | Member::Block(_) | Member::Service(..) => {}
+    fn peer(&mut self, peer: IpAddr, service: GrantService, said: &Comment) {
+        if let GrantService::One(service @ (CompiledService::Ports(..) | CompiledService::Icmp { .. })) = service
+            && GrantService::One(service).exact().is_none()
+        {
+            return self.range(Span::single(peer), service, said);
+        }
+        for (shape, element) in exact_elements(self.address, peer, service) {
+            self.put(shape, element, said.clone());
         }
     }
 
-    fn peer(&mut self, peer: IpAddr, services: &CompiledServices, said: &Comment) {
-        let local = self.address;
-        let services = match services {
-            CompiledServices::Any => return self.put(Shape::Peer, Element::Peer(local, peer), said.clone()),
-            CompiledServices::OfMembers => return,
-            CompiledServices::Only(services) => services,
-        };
-        for service in services {
-            match *service {
-                CompiledService::Protocol(protocol) => {
-                    self.put(Shape::PeerProtocol, Element::PeerProtocol(local, peer, protocol), said.clone());
-                }
-                CompiledService::Ports(protocol, ports) if (ports.first()..=ports.last()).len() <= EXACT_PORTS => {
-                    for port in ports.first()..=ports.last() {
-                        self.put(Shape::PeerPort, Element::PeerPort(local, peer, protocol, port), said.clone());
-                    }
-                }
-                CompiledService::Icmp { family, kind, code: Some(code) } => {
-                    if family == self.family() {
-                        self.put(Shape::PeerIcmp, Element::PeerIcmp(local, peer, kind, code), said.clone());
-                    }
-                }
-                CompiledService::Ports(..) | CompiledService::Icmp { code: None, .. } => self.range(Span::single(peer), *service, said),
-            }
-        }
-    }
-
-    fn block(&mut self, peers: Span<IpAddr>, services: &CompiledServices, said: &Comment, anyone: bool) {
-        let services = match services {
-            CompiledServices::Any => {
+    fn block(&mut self, peers: Span<IpAddr>, service: GrantService, said: &Comment, anyone: bool) {
+        match service {
+            GrantService::Any => {
                 self.ranges.push(Rectangle { peers, service: None, comment: said.clone() });
                 self.icmp_ranges.push(Rectangle { peers, service: None, comment: said.clone() });
-                return;
             }
-            CompiledServices::OfMembers => return,
-            CompiledServices::Only(services) => services,
-        };
-        for service in services {
-            match *service {
-                CompiledService::Ports(protocol, ports) if anyone && (ports.first()..=ports.last()).len() <= EXACT_PORTS => {
-                    for port in ports.first()..=ports.last() {
-                        self.put(Shape::Port, Element::Port(self.address, protocol, port), said.clone());
-                    }
-                }
-                CompiledService::Protocol(_) | CompiledService::Ports(..) | CompiledService::Icmp { .. } => {
-                    self.range(peers, *service, said)
+            GrantService::OfMembers => {}
+            GrantService::One(CompiledService::Ports(protocol, ports)) if anyone && few(ports) => {
+                for port in ports.first()..=ports.last() {
+                    self.put(Shape::Port, Element::Port(self.address, protocol, port), said.clone());
                 }
             }
+            GrantService::One(service) => self.range(peers, service, said),
         }
     }
 
@@ -237,8 +249,46 @@ fn side(segment: &Segment, direction: Direction) -> Option<&Isolation> {
     }
 }
 
-fn single(block: IpNet) -> Option<IpAddr> {
-    (block.prefix_len() == block.max_prefix_len()).then(|| block.addr())
+/// Whether the rule allows everything, so that the direction is not isolated.
+fn opens(rule: &CompiledRule) -> bool {
+    rule.peers == CompiledPeers::Any && rule.services == CompiledServices::Any
+}
+
+/// The one address that a member of this family is.
+fn exact_address(member: Member, family: Family) -> Option<IpAddr> {
+    let address = match member {
+        Member::Address(address) => Some(address),
+        Member::Block(block) => single(block),
+        Member::Service(..) => None,
+    };
+    address.filter(|address| Family::of(*address) == family)
+}
+
+/// The exact elements that let one peer use a service; none when it takes a range to say it, or the members say it.
+fn exact_elements(local: IpAddr, peer: IpAddr, service: GrantService) -> Vec<(Shape, Element)> {
+    match service {
+        GrantService::Any => vec![(Shape::Peer, Element::Peer(local, peer))],
+        GrantService::OfMembers => Vec::new(),
+        GrantService::One(CompiledService::Protocol(protocol)) => {
+            vec![(Shape::PeerProtocol, Element::PeerProtocol(local, peer, protocol))]
+        }
+        GrantService::One(CompiledService::Ports(protocol, ports)) if few(ports) => {
+            (ports.first()..=ports.last()).map(|port| (Shape::PeerPort, Element::PeerPort(local, peer, protocol, port))).collect()
+        }
+        GrantService::One(CompiledService::Icmp { family: _, kind, code: Some(code) }) => {
+            vec![(Shape::PeerIcmp, Element::PeerIcmp(local, peer, kind, code))]
+        }
+        GrantService::One(CompiledService::Ports(..) | CompiledService::Icmp { code: None, .. }) => Vec::new(),
+    }
+}
+
+/// Who may reach whom by which rule, as the kernel keeps it.
+fn said(who: &str, direction: Direction, peers: &str, rule: &CompiledRule) -> Comment {
+    let arrow = match direction {
+        Direction::Ingress => "<-",
+        Direction::Egress => "->",
+    };
+    comment(format!("{who} {arrow} {peers} by {}", rule.origin))
 }
 
 fn whole(family: Family) -> Span<IpAddr> {

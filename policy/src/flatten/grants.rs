@@ -1,0 +1,332 @@
+//! Rules taken apart into grants, and which of them go into the shared form. A function of the state alone.
+
+use super::{EXACT_PORTS, Limits, opens, side};
+use crate::kernel_sets::{GroupForm, Span};
+use crate::members::Members;
+use crate::model::Direction;
+use crate::model::{Family, PortRange, Protocol};
+use crate::node_state::{
+    CompiledPeers, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, SegmentId,
+};
+use crate::shared_sets::single;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+/// The smallest part of a rule that is decided by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Grant {
+    /// Which rule of its isolation.
+    pub(super) rule: usize,
+    pub(super) peers: GrantPeers,
+    pub(super) service: GrantService,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum GrantPeers {
+    Any,
+    Group(GroupId, GroupForm),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GrantService {
+    Any,
+    One(CompiledService),
+    /// What the members say.
+    OfMembers,
+}
+
+impl GrantService {
+    /// How many elements it makes of one peer; `None` when only a range says it.
+    pub(super) fn exact(self) -> Option<usize> {
+        match self {
+            Self::Any | Self::OfMembers => Some(1),
+            Self::One(CompiledService::Protocol(_) | CompiledService::Icmp { code: Some(_), .. }) => Some(1),
+            Self::One(CompiledService::Ports(_, ports)) => few(ports).then_some(usize::from(ports.last() - ports.first()) + 1),
+            Self::One(CompiledService::Icmp { code: None, .. }) => None,
+        }
+    }
+}
+
+pub(super) fn few(ports: PortRange) -> bool {
+    usize::from(ports.last() - ports.first()) < EXACT_PORTS
+}
+
+/// The isolated locals of one segment in one direction and family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Side {
+    /// Addresses that one endpoint alone claims, with the name of that endpoint.
+    pub(super) locals: Vec<(IpAddr, String)>,
+    /// Whether somebody of the segment claims an address that another endpoint claims too.
+    pub(super) contested: bool,
+    /// Whether more grants ask for the chain than it takes.
+    pub(super) overflows: bool,
+    pub(super) grants: Vec<Grant>,
+    /// Beside each grant, whether the chain has it.
+    pub(super) in_chain: Vec<bool>,
+}
+
+pub(super) type SideKey = (SegmentId, Direction, Family);
+
+/// What is in which form, for a whole state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) sides: BTreeMap<SideKey, Side>,
+    pub(super) facts: BTreeMap<GroupId, Facts>,
+    /// Groups that are shared because of their size.
+    pub(super) large: BTreeSet<GroupId>,
+    /// Elements that one member of the group would make, were it multiplied out.
+    pub(super) multiples: BTreeMap<GroupId, usize>,
+    /// Where a group is named.
+    pub(super) uses: BTreeMap<GroupId, BTreeSet<SideKey>>,
+    pub(super) contested: BTreeSet<IpAddr>,
+}
+
+/// How many members of which form a group has, for each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    v4: Counts,
+    v6: Counts,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) addresses: usize,
+    pub(super) services: usize,
+    pub(super) blocks: usize,
+    /// The only block is everything.
+    pub(super) anyone: bool,
+    /// Blocks overlap, which `compile` never makes: no interval set takes them.
+    pub(super) overlapping: bool,
+}
+
+impl Facts {
+    pub(super) fn of(members: &Members) -> Self {
+        Self { v4: counts(members, Family::V4), v6: counts(members, Family::V6) }
+    }
+
+    pub(super) fn for_family(&self, family: Family) -> &Counts {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// Members that exact elements can be made of.
+    pub(super) fn exact(&self) -> usize {
+        [&self.v4, &self.v6].into_iter().map(|counts| counts.addresses + counts.services).sum()
+    }
+
+    /// What the layout looks at beside the size; a change of it changes which grants there are.
+    pub(super) fn kinds(&self) -> impl PartialEq + use<> {
+        [self.v4, self.v6].map(|it| (it.addresses > 0, it.services > 0, it.blocks > 0, it.anyone, it.overlapping))
+    }
+}
+
+fn counts(members: &Members, family: Family) -> Counts {
+    let (first, last): (IpAddr, IpAddr) = match family {
+        Family::V4 => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()),
+        Family::V6 => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from_bits(u128::MAX).into()),
+    };
+    let mut counts = Counts {
+        addresses: members.count(Member::Address(first)..=Member::Address(last)),
+        services: members.count(Member::Service(first, Protocol(0), 0)..=Member::Service(last, Protocol(u8::MAX), u16::MAX)),
+        ..Counts::default()
+    };
+    let mut end: Option<IpAddr> = None;
+    for member in members.range(Member::Block(whole_block(first))..=Member::Block(last.into())) {
+        let Member::Block(block) = member else { continue };
+        if single(*block).is_some() {
+            counts.addresses += 1;
+            continue;
+        }
+        counts.overlapping |= end.is_some_and(|end| block.network() <= end);
+        end = end.max(Some(block.broadcast()));
+        counts.blocks += 1;
+        counts.anyone = counts.blocks == 1 && block.prefix_len() == 0;
+    }
+    counts
+}
+
+fn whole_block(first: IpAddr) -> ipnet::IpNet {
+    // A prefix length of nothing fits every family.
+    ipnet::IpNet::new(first, 0).unwrap_or_else(|_| first.into())
+}
+
+impl Layout {
+    pub(super) fn of(state: &NodeState, limits: &Limits) -> Self {
+        let mut layout = Self { contested: contested(state), ..Self::default() };
+        for endpoint in state.endpoints.values() {
+            for address in &endpoint.addresses {
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    layout.seat(state, endpoint, *address, direction);
+                }
+            }
+        }
+        layout.measure(limits);
+        for side in layout.sides.values_mut() {
+            side.choose(&layout.facts, &layout.large, limits);
+        }
+        layout
+    }
+
+    fn seat(&mut self, state: &NodeState, endpoint: &LocalEndpoint, address: IpAddr, direction: Direction) {
+        let Some(isolation) = state.segments.get(&endpoint.segment).and_then(|segment| side(segment, direction)) else { return };
+        if isolation.rules.iter().any(opens) {
+            return;
+        }
+        let family = Family::of(address);
+        let key = (endpoint.segment.clone(), direction, family);
+        if !self.sides.contains_key(&key) {
+            let side = self.side(state, isolation, &key);
+            self.sides.insert(key.clone(), side);
+        }
+        let alone = !self.contested.contains(&address);
+        if let Some(side) = self.sides.get_mut(&key) {
+            side.contested |= !alone;
+            if alone {
+                side.locals.push((address, format!("{}/{}", endpoint.namespace, endpoint.name)));
+            }
+        }
+    }
+
+    fn side(&mut self, state: &NodeState, isolation: &Isolation, key: &SideKey) -> Side {
+        for id in isolation.rules.iter().flat_map(|rule| groups_of(&rule.peers)) {
+            if let Some(group) = state.groups.get(id) {
+                self.facts.entry(id.clone()).or_insert_with(|| Facts::of(&group.members));
+                self.uses.entry(id.clone()).or_default().insert(key.clone());
+            }
+        }
+        let grants = grants(isolation, &self.facts, key.2);
+        Side { locals: Vec::new(), contested: false, overflows: false, in_chain: vec![false; grants.len()], grants }
+    }
+
+    fn measure(&mut self, limits: &Limits) {
+        for side in self.sides.values() {
+            for grant in &side.grants {
+                if let (GrantPeers::Group(id, GroupForm::Addresses | GroupForm::Services), Some(exact)) =
+                    (&grant.peers, grant.service.exact())
+                {
+                    *self.multiples.entry(id.clone()).or_default() += exact * side.locals.len();
+                }
+            }
+        }
+        let facts = &self.facts;
+        let large = |(id, multiple): (&GroupId, &usize)| is_large(facts.get(id)?, *multiple, limits).then(|| id.clone());
+        self.large = self.multiples.iter().filter_map(large).collect();
+    }
+}
+
+/// Whether a group that makes so many elements of a member is shared.
+pub(super) fn is_large(facts: &Facts, multiple: usize, limits: &Limits) -> bool {
+    facts.exact().saturating_mul(multiple) > limits.pairs
+}
+
+impl Side {
+    /// Chooses which grants the chain has: the largest first, when they are too many.
+    fn choose(&mut self, facts: &BTreeMap<GroupId, Facts>, large: &BTreeSet<GroupId>, limits: &Limits) {
+        if self.locals.is_empty() {
+            return;
+        }
+        let family = self.locals.first().map_or(Family::V4, |(address, _)| Family::of(*address));
+        let mut wanting: Vec<(usize, usize)> = Vec::new();
+        for (index, grant) in self.grants.iter().enumerate() {
+            if let Some(weight) = wants_chain(grant, facts, large, family) {
+                wanting.push((usize::MAX - weight, index));
+            }
+        }
+        wanting.sort_unstable();
+        self.overflows = wanting.len() > limits.rules;
+        for (_, index) in wanting.into_iter().take(limits.rules) {
+            if let Some(chosen) = self.in_chain.get_mut(index) {
+                *chosen = true;
+            }
+        }
+    }
+}
+
+/// How many members a grant that belongs into a chain stands for; `None` when it is cheaper as elements.
+fn wants_chain(grant: &Grant, facts: &BTreeMap<GroupId, Facts>, large: &BTreeSet<GroupId>, family: Family) -> Option<usize> {
+    let exact = grant.service.exact();
+    match &grant.peers {
+        // A few ports for anyone are as many elements for each local workload.
+        GrantPeers::Any => match grant.service {
+            GrantService::One(CompiledService::Ports(..)) if exact.is_some() => None,
+            GrantService::Any | GrantService::One(_) | GrantService::OfMembers => Some(1),
+        },
+        GrantPeers::Group(id, form) => {
+            let counts = facts.get(id)?.for_family(family);
+            match form {
+                GroupForm::Addresses => (exact.is_none() || large.contains(id)).then_some(counts.addresses),
+                GroupForm::Services => large.contains(id).then_some(counts.services),
+                GroupForm::Blocks if counts.overlapping => None,
+                GroupForm::Blocks if counts.anyone => match grant.service {
+                    GrantService::One(CompiledService::Ports(..)) if exact.is_some() => None,
+                    GrantService::Any | GrantService::One(_) | GrantService::OfMembers => Some(counts.blocks),
+                },
+                GroupForm::Blocks => Some(counts.blocks),
+            }
+        }
+    }
+}
+
+fn contested(state: &NodeState) -> BTreeSet<IpAddr> {
+    let mut seen = BTreeSet::new();
+    let all = state.endpoints.values().flat_map(|endpoint| &endpoint.addresses);
+    all.filter(|address| !seen.insert(**address)).copied().collect()
+}
+
+pub(super) fn groups_of(peers: &CompiledPeers) -> &[GroupId] {
+    match peers {
+        CompiledPeers::Any => &[],
+        CompiledPeers::Groups(ids) => ids,
+    }
+}
+
+/// The grants of an isolation for one family, in the order of rules, groups and services.
+pub(super) fn grants(isolation: &Isolation, facts: &BTreeMap<GroupId, Facts>, family: Family) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    for (rule, compiled) in isolation.rules.iter().enumerate() {
+        let services: Vec<GrantService> = match &compiled.services {
+            CompiledServices::Any => vec![GrantService::Any],
+            CompiledServices::OfMembers => vec![GrantService::OfMembers],
+            CompiledServices::Only(only) => only.iter().filter(|it| suits(it, family)).map(|it| GrantService::One(*it)).collect(),
+        };
+        let mut add = |peers: GrantPeers, of_members: bool| {
+            let suiting = services.iter().filter(|service| (**service == GrantService::OfMembers) == of_members);
+            grants.extend(suiting.map(|service| Grant { rule, peers: peers.clone(), service: *service }));
+        };
+        if compiled.peers == CompiledPeers::Any {
+            add(GrantPeers::Any, false);
+        }
+        for id in groups_of(&compiled.peers) {
+            let Some(counts) = facts.get(id).map(|facts| facts.for_family(family)) else { continue };
+            for (form, count) in
+                [(GroupForm::Addresses, counts.addresses), (GroupForm::Services, counts.services), (GroupForm::Blocks, counts.blocks)]
+            {
+                if count > 0 {
+                    add(GrantPeers::Group(id.clone(), form), form == GroupForm::Services);
+                }
+            }
+        }
+    }
+    grants
+}
+
+fn suits(service: &CompiledService, family: Family) -> bool {
+    match service {
+        CompiledService::Icmp { family: of, .. } => *of == family,
+        CompiledService::Protocol(_) | CompiledService::Ports(..) => true,
+    }
+}
+
+/// The addresses of one family and form among a group's members.
+pub(super) fn spans(group: &Arc<Group>, family: Family) -> impl Iterator<Item = (Span<IpAddr>, bool)> + '_ {
+    let blocks = group.members.iter().filter_map(|member| match member {
+        Member::Block(block) => Some(*block),
+        Member::Address(_) | Member::Service(..) => None,
+    });
+    blocks
+        .filter(move |block| Family::of(block.addr()) == family && single(*block).is_none())
+        .map(|block| (Span { first: block.network(), last: block.broadcast() }, block.prefix_len() == 0))
+}
