@@ -145,8 +145,11 @@ impl Node {
         (self.state, seen)
     }
 
-    /// The size of the cursor's file.
-    pub fn cursor_len(&self) -> u64 {
-        std::fs::metadata(self.state.path().join("flows-cursor")).map_or(0, |file| file.len())
+    /// How much of what was told is on disk: in the cursor, and in the journal of what was told since.
+    pub fn kept_len(&self) -> u64 {
+        let files = std::fs::read_dir(self.state.path()).unwrap().map(|file| file.unwrap());
+        let kept =
+            files.filter(|file| ["flows-cursor", "flows-journal"].iter().any(|name| file.file_name().to_string_lossy().starts_with(name)));
+        kept.map(|file| file.metadata().map_or(0, |file| file.len())).sum()
     }
 }

@@ -256,7 +256,7 @@ fn a_killed_agent_leaves_a_cursor_and_the_next_tells_every_packet_once() {
             kind.send();
             sent += 1;
             if round == 0 {
-                node.wait_until("the cursor has the flow", |_, _| node.cursor_len() > 100).await;
+                node.wait_until("the flow is on disk", |_, seen| seen.phases(v1::FlowPhase::Opened) == 1 && node.kept_len() > 100).await;
             }
             if round == 4 {
                 node.wait_until("it is closed", |_, seen| seen.phases(v1::FlowPhase::Closed) == 1).await;
