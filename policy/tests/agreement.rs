@@ -266,14 +266,16 @@ impl Node<'_> {
                         ips(source).flat_map(|a| ips(target).filter(move |b| a.is_ipv4() == b.is_ipv4()).map(move |b| (a, b))).collect();
                     let preferred: Vec<_> = pairs.iter().copied().filter(|(a, _)| a.is_ipv4() == at.is_ipv4()).collect();
                     let judged = if preferred.is_empty() { pairs } else { preferred };
-                    if judged.is_empty() || judged.iter().any(|(a, b)| self.holders(*a).count() > 1 || self.holders(*b).count() > 1) {
+                    // A workload that claims its node's address is in conflict too; the sets ask no less of it than of others.
+                    let contested =
+                        |(a, b): &(IpAddr, IpAddr)| self.own.contains(a) || [a, b].iter().any(|it| self.holders(**it).count() > 1);
+                    if judged.is_empty() || judged.iter().any(contested) {
                         return None;
                     }
                     let transport = Transport::Port(protocol, published.workload_port);
-                    allowed &= judged.into_iter().all(|(a, b)| {
-                        self.stage(Direction::Egress, a, b, transport)
-                            && (self.own.contains(&a) || self.stage(Direction::Ingress, b, a, transport))
-                    });
+                    allowed &= judged
+                        .into_iter()
+                        .all(|(a, b)| self.stage(Direction::Egress, a, b, transport) && self.stage(Direction::Ingress, b, a, transport));
                 }
             }
         }
