@@ -5,7 +5,7 @@
 //! until then the kernel keeps what it has.
 
 use crate::core::{Change, Core};
-use crate::cuts::{CutHandle, Owners};
+use crate::cuts::{CutHandle, Made, Owners};
 use crate::dataplane::{Check, CommitError, CommitReport, Dataplane, Delta, Desired, ObserveElement, ObserveError, ReadBackError};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
@@ -228,10 +228,18 @@ impl<K: Kernel> Worker<K> {
             cuts.forget(&owners.newly_owned(desired));
         }
         let noted = note(&mut self.marker, &committed);
+        let made = Made { committed: committed.clone(), local };
+        let mut turn = self.cuts.as_ref().map(|(cuts, _)| cuts.turn());
         let result = match &change {
             Change::Whole(desired) => self.kernel.commit(desired),
             Change::Members(delta) => self.kernel.commit_delta(delta),
         };
+        match (&result, &mut turn) {
+            (Ok(_), Some(turn)) => turn.made(&made),
+            (Err(CommitError::Unknown(_)), Some(turn)) => turn.unknown(),
+            (Ok(_) | Err(_), _) => {}
+        }
+        drop(turn);
         if result.is_err() {
             self.core.forget();
         }
@@ -247,7 +255,7 @@ impl<K: Kernel> Worker<K> {
             if let Change::Whole(desired) = &change {
                 owners.take(desired);
             }
-            cuts.committed(committed, local);
+            cuts.committed(made);
         }
     }
 }

@@ -10,29 +10,33 @@ use crate::node_state::{
 use ipnet::IpNet;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 /// A node's state, indexed by address and by published port.
 #[derive(Debug)]
-pub struct NodeJudge<'a> {
-    state: &'a NodeState,
-    claimants: HashMap<IpAddr, Vec<&'a LocalEndpoint>>,
-    published: HashMap<(Protocol, u16), Vec<(&'a LocalEndpoint, &'a PublishedPort)>>,
+pub struct NodeJudge {
+    state: Arc<NodeState>,
+    claimants: HashMap<IpAddr, Vec<Arc<LocalEndpoint>>>,
+    published: HashMap<(Protocol, u16), Vec<Publishes>>,
 }
+
+/// Who publishes, and what.
+type Publishes = (Arc<LocalEndpoint>, PublishedPort);
 
 /// What isolates an endpoint whose segment is missing: everything is denied. `flatten` does the same.
 static MISSING: Isolation = Isolation { policies: Vec::new(), host_access: HostAccess::Allow, rules: Vec::new() };
 
-impl<'a> NodeJudge<'a> {
+impl NodeJudge {
     /// Of a state; as `flatten` takes it.
-    pub fn new(state: &'a NodeState) -> Self {
-        let mut claimants: HashMap<IpAddr, Vec<&LocalEndpoint>> = HashMap::new();
+    pub fn new(state: Arc<NodeState>) -> Self {
+        let mut claimants: HashMap<IpAddr, Vec<Arc<LocalEndpoint>>> = HashMap::new();
         let mut published: HashMap<(Protocol, u16), Vec<_>> = HashMap::new();
-        for endpoint in state.endpoints.values().map(AsRef::<LocalEndpoint>::as_ref) {
+        for endpoint in state.endpoints.values() {
             for address in &endpoint.addresses {
-                claimants.entry(*address).or_default().push(endpoint);
+                claimants.entry(*address).or_default().push(endpoint.clone());
             }
             for port in &endpoint.published_ports {
-                published.entry((port.protocol, port.host_port)).or_default().push((endpoint, port));
+                published.entry((port.protocol, port.host_port)).or_default().push((endpoint.clone(), port.clone()));
             }
         }
         Self { state, claimants, published }
@@ -53,9 +57,9 @@ impl<'a> NodeJudge<'a> {
     }
 
     /// The isolations that are in force for an address: those of its claimants that are isolated and not opened by one rule.
-    fn isolations(&self, direction: Direction, local: IpAddr) -> Vec<&'a Isolation> {
+    fn isolations(&self, direction: Direction, local: IpAddr) -> Vec<&Isolation> {
         let claimants = self.claimants.get(&local).map(Vec::as_slice).unwrap_or_default();
-        let isolation = |endpoint: &&LocalEndpoint| match self.state.segments.get(&endpoint.segment) {
+        let isolation = |endpoint: &Arc<LocalEndpoint>| match self.state.segments.get(&endpoint.segment) {
             Some(segment) => side(segment, direction),
             None => Some(&MISSING),
         };
@@ -93,7 +97,7 @@ impl<'a> NodeJudge<'a> {
         }
     }
 
-    fn groups(&self, peers: &'a CompiledPeers) -> impl Iterator<Item = &'a Group> {
+    fn groups<'a>(&'a self, peers: &'a CompiledPeers) -> impl Iterator<Item = &'a Group> {
         let ids = match peers {
             CompiledPeers::Any => &[][..],
             CompiledPeers::Groups(ids) => ids,

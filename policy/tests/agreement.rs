@@ -19,6 +19,7 @@ use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Runs a property over its share of the cases and says how many those were.
 fn check<S: Strategy>(name: &str, cases: u32, strategy: S, property: impl Fn(S::Value) -> TestCaseResult) {
@@ -114,7 +115,7 @@ fn a_nodes_state_is_judged_as_its_kernel_sets_are() {
 
 /// Every path, whether or not packets would take it between these ends: the two functions have no excuse to differ.
 fn judged_alike(state: &NodeState, transports: &[Transport], judged: &Cell<(u64, u64)>) -> TestCaseResult {
-    let (sets, judge) = (flatten(state), NodeJudge::new(state));
+    let (sets, judge) = (flatten(state), NodeJudge::new(Arc::new(state.clone())));
     let locals: BTreeSet<IpAddr> = state.endpoints.values().flat_map(|it| it.addresses.iter().copied()).collect();
     let others = state.addresses.iter().copied().chain(strangers().into_iter().take(4));
     let ends: BTreeSet<IpAddr> = locals.iter().copied().chain(others).collect();
@@ -231,8 +232,14 @@ impl Node<'_> {
         }
         let (out, into) = (|a, b| self.stage(Direction::Egress, a, b, transport), |a, b| self.stage(Direction::Ingress, b, a, transport));
         let paths = if self.own.contains(&peer) {
-            let published = self.published(local, peer, transport);
-            let Some(relayed) = published else { return Ok(()) };
+            let (relayed, is_exact) = self.published(local, peer, transport);
+            if !is_exact {
+                // Whoever claims what another claims gets no more than the reference gives it, perhaps less.
+                let fate = self.sets.judge(Path::ToNode, local, peer, transport);
+                let most = out(local, peer) && relayed;
+                prop_assert!(most || fate != Fate::Passed, "{} {} at {} {}: more than it may", self.name, local, peer, transport);
+                return Ok(());
+            }
             vec![(Path::FromNode, peer, local, true, into(peer, local)), (Path::ToNode, local, peer, out(local, peer), relayed)]
         } else {
             vec![
@@ -252,10 +259,11 @@ impl Node<'_> {
         Ok(())
     }
 
-    /// Whether `local` may use what is published at an address of the node; `None` where two workloads claim one address, or the families differ.
-    fn published(&self, local: IpAddr, at: IpAddr, transport: Transport) -> Option<bool> {
-        let Transport::Port(protocol, port) = transport else { return Some(true) };
-        let mut allowed = true;
+    /// Whether `local` may use what is published at an address of the node, and whether that is all: where two claim one address, or the
+    /// families differ, the sets may allow less.
+    fn published(&self, local: IpAddr, at: IpAddr, transport: Transport) -> (bool, bool) {
+        let Transport::Port(protocol, port) = transport else { return (true, true) };
+        let (mut allowed, mut is_exact) = (true, true);
         for target in self.live() {
             for published in target.published_ports.iter().filter(|it| it.protocol == protocol && it.host_port == port) {
                 if published.host_address.is_some_and(|bound| bound != at) {
@@ -269,9 +277,7 @@ impl Node<'_> {
                     // A workload that claims its node's address is in conflict too; the sets ask no less of it than of others.
                     let contested =
                         |(a, b): &(IpAddr, IpAddr)| self.own.contains(a) || [a, b].iter().any(|it| self.holders(**it).count() > 1);
-                    if judged.is_empty() || judged.iter().any(contested) {
-                        return None;
-                    }
+                    is_exact &= !judged.is_empty() && !judged.iter().any(contested);
                     let transport = Transport::Port(protocol, published.workload_port);
                     allowed &= judged
                         .into_iter()
@@ -279,7 +285,7 @@ impl Node<'_> {
                 }
             }
         }
-        Some(allowed)
+        (allowed, is_exact)
     }
 
     /// What the reference says; where nobody holds the address nobody judges.

@@ -2,20 +2,22 @@
 
 use super::entry::Entry;
 use firebreak_policy::judge::{Fate, Path};
-use firebreak_policy::model::{Direction, Protocol, Transport};
+use firebreak_policy::model::{Direction, Generation, Protocol, Transport};
 use firebreak_policy::node_judge::NodeJudge;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// What entries are judged by.
 #[derive(Debug)]
-pub struct Scene<'a> {
+pub struct Scene {
+    /// Which generation it is.
+    pub generation: Generation,
     /// Policy, for the workloads that are alive here.
-    pub policy: NodeJudge<'a>,
+    pub policy: NodeJudge,
     /// The node's own addresses, of every scope: which hook a packet met depends on them.
-    pub node: &'a BTreeSet<IpAddr>,
+    pub node: BTreeSet<IpAddr>,
     /// The addresses of local workloads: the kernel's sets `workload4` and `workload6`.
-    pub locals: &'a BTreeSet<IpAddr>,
+    pub locals: BTreeSet<IpAddr>,
 }
 
 /// What becomes of an entry.
@@ -32,7 +34,7 @@ pub enum Judgement {
     ForbiddenOneWay(Direction),
 }
 
-impl Scene<'_> {
+impl Scene {
     /// Judges an entry as the rules judged its first packet.
     pub fn judge(&self, entry: &Entry) -> Judgement {
         let (source, destination) = (entry.source(), entry.destination());

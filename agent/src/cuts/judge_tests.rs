@@ -66,7 +66,7 @@ fn entry(protocol: Protocol, from: (u8, u16), to: (u8, u16)) -> Entry {
 fn judge(entry: &Entry) -> Judgement {
     let (state, locals) = (state(), [ip(WEB), ip(DB)].into());
     let node = [ip(NODE), ip(NODE_LINK)].into();
-    Scene { policy: NodeJudge::new(&state), node: &node, locals: &locals }.judge(entry)
+    Scene { generation: Generation(1), policy: NodeJudge::new(Arc::new(state)), node, locals }.judge(entry)
 }
 
 #[test]

@@ -16,7 +16,8 @@
 //! 4. Each commit is followed by two passes: the second finds entries that were not confirmed during the first.
 //! 5. A connection that is allowed again loses its label. The label of others is left alone.
 //! 6. Only entries of zone 0 are judged, the one that our rules see unless somebody sets zones; others are counted and said once.
-//! 7. The commit waits for none of this. The latest state wins; what changed meanwhile adds up.
+//! 7. A commit waits for one part of a pass at most (1,024 entries), and entries are changed by the state of the last commit only ([`gate`]).
+//!    The latest state wins; what changed meanwhile adds up.
 //! 8. A new owner of an address inherits no entry of the one before ([`owners`]).
 //!
 //! This is, beside `dataplane` and `flows`, the only code that speaks nfnetlink.
@@ -25,6 +26,7 @@ mod affected;
 mod apply;
 mod entry;
 mod error;
+mod gate;
 mod idle;
 mod judge;
 mod owners;
@@ -37,8 +39,9 @@ pub use affected::{Affected, affected};
 pub use apply::{Change, Changed, Conntrack, Size};
 pub use entry::{Counters, Detail, Entry, SctpInfo, TcpInfo, Tuple};
 pub use error::ConntrackError;
+pub use gate::Turn;
 pub use judge::{Judgement, Scene};
 pub use owners::Owners;
-pub use run::{CutConfig, CutHandle, CutLinks, WARNING, count_connections, probe, start};
+pub use run::{CutConfig, CutHandle, CutLinks, Made, WARNING, count_connections, probe, start};
 pub use socket::{ConntrackSocket, Passed, Selects};
 pub use wire::{Filter, Label};

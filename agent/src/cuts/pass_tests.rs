@@ -113,7 +113,7 @@ struct Seen {
 }
 
 impl Sink for Seen {
-    fn cut(&mut self, entry: &Entry, direction: Direction) {
+    fn cut(&mut self, entry: &Entry, direction: Direction, _: Generation) {
         assert_eq!(direction, Direction::Ingress);
         self.cut.push(entry.clone());
     }
@@ -123,14 +123,75 @@ impl Sink for Seen {
     }
 }
 
-fn run(entries: Vec<Entry>, has_no_room: &[u16], affected: &Affected) -> (Vec<String>, Seen, Outcome) {
-    let (state, locals, node) = (state(), [ip(WEB), ip(DB)].into(), BTreeSet::new());
-    let scene = Scene { policy: NodeJudge::new(&state), node: &node, locals: &locals };
+fn run_while(court: &mut dyn Court, entries: Vec<Entry>, has_no_room: &[u16], affected: &Affected) -> (Vec<String>, Seen, Outcome) {
     let mut dumper = Table { entries, ..Table::default() };
     let mut changer = Table { has_no_room: has_no_room.iter().copied().collect(), ..Table::default() };
     let mut seen = Seen::default();
-    let outcome = pass(&mut dumper, &mut changer, &scene, affected, &mut seen).unwrap();
+    let outcome = pass(&mut dumper, &mut changer, Arc::new(scene(1, state())), court, affected, &mut seen).unwrap();
     (changer.done, seen, outcome)
+}
+
+fn run(entries: Vec<Entry>, has_no_room: &[u16], affected: &Affected) -> (Vec<String>, Seen, Outcome) {
+    run_while(&mut Stands, entries, has_no_room, affected)
+}
+
+fn scene(generation: u64, state: NodeState) -> Scene {
+    let (locals, node) = ([ip(WEB), ip(DB)].into(), BTreeSet::new());
+    Scene { generation: Generation(generation), policy: NodeJudge::new(Arc::new(state)), node, locals }
+}
+
+/// Nothing is committed meanwhile.
+struct Stands;
+
+impl Court for Stands {
+    fn while_in_force(&mut self, act: &mut dyn FnMut(InForce)) {
+        act(InForce::Same);
+    }
+}
+
+/// At the second part of a pass, db takes everything.
+#[derive(Default)]
+struct Opens {
+    parts: usize,
+}
+
+impl Court for Opens {
+    fn while_in_force(&mut self, act: &mut dyn FnMut(InForce)) {
+        self.parts += 1;
+        let mut open = state();
+        for segment in open.segments.values_mut() {
+            *segment = Arc::new(Segment { ingress: None, ..Segment::clone(segment) });
+        }
+        act(if self.parts == 2 { InForce::Newer(Arc::new(scene(2, open))) } else { InForce::Same });
+    }
+}
+
+struct NobodyKnows;
+
+impl Court for NobodyKnows {
+    fn while_in_force(&mut self, act: &mut dyn FnMut(InForce)) {
+        act(InForce::Unknown);
+    }
+}
+
+#[test]
+fn what_a_commit_allows_that_is_made_during_a_pass_is_not_cut() {
+    let entries: Vec<Entry> = (0..3_000).map(|port| entry(WEB, DB, Protocol::UDP, port)).collect();
+    let mut court = Opens::default();
+    let (done, seen, outcome) = run_while(&mut court, entries, &[], &Affected::everything());
+    assert_eq!((done.len(), seen.cut.len(), outcome.cut), (CHUNK, CHUNK, CHUNK), "only the part before the commit was cut");
+    assert_eq!(court.parts, 2, "by the newer state there is nothing to do in what follows");
+    let cut_before = |port| Entry { is_cut: true, ..entry(WEB, DB, Protocol::UDP, port) };
+    let mixed = (0..2_048).map(|port| if port >= 2_000 { cut_before(port) } else { entry(WEB, DB, Protocol::UDP, port) }).collect();
+    let (done, _, outcome) = run_while(&mut Opens { parts: 1 }, mixed, &[], &Affected::everything());
+    assert_eq!((outcome.cut, outcome.cleared, done.len()), (0, 48, 48), "and what was cut before is allowed again");
+}
+
+#[test]
+fn nothing_is_cut_while_nobody_knows_what_is_in_force() {
+    let entries = vec![entry(WEB, DB, Protocol::TCP, 1)];
+    let (done, seen, outcome) = run_while(&mut NobodyKnows, entries, &[], &Affected::everything());
+    assert!(done.is_empty() && seen.cut.is_empty() && outcome.is_unsure);
 }
 
 #[test]

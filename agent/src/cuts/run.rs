@@ -4,6 +4,7 @@ use super::affected::{Affected, affected};
 use super::apply::{Change, Conntrack, dumps_of};
 use super::entry::Entry;
 use super::error::ConntrackError;
+use super::gate::{Gate, Sitting, Turn};
 use super::idle::Silent;
 use super::judge::Scene;
 use super::pass::{Outcome, Sink, pass};
@@ -58,18 +59,31 @@ pub struct CutLinks {
     pub status: watch::Sender<NodeStatus>,
 }
 
-/// A commit that was made.
-struct Job {
-    committed: Arc<Committed>,
-    local: Arc<LocalWorkloads>,
-    /// One of those that this one took the place of was the same as another before it.
-    is_again: bool,
+/// A commit that was made: of what the controller wants for what runs here.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// What the controller wants.
+    pub committed: Arc<Committed>,
+    /// What runs here.
+    pub local: Arc<LocalWorkloads>,
 }
 
-impl Job {
-    fn is_same(&self, committed: &Arc<Committed>, local: &Arc<LocalWorkloads>) -> bool {
-        Arc::ptr_eq(&self.committed, committed) && Arc::ptr_eq(&self.local, local)
+impl Made {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.committed, &other.committed) && Arc::ptr_eq(&self.local, &other.local)
     }
+
+    /// What entries are judged by while it is in force.
+    pub(super) fn scene(&self) -> Scene {
+        Judged::new(self).scene()
+    }
+}
+
+/// A commit to look at.
+struct Job {
+    made: Made,
+    /// One of those that this one took the place of was the same as another before it.
+    is_again: bool,
 }
 
 #[derive(Default)]
@@ -81,6 +95,7 @@ struct Slot {
 /// Tells the thread of commits; it ends when this is dropped.
 pub struct CutHandle {
     slot: Arc<(Mutex<Slot>, Condvar)>,
+    gate: Arc<Gate>,
     purger: ConntrackSocket,
 }
 
@@ -124,10 +139,12 @@ pub fn start(config: CutConfig, links: CutLinks) -> Result<CutHandle, ConntrackE
     let (dumper, purger) = (dumper.selecting(selects), purger.selecting(selects));
     tracing::info!(selects_ipv4 = selects.v4, selects_ipv6 = selects.v6, "conntrack: cuts are possible");
     let slot: Arc<(Mutex<Slot>, Condvar)> = Arc::default();
+    let gate: Arc<Gate> = Arc::default();
     let now = Instant::now();
     let mut cutter = Cutter {
         dumper,
         changer,
+        gate: gate.clone(),
         links,
         judged: None,
         affected: Affected::everything(),
@@ -142,16 +159,21 @@ pub fn start(config: CutConfig, links: CutLinks) -> Result<CutHandle, ConntrackE
         .name("cuts".to_owned())
         .spawn(move || cutter.run(&of_thread))
         .map_err(|source| ConntrackError::Socket { act: "start a thread beside", source })?;
-    Ok(CutHandle { slot, purger })
+    Ok(CutHandle { slot, gate, purger })
 }
 
 impl CutHandle {
+    /// To be held during a commit and told how that went. Waits for one part of a pass at most.
+    pub fn turn(&self) -> Turn<'_> {
+        self.gate.turn()
+    }
+
     /// A commit was made. Returns at once; a commit before it that was not looked at yet is passed over.
-    pub fn committed(&self, committed: Arc<Committed>, local: Arc<LocalWorkloads>) {
+    pub fn committed(&self, made: Made) {
         let (slot, woken) = &*self.slot;
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_again = slot.next.as_ref().is_some_and(|job| job.is_again || job.is_same(&committed, &local));
-        slot.next = Some(Job { committed, local, is_again });
+        let is_again = slot.next.as_ref().is_some_and(|job| job.is_again || job.made.is_same(&made));
+        slot.next = Some(Job { made, is_again });
         woken.notify_one();
     }
 
@@ -197,20 +219,24 @@ struct Judged {
     state: Arc<NodeState>,
     node: BTreeSet<IpAddr>,
     locals: BTreeSet<IpAddr>,
-    job: (Arc<Committed>, Arc<LocalWorkloads>),
+    made: Made,
 }
 
 impl Judged {
-    fn new(job: &Job) -> Self {
+    fn new(made: &Made) -> Self {
         let mut state = NodeState::default();
-        let desired = core::desired(&job.committed.state, &job.local, |alive| {
+        let desired = core::desired(&made.committed.state, &made.local, |alive| {
             state = alive.clone();
             KernelSets::default()
         });
         let locals = desired.interfaces.values().flat_map(|interface| interface.addresses.iter().copied()).collect();
-        let node = state.addresses.union(&job.local.own_addresses).copied().collect();
-        let of = (job.committed.clone(), job.local.clone());
-        Self { generation: job.committed.generation, state: Arc::new(state), node, locals, job: of }
+        let node = state.addresses.union(&made.local.own_addresses).copied().collect();
+        Self { generation: made.committed.generation, state: Arc::new(state), node, locals, made: made.clone() }
+    }
+
+    fn scene(&self) -> Scene {
+        let policy = NodeJudge::new(self.state.clone());
+        Scene { generation: self.generation, policy, node: self.node.clone(), locals: self.locals.clone() }
     }
 }
 
@@ -223,6 +249,7 @@ struct Second {
 struct Cutter {
     dumper: ConntrackSocket,
     changer: ConntrackSocket,
+    gate: Arc<Gate>,
     links: CutLinks,
     judged: Option<Judged>,
     /// What is to be judged by a first look.
@@ -273,8 +300,8 @@ impl Cutter {
     }
 
     fn take(&mut self, job: &Job) {
-        let judged = Judged::new(job);
-        if job.is_again || self.judged.as_ref().is_some_and(|before| job.is_same(&before.job.0, &before.job.1)) {
+        let judged = Judged::new(&job.made);
+        if job.is_again || self.judged.as_ref().is_some_and(|before| job.made.is_same(&before.made)) {
             // Committed once more as it was: what the rules let through meanwhile is not known (a table that was put right, a node that observed).
             self.affected = Affected::everything();
         }
@@ -334,17 +361,22 @@ impl Cutter {
     fn look(&mut self, affected: &Affected) -> Result<(), ConntrackError> {
         let Some(judged) = &self.judged else { return Ok(()) };
         let begun = Instant::now();
-        let scene = Scene { policy: NodeJudge::new(&judged.state), node: &judged.node, locals: &judged.locals };
-        let mut teller = Teller { links: &self.links, silent: &mut self.silent, generation: judged.generation, records: Vec::new() };
-        let result = pass(&mut self.dumper, &mut self.changer, &scene, affected, &mut teller);
+        let mut sitting = Sitting { gate: self.gate.clone(), of: judged.made.clone() };
+        let mut teller = Teller { links: &self.links, silent: &mut self.silent, records: Vec::new() };
+        let scene = Arc::new(judged.scene());
+        let result = pass(&mut self.dumper, &mut self.changer, scene, &mut sitting, affected, &mut teller);
         teller.send();
         let outcome = result?;
         self.say(&outcome, begun);
+        if outcome.is_unsure {
+            // The commit that follows says what is in force.
+            self.affected.add(Affected::everything());
+        }
         Ok(())
     }
 
     fn say(&mut self, outcome: &Outcome, begun: Instant) {
-        let Outcome { entries, other_zones, cut, cleared, refused } = outcome;
+        let Outcome { entries, other_zones, cut, cleared, refused, is_unsure: _ } = outcome;
         let generation = self.judged.as_ref().map_or(0, |judged| judged.generation.0);
         if cut + cleared > 0 {
             tracing::info!(generation, entries, cut, cleared, took = ?begun.elapsed(), "connections cut");
@@ -375,7 +407,6 @@ impl Cutter {
 struct Teller<'a> {
     links: &'a CutLinks,
     silent: &'a mut Silent,
-    generation: Generation,
     records: Vec<Record>,
 }
 
@@ -389,7 +420,7 @@ impl Teller<'_> {
 }
 
 impl Sink for Teller<'_> {
-    fn cut(&mut self, entry: &Entry, direction: Direction) {
+    fn cut(&mut self, entry: &Entry, direction: Direction, generation: Generation) {
         if !entry.is_connection() {
             return;
         }
@@ -398,7 +429,7 @@ impl Sink for Teller<'_> {
             Direction::Egress => entry.source(),
         };
         let local = self.links.view.locate(Instant::now(), direction, address);
-        let told = CutTold::new(FlowId(*uuid::Uuid::new_v4().as_bytes()), entry, direction, local, self.generation);
+        let told = CutTold::new(FlowId(*uuid::Uuid::new_v4().as_bytes()), entry, direction, local, generation);
         self.records.push(Record { time: SystemTime::now(), told: Told::Cut(Box::new(told)) });
         if self.records.len() >= BATCH {
             self.send();

@@ -72,7 +72,7 @@ fn the_kernel_decides_as_the_reference_does() -> anyhow::Result<()> {
     let open = fire(&site, &probes, |_| true)?;
     let closed: Vec<&Probe> = probes.iter().zip(open).filter(|(_, seen)| !seen).map(|(probe, _)| probe).collect();
     assert!(closed.is_empty(), "without policy every probe passes, but: {closed:#?}");
-    let (mut allowed, mut denied, mut refused_at_first) = (0_usize, 0_usize, 0_usize);
+    let (mut allowed, mut denied) = (0_usize, 0_usize);
     let mut applied = BTreeMap::new();
     for number in 0..sets {
         let set_seed = seed.wrapping_add(u64::try_from(number)?);
@@ -81,25 +81,13 @@ fn the_kernel_decides_as_the_reference_does() -> anyhow::Result<()> {
         let (policies, _) = firebreak_manifest::build(objects.iter())?;
         let expected = verdicts(&policies, &inventory, &probes)?;
         let seen = fire(&site, &probes, |at| expected[at])?;
-        let mut wrong: Vec<usize> = (0..probes.len()).filter(|at| expected[*at] != seen[*at]).collect();
-        // Now and then a probe that should pass is refused at first and passes when asked again. The likely cause, not shown yet: its ports are those of
-        // an earlier set's connection that a set between them cut, and the cut is lifted only after the ack. Counted and bounded below. What is
-        // let through and should not be is asked once.
-        let refused: Vec<usize> = wrong.iter().copied().filter(|at| expected[*at]).collect();
-        let again = fire(&site, &refused.iter().map(|at| probes[*at]).collect::<Vec<_>>(), |_| true)?;
-        let met: BTreeSet<usize> = refused.into_iter().zip(again).filter(|(_, passed)| *passed).map(|(at, _)| at).collect();
-        refused_at_first += met.len();
-        wrong.retain(|at| !met.contains(at));
+        let wrong: Vec<usize> = (0..probes.len()).filter(|at| expected[*at] != seen[*at]).collect();
         assert!(wrong.is_empty(), "{}", disagreement(&site, set_seed, &objects, &probes, &expected, &wrong)?);
         allowed += seen.iter().filter(|seen| **seen).count();
         denied += seen.iter().filter(|seen| !**seen).count();
     }
-    println!(
-        "{sets} sets, {allowed} probes allowed and {denied} denied by both, in {:.1} s; {refused_at_first} refused at first",
-        begun.elapsed().as_secs_f64()
-    );
+    println!("{sets} sets, {allowed} probes allowed and {denied} denied by both, in {:.1} s", begun.elapsed().as_secs_f64());
     let all = allowed + denied;
-    assert!(refused_at_first * 1_000 <= all, "{refused_at_first} of {all} probes that should pass were refused at first");
     assert!(allowed * 5 > all && denied * 5 > all, "policies that allow nearly everything or nothing show little");
     Ok(())
 }
