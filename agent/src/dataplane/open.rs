@@ -12,7 +12,7 @@ use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
-use super::tables;
+use super::{mark, tables};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -51,7 +51,7 @@ impl Dataplane {
             SkeletonState::Outdated
         } else if sites.iter().any(Site::is_empty) {
             SkeletonState::Installed
-        } else if sites.iter().all(Site::is_ours) {
+        } else if sites.iter().all(Site::is_current) {
             SkeletonState::Adopted
         } else {
             SkeletonState::Replaced
@@ -82,9 +82,20 @@ impl Dataplane {
         let readable: BTreeSet<SetRef> = sites.iter().flat_map(Site::readable).collect();
         let layers = &this.layers;
         let actual = read_back_of(&mut this.socket, layers, |set| !is_outdated || readable.contains(&set))?;
-        let opened = Opened { skeleton, owned: persists, elements: actual.len() };
+        let elements = actual.len();
         this.actual = Some(actual);
-        this.prints = check::prints(&mut this.socket, &this.layers)?;
+        let found = check::rules(&mut this.socket, &this.layers)?;
+        let mut changed = Vec::new();
+        match skeleton {
+            SkeletonState::Installed | SkeletonState::Replaced => this.mark(&found.prints)?,
+            SkeletonState::Adopted => {
+                changed.extend(sites.iter().filter_map(|site| site.changed(&found.prints)));
+                changed.extend(found.wrong_ports);
+            }
+            SkeletonState::Outdated => {}
+        }
+        this.prints = found.prints;
+        let opened = Opened { skeleton, owned: persists, elements, changed };
         if let Ok(Some(ObserveElement { left, note })) = this.observing() {
             this.observing = Some((Instant::now() + left, note));
         }
@@ -95,6 +106,16 @@ impl Dataplane {
         if self.owned {
             for layer in &self.layers {
                 tables::adopt(&mut self.socket, *layer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves what the rules are beside them, where it is not.
+    fn mark(&mut self, prints: &Prints) -> Result<(), OpenError> {
+        for layer in &self.layers {
+            if mark::found(&tables::look_into(&mut self.socket, *layer)?).is_none() {
+                mark::write(&mut self.socket, *layer, &mark::name(prints, *layer))?;
             }
         }
         Ok(())
@@ -183,7 +204,8 @@ impl Dataplane {
         done?;
         self.actual = None;
         self.actual = Some(read_back(&mut self.socket, &self.layers).map_err(OpenError::from)?);
-        self.prints = check::prints(&mut self.socket, &self.layers).map_err(OpenError::from)?;
+        self.prints = check::rules(&mut self.socket, &self.layers).map_err(OpenError::from)?.prints;
+        self.mark(&self.prints.clone())?;
         self.observe_again();
         Ok(())
     }
@@ -201,7 +223,9 @@ impl Dataplane {
         let is_rules = how == Check::All || step == 0;
         let mut words = Vec::new();
         if is_rules {
-            words = check::differences(&self.prints, &check::prints(&mut self.socket, &self.layers)?);
+            let found = check::rules(&mut self.socket, &self.layers)?;
+            words = check::differences(&self.prints, &found.prints);
+            words.extend(found.wrong_ports);
             words.extend(check::port_differences(&mut self.socket, committed, &self.layers)?);
         }
         let chosen = |set: SetRef| how == Check::All || (!is_rules && sets.get(step - 1) == Some(&set));
