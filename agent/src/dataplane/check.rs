@@ -1,11 +1,11 @@
 //! Compares what the kernel holds with what we put there.
 //!
 //! Rules are compared by a fingerprint of each chain, taken when the rules were brought about or found; elements with what was
-//! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or one set.
+//! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or a part of one set.
 
 use super::error::ReadBackError;
 use super::names::{Layer, SetRef, TABLE, is_port_chain};
-use super::plan::{KernelState, plan_restore};
+use super::plan::{KernelState, SetChange, plan_restore, restore_of};
 use super::ports;
 use super::read_back::read_back_of;
 use super::socket::{NetfilterSocket, RequestError};
@@ -185,9 +185,9 @@ pub(super) fn element_differences(
             }
             Err(error) => return Err(error),
         };
-        let plan = plan_restore(&held, committed);
-        for change in plan.changes.iter().filter(|change| change.set == set) {
-            words.push(format!("set {set}: {} elements missing or changed, {} to be removed", change.put.len(), change.remove.len()));
+        let SetChange { set, remove, put } = restore_of(set, &held, committed);
+        if !(remove.is_empty() && put.is_empty()) {
+            words.push(format!("set {set}: {} elements missing or changed, {} to be removed", put.len(), remove.len()));
         }
     }
     Ok(words)
