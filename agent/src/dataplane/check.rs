@@ -5,7 +5,7 @@
 
 use super::error::ReadBackError;
 use super::names::{Layer, SetRef, TABLE, is_port_chain};
-use super::plan::{KernelState, SetChange, plan_restore, restore_of};
+use super::plan::{KernelState, SetChange, restore_of};
 use super::ports;
 use super::read_back::read_back_of;
 use super::socket::{NetfilterSocket, RequestError};
@@ -158,10 +158,10 @@ pub(super) fn port_differences(
         Err(ReadBackError::Refused { source, .. }) if source.errno == nix::errno::Errno::ENOENT => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let ports = plan_restore(&held, committed).ports;
+    let (held, committed) = (held.ports.unwrap_or_default(), committed.ports.clone().unwrap_or_default());
     let word = |port: &String, what| format!("guard of interface {port}: {what}");
-    let gone = ports.put.iter().map(|port| word(port, "gone"));
-    Ok(gone.chain(ports.remove.iter().map(|port| word(port, "added"))).collect())
+    let gone = committed.difference(&held).map(|port| word(port, "gone"));
+    Ok(gone.chain(held.difference(&committed).map(|port| word(port, "added"))).collect())
 }
 
 /// What differs between the elements of some sets, in words.

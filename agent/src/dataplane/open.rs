@@ -15,11 +15,14 @@ use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::walk::{Stands, Walk};
 use super::{mark, tables};
 use nix::errno::Errno;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// How long a part of the background check takes: a commit may have to wait for it.
 const PART: Duration = Duration::from_millis(20);
+
+/// A set that changed too often in so many rounds is compared in one go, however long that takes: some half an hour without a look is enough.
+const MOST_LEFT: u32 = 5;
 
 /// The kernel's tables, held open. One per network namespace; dropping it leaves them in force.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub struct Dataplane {
     step: usize,
     /// The set that it is at.
     walk: Option<Walk>,
+    /// The sets that changed too often, and in how many rounds.
+    left: BTreeMap<SetRef, u32>,
     /// How many commits changed something.
     commits: u64,
     /// Until when the node observes, and why, if this process was told.
@@ -84,6 +89,7 @@ impl Dataplane {
             prints: Prints::new(),
             step: 0,
             walk: None,
+            left: BTreeMap::new(),
             commits: 0,
             observing: None,
             config: config.clone(),
@@ -250,10 +256,20 @@ impl Dataplane {
             if let Some(mut walk) = walk {
                 match walk.go_on(committed, self.commits, until)? {
                     Stands::More => self.walk = Some(walk),
-                    Stands::Same => {}
+                    Stands::Same => drop(self.left.remove(&walk.set())),
+                    Stands::Busy => {
+                        let times = self.left.entry(walk.set()).or_default();
+                        *times += 1;
+                        if *times >= MOST_LEFT {
+                            suspect = Some(walk.set());
+                        }
+                    }
                     Stands::Unsure => suspect = Some(walk.set()),
                 }
             }
+        }
+        if let Some(set) = suspect {
+            self.left.remove(&set);
         }
         let chosen = |set: SetRef| how == Check::All || suspect == Some(set);
         words.extend(check::element_differences(&mut self.socket, committed, &self.layers, chosen)?);

@@ -1,8 +1,8 @@
 //! The comparison of one set, a part at a time: a set of a million elements takes seconds to read, and a commit would wait for it.
 //!
 //! The dump has a socket of its own, where it rests between two parts. Each element is looked up as it comes and they are counted, so that nothing is
-//! held. A commit, or anybody's change of the ruleset, makes the dump one of no one moment; then it begins again. What looks different is
-//! only a suspicion: it is for a comparison in one go to say so.
+//! held. A commit, or anybody's change of the ruleset, makes the dump one of no one moment; then it begins again, and after some attempts the
+//! set is left for the next round. What looks different is only a suspicion: it is for a comparison in one go to say so.
 
 use super::error::ReadBackError;
 use super::names::{SetRef, TABLE};
@@ -13,7 +13,7 @@ use super::wire::{Message, Received, Writer, element};
 use nix::errno::Errno;
 use std::time::Instant;
 
-/// A set is begun again so often; then it is compared in one go.
+/// A set is begun so often in one round.
 const ATTEMPTS: u32 = 3;
 
 /// A comparison that is under way.
@@ -35,8 +35,10 @@ pub(super) enum Stands {
     More,
     /// The set holds what it should.
     Same,
-    /// It does not look so, or changes too often for parts to be compared.
+    /// It does not look so.
     Unsure,
+    /// It changes too often for parts to be compared.
+    Busy,
 }
 
 impl Walk {
@@ -58,7 +60,7 @@ impl Walk {
         loop {
             if self.commits != commits || self.dump.interrupted {
                 if self.attempt >= ATTEMPTS {
-                    return Ok(Stands::Unsure);
+                    return Ok(Stands::Busy);
                 }
                 *self = Self { attempt: self.attempt + 1, ..Self::begin(set, commits)? };
             }
