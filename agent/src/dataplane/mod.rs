@@ -29,6 +29,7 @@ mod skeleton;
 mod socket;
 mod tables;
 mod uninstall;
+mod walk;
 mod watch;
 mod wire;
 
