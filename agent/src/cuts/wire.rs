@@ -6,7 +6,7 @@
 use super::entry::{ASSURED, CONFIRMED, Counters, Detail, Entry, SEEN_REPLY, SctpInfo, TCP_LIBERAL, TCP_MIDSTREAM, TcpInfo, Tuple};
 use crate::flows::netlink::{Attributes, be_u32, be_u64};
 use firebreak_policy::model::{Family, Protocol};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// `NFNL_SUBSYS_CTNETLINK`.
 pub(crate) const SUBSYS_CTNETLINK: u8 = 1;
@@ -286,6 +286,28 @@ pub(crate) fn decode(attributes: &[u8], label: Label) -> Decoded {
 }
 
 fn tuple(value: &[u8]) -> Option<Tuple> {
+    usual_tuple(value).or_else(|| any_tuple(value))
+}
+
+/// The tuple of IPv4 with ports as the kernel has always written it: a hundred thousand of them are read at an agent's start. `None` for every
+/// other, which [`any_tuple`] reads. (Attributes are in the host's order; where that is another, none is the usual.)
+fn usual_tuple(value: &[u8]) -> Option<Tuple> {
+    #[rustfmt::skip]
+    let &[
+        20, 0, 1, 0x80, 8, 0, 1, 0, s0, s1, s2, s3, 8, 0, 2, 0, d0, d1, d2, d3,
+        28, 0, 2, 0x80, 5, 0, 1, 0, protocol, _, _, _, 6, 0, 2, 0, f0, f1, _, _, 6, 0, 3, 0, t0, t1, _, _,
+    ] = value else {
+        return None;
+    };
+    Some(Tuple {
+        source: IpAddr::V4(Ipv4Addr::new(s0, s1, s2, s3)),
+        destination: IpAddr::V4(Ipv4Addr::new(d0, d1, d2, d3)),
+        protocol: Protocol(protocol),
+        detail: Detail::Ports(u16::from_be_bytes([f0, f1]), u16::from_be_bytes([t0, t1])),
+    })
+}
+
+fn any_tuple(value: &[u8]) -> Option<Tuple> {
     let mut ends = (None, None);
     for (kind, value) in Attributes(Attributes(value).find(TUPLE_IP)?) {
         match kind {
@@ -315,23 +337,53 @@ fn tuple(value: &[u8]) -> Option<Tuple> {
 }
 
 fn counters(value: &[u8]) -> Option<Counters> {
-    let attributes = Attributes(value);
-    Some(Counters { packets: be_u64(attributes.find(1)?)?, bytes: be_u64(attributes.find(2)?)? })
+    let (mut packets, mut bytes) = (None, None);
+    for (kind, value) in Attributes(value) {
+        match kind {
+            1 => packets = be_u64(value),
+            2 => bytes = be_u64(value),
+            _ => {}
+        }
+    }
+    Some(Counters { packets: packets?, bytes: bytes? })
 }
 
 fn proto_info(value: &[u8]) -> (Option<TcpInfo>, Option<SctpInfo>) {
-    let attributes = Attributes(value);
-    let byte = |attributes: Attributes<'_>, kind| attributes.find(kind).and_then(|value| value.first().copied()).unwrap_or_default();
-    let tcp = attributes.find(1).map(|tcp| {
-        let tcp = Attributes(tcp);
-        TcpInfo { state: byte(tcp, 1), flags: [byte(tcp, 4), byte(tcp, 5)] }
-    });
-    let sctp = attributes.find(3).map(|sctp| {
-        let sctp = Attributes(sctp);
-        let tag = |kind| sctp.find(kind).and_then(be_u32).unwrap_or_default();
-        SctpInfo { state: byte(sctp, 1), tags: [tag(2), tag(3)] }
-    });
+    let (mut tcp, mut sctp) = (None, None);
+    for (kind, value) in Attributes(value) {
+        match kind {
+            1 => tcp = Some(tcp_info(value)),
+            3 => sctp = Some(sctp_info(value)),
+            _ => {}
+        }
+    }
     (tcp, sctp)
+}
+
+fn tcp_info(value: &[u8]) -> TcpInfo {
+    let mut info = TcpInfo { state: 0, flags: [0; 2] };
+    for (kind, value) in Attributes(value) {
+        match (kind, value) {
+            (1, [state, ..]) => info.state = *state,
+            (4, [flags, ..]) => info.flags[0] = *flags,
+            (5, [flags, ..]) => info.flags[1] = *flags,
+            _ => {}
+        }
+    }
+    info
+}
+
+fn sctp_info(value: &[u8]) -> SctpInfo {
+    let mut info = SctpInfo { state: 0, tags: [0; 2] };
+    for (kind, value) in Attributes(value) {
+        match (kind, value) {
+            (1, [state, ..]) => info.state = *state,
+            (2, value) => info.tags[0] = be_u32(value).unwrap_or_default(),
+            (3, value) => info.tags[1] = be_u32(value).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    info
 }
 
 fn address(value: &[u8]) -> Option<IpAddr> {

@@ -60,6 +60,20 @@ fn an_entry_that_is_made_reads_back_as_it_was() {
 }
 
 #[test]
+fn the_usual_tuple_is_read_as_any_other() {
+    for entry in entries() {
+        let request = create_labelled(&entry, Label::new(127), 1);
+        let Some(Ok(Message::Content { attributes, .. })) = Messages(&request).next() else { panic!() };
+        for (kind, expected) in [(cta::TUPLE_ORIG, entry.original), (cta::TUPLE_REPLY, entry.reply)] {
+            let value = Attributes(attributes).find(kind).unwrap();
+            assert_eq!(any_tuple(value), Some(expected));
+            let is_usual = expected.source.is_ipv4() && matches!(expected.detail, Detail::Ports(..)) && cfg!(target_endian = "little");
+            assert_eq!(usual_tuple(value), is_usual.then_some(expected), "{expected:?}");
+        }
+    }
+}
+
+#[test]
 fn a_label_is_one_bit_and_no_other() {
     for bit in [0, 1, 63, 64, 100, 127] {
         let request = set_label(&entries()[0].original, Label::new(bit), true, 1);

@@ -7,7 +7,7 @@
 //!   same flow ids and exact totals. After a kill the file may be that old: what was opened since is in the journal ([`super::journal`]), and a
 //!   flow that was closed since is closed again, under the same id.
 //! - `flows-unacked`: records that the controller had not acknowledged when the agent was stopped in order. A killed agent loses them; its open flows
-//!   are told again from the cursor.
+//!   are told again from the cursor, and cuts and events of the node from [`super::events`].
 //!
 //! Files are replaced by rename and not synced: they must outlive the process. After a reboot the kernel's table, its counters and the boot id are
 //! gone too, so that only unacknowledged records of an earlier boot still mean something.

@@ -23,6 +23,7 @@ pub mod control;
 pub mod cursor;
 mod cut;
 mod error;
+mod events;
 mod guard;
 pub mod journal;
 mod key;

@@ -117,11 +117,16 @@ impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let header: &[u8; ATTRIBUTE_HEADER] = self.0.first_chunk()?;
-        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        let value = self.0.get(ATTRIBUTE_HEADER..length)?;
-        self.0 = self.0.get(align(length)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([header[2], header[3]]) & ATTRIBUTE_TYPE, value))
+        // Few calls: millions of these are read at a time, by debug builds too.
+        let &[first, second, third, fourth, ..] = self.0 else { return None };
+        let length = u16::from_ne_bytes([first, second]) as usize;
+        if length < ATTRIBUTE_HEADER || length > self.0.len() {
+            return None;
+        }
+        let value = &self.0[ATTRIBUTE_HEADER..length];
+        let next = (length + 3) & !3;
+        self.0 = if next < self.0.len() { &self.0[next..] } else { &[] };
+        Some((u16::from_ne_bytes([third, fourth]) & ATTRIBUTE_TYPE, value))
     }
 }
 

@@ -75,6 +75,11 @@ impl Outbox {
         }
     }
 
+    /// Whether any record that waits is of a kind.
+    pub fn holds(&self, is_of_kind: impl Fn(&Told) -> bool) -> bool {
+        self.sequenced.iter().map(|(_, record)| record).chain(self.unsent.values()).any(|record| is_of_kind(&record.told))
+    }
+
     /// Records that wait, sent or not.
     pub fn len(&self) -> usize {
         self.sequenced.len() + self.unsent.len()

@@ -3,6 +3,7 @@
 use super::config::FlowsConfig;
 use super::cursor::StateFiles;
 use super::error::FlowsError;
+use super::events::Events;
 use super::outbox::Outbox;
 use super::record::Record;
 use super::stats::FlowsStats;
@@ -33,6 +34,7 @@ pub(crate) struct Reporter {
     pub(crate) config: Arc<FlowsConfig>,
     pub(crate) files: StateFiles,
     pub(crate) outbox: Outbox,
+    pub(crate) events: Events,
     pub(crate) records: mpsc::Receiver<Vec<Record>>,
     pub(crate) stats: Arc<FlowsStats>,
     pub(crate) shutdown: CancellationToken,
@@ -79,13 +81,16 @@ impl Reporter {
         }
         let left = self.outbox.unacknowledged();
         if left.is_empty() {
+            self.events.gone();
             return Ok(());
         }
         tracing::warn!(
             records = left.len(),
             "flow reports: stopped with records that the controller has not acknowledged; kept for the next start"
         );
-        self.files.write_unacked(left)
+        self.files.write_unacked(left)?;
+        self.events.gone();
+        Ok(())
     }
 
     /// One session after the other, until nothing is left to do.
@@ -128,6 +133,7 @@ impl Reporter {
     }
 
     fn take(&mut self, records: Vec<Record>) {
+        self.events.keep(&records);
         for record in records {
             self.outbox.push(record);
         }
@@ -204,6 +210,7 @@ impl Reporter {
             .ok_or_else(|| format!("the controller acknowledged sequence {sequence}, which was not sent"))?;
         FlowsStats::add(&self.stats.records_acked, u64::try_from(freed).unwrap_or(u64::MAX));
         FlowsStats::set(&self.stats.records_waiting, self.outbox.len());
+        self.events.acknowledged(&self.outbox, std::time::Instant::now());
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use super::aggregate::{Aggregator, Moment, PacketSeen};
 use super::config::FlowsConfig;
 use super::cursor::StateFiles;
 use super::error::FlowsError;
+use super::events::Events;
 use super::locals::LocalView;
 use super::nflog::NflogSocket;
 use super::outbox::Outbox;
@@ -56,6 +57,8 @@ pub async fn run(
         tracing::error!(error = &error as &dyn std::error::Error, "denied flows: records of the agent before are lost");
         Vec::new()
     }));
+    let (events, left) = Events::open(files.clone());
+    outbox.restore(left.into_iter().map(|record| (None, record)).collect());
 
     let (packets_in, packets) = mpsc::channel(64);
     let (requests, requests_out) = mpsc::channel(1);
@@ -71,6 +74,7 @@ pub async fn run(
         config: config.clone(),
         files: files.clone(),
         outbox,
+        events,
         records,
         stats: stats.clone(),
         shutdown: shutdown.clone(),
