@@ -218,6 +218,12 @@ impl GroupSet {
 }
 
 impl GroupKey {
+    /// The block from one address to another; `None` when that is no block.
+    pub fn block_of(first: IpAddr, last: IpAddr) -> Option<Self> {
+        let block = |length| IpNet::new(first, length).ok().filter(|block| block.network() == first && block.broadcast() == last);
+        (0..=128).find_map(block).map(Self::Block)
+    }
+
     /// The member that a set with this key holds, as far as the set can tell.
     pub fn member(self) -> Member {
         match self {

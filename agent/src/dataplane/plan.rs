@@ -4,8 +4,10 @@
 use super::desired::Desired;
 use super::element::{Entry, tidy};
 use super::names::{Layer, SetRef};
+use super::shared::{self, HeldShared, Object};
 use super::{Delta, element::Comments};
-use firebreak_policy::kernel_sets::{Comment, Element, SetId};
+use firebreak_policy::Members;
+use firebreak_policy::kernel_sets::{Comment, Element, GroupSet, SetId};
 use firebreak_policy::model::Family;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,6 +21,8 @@ pub(super) struct KernelState {
     pub(super) workloads: BTreeMap<IpAddr, Comment>,
     /// Policy. No set in here is empty.
     pub(super) policy: BTreeMap<SetId, BTreeMap<Element, Comment>>,
+    /// Policy in the shared form.
+    pub(super) shared: HeldShared,
 }
 
 impl KernelState {
@@ -31,7 +35,7 @@ impl KernelState {
     pub(super) fn len(&self) -> usize {
         let known: usize = self.known.values().map(BTreeMap::len).sum();
         let policy: usize = self.policy.values().map(BTreeMap::len).sum();
-        known + self.workloads.len() + policy
+        known + self.workloads.len() + policy + self.shared.len()
     }
 
     /// Takes up an element; of one that does not belong into the set, nothing.
@@ -46,8 +50,8 @@ impl KernelState {
             (SetRef::Policy(id), Entry::Policy(element)) => {
                 self.policy.entry(id).or_default().insert(element, comment);
             }
-            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_), Entry::Policy(_))
-            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_)) => {}
+            (set @ (SetRef::Group(_) | SetRef::Segments(..)), entry) => self.shared.insert(set, entry, comment),
+            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), _) => {}
         }
     }
 
@@ -69,14 +73,19 @@ impl KernelState {
                     }
                 }
             }
-            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_), Entry::Policy(_))
-            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_)) => {}
+            (SetRef::Segments(direction, _), Entry::Segment(local, _)) => self.shared.remove_segment(direction, *local),
+            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Group(_) | SetRef::Segments(..), _) => {}
         }
     }
 
     /// What the kernel holds after a plan was committed.
-    pub(super) fn apply(&mut self, plan: Plan) {
+    pub(super) fn apply(&mut self, mut plan: Plan) {
+        self.shared.apply(&mut plan);
         for change in plan.changes {
+            if let SetRef::Group(set) = change.set {
+                self.shared.count(set, change.put.len(), change.remove.len());
+                continue;
+            }
             for entry in &change.remove {
                 self.remove(change.set, entry);
             }
@@ -90,8 +99,14 @@ impl KernelState {
 /// One transaction's worth of change: by set in order, in each set the removals first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
+    /// What the changes refer to.
+    pub(super) before: Vec<Object>,
     /// Only sets that change.
     pub(super) changes: Vec<SetChange>,
+    /// What nothing refers to any more after the changes.
+    pub(super) after: Vec<Object>,
+    /// Whose members the sets of groups hold then.
+    pub(super) members: Vec<(GroupSet, Members)>,
 }
 
 /// What changes in one set.
@@ -108,7 +123,7 @@ pub(super) struct SetChange {
 impl Plan {
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
-        self.changes.is_empty()
+        self.changes.is_empty() && self.before.is_empty() && self.after.is_empty()
     }
 
     /// How many elements come and go.
@@ -116,7 +131,7 @@ impl Plan {
         self.changes.iter().fold((0, 0), |(put, removed), change| (put + change.put.len(), removed + change.remove.len()))
     }
 
-    fn push(&mut self, set: SetRef, remove: Vec<Entry>, put: Vec<(Entry, Comment)>) {
+    pub(super) fn push(&mut self, set: SetRef, remove: Vec<Entry>, put: Vec<(Entry, Comment)>) {
         if !(remove.is_empty() && put.is_empty()) {
             self.changes.push(SetChange { set, remove, put });
         }
@@ -125,13 +140,17 @@ impl Plan {
 
 /// What has to change for the kernel to hold what is desired.
 pub(super) fn plan(actual: &KernelState, desired: &Desired) -> Plan {
-    plan_to(actual, &desired_interfaces(desired), &desired_workloads(desired), &desired.sets.sets)
+    let mut plan = plan_to(actual, &desired_interfaces(desired), &desired_workloads(desired), &desired.sets.sets);
+    shared::plan(&mut plan, &actual.shared, &desired.sets.shared, false);
+    plan
 }
 
 /// What has to change for the kernel to hold again what was committed. The interfaces are the same in each table.
 pub(super) fn plan_restore(actual: &KernelState, committed: &KernelState) -> Plan {
     let nothing = BTreeMap::new();
-    plan_to(actual, committed.known.values().next().unwrap_or(&nothing), &committed.workloads, &committed.policy)
+    let mut plan = plan_to(actual, committed.known.values().next().unwrap_or(&nothing), &committed.workloads, &committed.policy);
+    shared::plan(&mut plan, &actual.shared, &committed.shared.desired(), true);
+    plan
 }
 
 fn plan_to(
@@ -206,6 +225,11 @@ pub(super) fn plan_delta(actual: &KernelState, delta: &Delta) -> Plan {
     }
     if let Some(SetChange { set, remove, put }) = open {
         plan.push(set, remove, put);
+    }
+    for (set, members) in &delta.groups {
+        if let Some(held) = actual.shared.groups.get(set) {
+            shared::plan_group(&mut plan, *set, &held.members, members);
+        }
     }
     plan
 }

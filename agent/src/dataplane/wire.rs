@@ -42,6 +42,12 @@ const SUBSYSTEM: u16 = 10;
 #[repr(u16)]
 pub(super) enum Message {
     NewTable = SUBSYSTEM << 8,
+    NewChain = (SUBSYSTEM << 8) | 3,
+    DelChain = (SUBSYSTEM << 8) | 5,
+    NewRule = (SUBSYSTEM << 8) | 6,
+    DelRule = (SUBSYSTEM << 8) | 8,
+    NewSet = (SUBSYSTEM << 8) | 9,
+    DelSet = (SUBSYSTEM << 8) | 11,
     GetTable = (SUBSYSTEM << 8) | 1,
     DelTable = (SUBSYSTEM << 8) | 2,
     GetChain = (SUBSYSTEM << 8) | 4,
@@ -65,6 +71,65 @@ impl Message {
 pub(super) const LIST_ELEMENT: u16 = 1;
 /// `NFTA_DATA_VALUE`.
 pub(super) const DATA_VALUE: u16 = 1;
+/// `NFTA_DATA_VERDICT`.
+pub(super) const DATA_VERDICT: u16 = 2;
+/// `NLM_F_APPEND`.
+pub(super) const APPEND: u16 = 0x800;
+
+/// `NFTA_VERDICT_*` and verdicts.
+pub(super) mod verdict {
+    pub(crate) const CODE: u16 = 1;
+    pub(crate) const CHAIN: u16 = 2;
+    /// `NFT_GOTO`.
+    pub(crate) const GOTO: i32 = -4;
+    /// `NFT_RETURN`.
+    pub(crate) const RETURN: i32 = -5;
+}
+
+/// `NFTA_RULE_*`.
+pub(super) mod rule {
+    pub(crate) const TABLE: u16 = 1;
+    pub(crate) const CHAIN: u16 = 2;
+    pub(crate) const EXPRESSIONS: u16 = 4;
+    pub(crate) const USERDATA: u16 = 7;
+}
+
+/// Expressions, and what they are made of: `NFTA_EXPR_*` and each one's own.
+pub(super) mod expression {
+    pub(crate) const NAME: u16 = 1;
+    pub(crate) const DATA: u16 = 2;
+    /// `NFTA_META_DREG`, `NFTA_META_KEY`.
+    pub(crate) const META_TO: u16 = 1;
+    pub(crate) const META_KEY: u16 = 2;
+    /// `NFT_META_NFPROTO`, `NFT_META_L4PROTO`.
+    pub(crate) const NFPROTO: u32 = 15;
+    pub(crate) const L4PROTO: u32 = 16;
+    /// `NFTA_PAYLOAD_*`.
+    pub(crate) const PAYLOAD_TO: u16 = 1;
+    pub(crate) const PAYLOAD_BASE: u16 = 2;
+    pub(crate) const PAYLOAD_OFFSET: u16 = 3;
+    pub(crate) const PAYLOAD_LENGTH: u16 = 4;
+    /// `NFT_PAYLOAD_NETWORK_HEADER`, `NFT_PAYLOAD_TRANSPORT_HEADER`.
+    pub(crate) const NETWORK: u32 = 1;
+    pub(crate) const TRANSPORT: u32 = 2;
+    /// `NFTA_CMP_*` and its operators.
+    pub(crate) const CMP_FROM: u16 = 1;
+    pub(crate) const CMP_OP: u16 = 2;
+    pub(crate) const CMP_DATA: u16 = 3;
+    pub(crate) const EQUAL: u32 = 0;
+    pub(crate) const AT_MOST: u32 = 3;
+    pub(crate) const AT_LEAST: u32 = 5;
+    /// `NFTA_LOOKUP_*`.
+    pub(crate) const LOOKUP_SET: u16 = 1;
+    pub(crate) const LOOKUP_FROM: u16 = 2;
+    /// `NFTA_IMMEDIATE_*`.
+    pub(crate) const IMMEDIATE_TO: u16 = 1;
+    pub(crate) const IMMEDIATE_DATA: u16 = 2;
+    /// `NFT_REG_VERDICT`, `NFT_REG_1`, and the first of the registers of 4 bytes.
+    pub(crate) const VERDICT: u32 = 0;
+    pub(crate) const REGISTER: u32 = 1;
+    pub(crate) const REGISTER_32: u32 = 8;
+}
 
 /// `NFTA_TABLE_*`.
 pub(super) mod table {
@@ -86,6 +151,24 @@ pub(super) mod chain {
 pub(super) mod set {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const NAME: u16 = 2;
+    pub(crate) const FLAGS: u16 = 3;
+    pub(crate) const KEY_TYPE: u16 = 4;
+    pub(crate) const KEY_LENGTH: u16 = 5;
+    pub(crate) const ID: u16 = 10;
+    pub(crate) const USERDATA: u16 = 13;
+    /// `NFT_SET_INTERVAL`.
+    pub(crate) const INTERVAL: u32 = 4;
+    /// nft's own numbers of types, of 6 bits each: a concatenation is one behind the other (libnftables, `datatype.h`).
+    pub(crate) const TYPE_BITS: u32 = 6;
+    pub(crate) const IPV4_ADDR: u32 = 7;
+    pub(crate) const IPV6_ADDR: u32 = 8;
+    pub(crate) const INET_PROTO: u32 = 12;
+    pub(crate) const INET_SERVICE: u32 = 13;
+    /// `NFTNL_UDATA_SET_KEYBYTEORDER` and `_COMMENT` of libnftnl.
+    pub(crate) const USERDATA_BYTE_ORDER: u8 = 0;
+    pub(crate) const USERDATA_COMMENT: u8 = 7;
+    /// `BYTEORDER_BIG_ENDIAN` of libnftables; it stands there in host order.
+    pub(crate) const BIG_ENDIAN: u32 = 2;
 }
 
 /// `NFTA_SET_ELEM_LIST_*` and `NFTA_SET_ELEM_*`.
@@ -94,6 +177,10 @@ pub(super) mod element {
     pub(crate) const LIST_SET: u16 = 2;
     pub(crate) const LIST_ELEMENTS: u16 = 3;
     pub(crate) const KEY: u16 = 1;
+    pub(crate) const DATA: u16 = 2;
+    pub(crate) const FLAGS: u16 = 3;
+    /// `NFT_SET_ELEM_INTERVAL_END`.
+    pub(crate) const INTERVAL_END: u32 = 1;
     pub(crate) const USERDATA: u16 = 6;
     pub(crate) const KEY_END: u16 = 10;
     /// `NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl, which is what `nft list` shows.

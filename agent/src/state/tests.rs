@@ -17,7 +17,7 @@ fn node() -> NodeName {
 fn kept(generation: u64) -> Kept {
     let group = |id: &str, members: &[&str]| {
         let members: BTreeSet<Member> = members.iter().map(|text| Member::Address(text.parse().unwrap())).collect();
-        (GroupId(id.into()), Arc::new(Group { id: GroupId(id.into()), title: format!("group {id}"), members }))
+        (GroupId(id.into()), Arc::new(Group { id: GroupId(id.into()), title: format!("group {id}"), members: members.into() }))
     };
     let segment = Segment { id: SegmentId("s".into()), title: "shop/web".to_owned(), ingress: None, egress: None };
     let id = WorkloadId::new(node(), "c1");

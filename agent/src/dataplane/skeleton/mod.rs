@@ -9,7 +9,7 @@ mod unknown;
 mod words;
 
 use super::config::DataplaneConfig;
-use super::names::{Layer, TABLE};
+use super::names::{Layer, TABLE, parse_segment_chain};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sets::SetSpec;
@@ -112,9 +112,12 @@ impl Skeleton {
     pub(super) fn replace(&self, present: &Present) -> Result<Vec<Value>, serde_json::Error> {
         let family = self.layer.as_str();
         let named = |kind: &str, name: &str| json!({ "delete": { kind: { "family": family, "table": TABLE, "name": name } } });
-        let mut commands = vec![json!({ "flush": { "table": { "family": family, "name": TABLE } } })];
+        // The chains of segments are as much the agent's as the elements are.
+        let ours = present.chains.iter().filter(|chain| parse_segment_chain(chain).is_none());
+        let flushed = |chain: &String| json!({ "flush": { "chain": { "family": family, "table": TABLE, "name": chain } } });
+        let mut commands: Vec<Value> = ours.clone().map(flushed).collect();
         let wanted: Vec<&str> = self.rules.chain_names().collect();
-        commands.extend(present.chains.iter().filter(|chain| !wanted.contains(&chain.as_str())).map(|chain| named("chain", chain)));
+        commands.extend(ours.filter(|chain| !wanted.contains(&chain.as_str())).map(|chain| named("chain", chain)));
         for set in self.written.iter().chain(&self.kept).filter(|set| !present.sets.contains(&set.name)) {
             commands.push(add_set(set)?);
         }
@@ -145,7 +148,8 @@ pub(super) fn document(commands: Vec<Value>) -> String {
 }
 
 fn add_set(set: &SetSpec) -> Result<Value, serde_json::Error> {
-    Ok(json!({ "add": { "set": serde_json::to_value(set)? } }))
+    let kind = if set.map.is_some() { "map" } else { "set" };
+    Ok(json!({ "add": { kind: serde_json::to_value(set)? } }))
 }
 
 fn add_object(object: &nftables::schema::NfListObject<'_>) -> Result<Value, serde_json::Error> {

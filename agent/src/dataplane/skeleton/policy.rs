@@ -4,7 +4,7 @@
 use super::cut;
 use super::words::{
     Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is_established, is_midstream, is_number, is_one_of,
-    is_reset, jump, l4proto, meta, to_goto, to_jump,
+    is_reset, jump, l4proto, look_up, meta, to_goto, to_jump,
 };
 use crate::dataplane::names::{self, COUNTER_OUT_OF_STATE, DIRECTIONS, FAMILIES, direction_word, family_digit};
 use firebreak_policy::kernel_sets::{SetId, Shape};
@@ -181,6 +181,7 @@ fn published(rules: &mut Rules, family: Family) {
 ///     ip daddr . ip saddr @in4_peer return
 ///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
 ///     ip daddr . ip saddr . meta l4proto . th sport @in4_range return
+///     ip daddr vmap @in4_segment
 ///     goto deny_in4
 /// }
 /// chain in4_with_ports {
@@ -189,6 +190,7 @@ fn published(rules: &mut Rules, family: Family) {
 ///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
 ///     ip daddr . meta l4proto . th dport @in4_port return
 ///     ip daddr . ip saddr . meta l4proto . th dport @in4_range return
+///     ip daddr vmap @in4_segment
 ///     goto deny_in4
 /// }
 /// chain in4_with_types {
@@ -196,6 +198,7 @@ fn published(rules: &mut Rules, family: Family) {
 ///     ip daddr . ip saddr @in4_peer return
 ///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
 ///     ip daddr . ip saddr . icmp type . icmp code @in4_icmp_range return
+///     ip daddr vmap @in4_segment
 ///     goto deny_in4
 /// }
 /// ```
@@ -211,6 +214,7 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
     let with = |more: Vec<Expression<'static>>| concat([ends(), more].concat());
     let allow = |key: Expression<'static>, shape: Shape| [in_set(key, &set(shape)), back()];
     let deny = || [goto(&deny_name(direction, family))];
+    let segment = || [look_up(local.clone(), &names::segments(direction, family))];
     for chain in [&name, &with_ports, &with_types] {
         rules.chain(chain);
     }
@@ -223,11 +227,13 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
     // Such an element spans every port, so any two bytes will do; the first two are there in the shortest packet that says
     // anything. (nft takes no constant in a concatenation.)
     rules.rule(&name, allow(with(vec![l4proto(), field("th", "sport")]), Shape::Range));
+    rules.rule(&name, segment());
     rules.rule(&name, deny());
 
     for (key, shape) in allows_with_ports(&local, &peer, &field("th", "dport")) {
         rules.rule(&with_ports, allow(key, shape));
     }
+    rules.rule(&with_ports, segment());
     rules.rule(&with_ports, deny());
 
     let message = || vec![field(icmp_header(family), "type"), field(icmp_header(family), "code")];
@@ -235,6 +241,7 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
     rules.rule(&with_types, allow(with(vec![]), Shape::Peer));
     rules.rule(&with_types, allow(with(vec![l4proto()]), Shape::PeerProtocol));
     rules.rule(&with_types, allow(with(message()), Shape::IcmpRange));
+    rules.rule(&with_types, segment());
     rules.rule(&with_types, deny());
 }
 

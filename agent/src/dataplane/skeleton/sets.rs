@@ -15,6 +15,9 @@ pub(super) struct SetSpec {
     pub(super) name: String,
     #[serde(rename = "type", serialize_with = "one_or_many")]
     pub(super) fields: Vec<&'static str>,
+    /// What its elements lead to, when it is a map.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) map: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) flags: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,6 +58,7 @@ impl SetSpec {
             table: TABLE,
             name,
             fields,
+            map: None,
             flags: Vec::new(),
             timeout: None,
             size: None,
@@ -75,6 +79,7 @@ impl SetSpec {
 /// set in4_range         { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval; }
 /// set in4_peer_icmp     { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; }
 /// set in4_icmp_range    { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; flags interval; }
+/// map in4_segment       { type ipv4_addr : verdict; }
 /// set published4        { type ipv4_addr . inet_proto . inet_service; }
 /// set published_allow4  { type ipv4_addr . ipv4_addr . inet_proto . inet_service; }
 /// ```
@@ -86,6 +91,9 @@ fn written_set(layer: Layer, set: SetRef) -> SetSpec {
     match set {
         SetRef::KnownInterfaces(_) => SetSpec::plain(layer, SET_KNOWN_IF.to_owned(), vec!["iface_index"]),
         SetRef::Workloads(family) => SetSpec::plain(layer, set.name(), vec![address(family)]),
+        SetRef::Segments(_, family) => SetSpec { map: Some("verdict"), ..SetSpec::plain(layer, set.name(), vec![address(family)]) },
+        // Made when a group needs one.
+        SetRef::Group(group) => SetSpec::plain(layer, set.name(), vec![address(group.family)]),
         SetRef::Policy(id) => {
             let local = address(id.family);
             let (fields, interval) = match id.shape {
