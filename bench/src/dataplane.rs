@@ -5,10 +5,10 @@ use crate::stats::{median, median_ratio, percentile, ratio_range, timed};
 use crate::{peer, scratch, world};
 use anyhow::{Context as _, ensure};
 use firebreak_agent::dataplane::{Dataplane, DataplaneConfig, Delta, Desired, InterfacePattern};
-use firebreak_policy::flatten;
 use firebreak_policy::kernel_sets::{Comment, Element, KernelSets, SetId, Shape};
 use firebreak_policy::model::{Direction, Family, Protocol};
-use firebreak_policy::node_state::Member;
+use firebreak_policy::node_state::{Member, NodeState};
+use firebreak_policy::{Limits, flatten_with};
 use firebreak_tests::lab::INTERFACES;
 use firebreak_tests::namespace::Namespace;
 use std::collections::BTreeMap;
@@ -42,7 +42,27 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     loads(report, &mut dataplane, &desired, &theirs)?;
     one_change(report, &mut dataplane, &theirs)?;
     whole_commits(report, &mut dataplane, &mut desired)?;
-    as_the_agent(report, &mut dataplane)
+    as_the_agent(report, &mut dataplane)?;
+    million(report, &mut dataplane)
+}
+
+/// A million elements in one sendmsg.
+fn million(report: &mut Report, dataplane: &mut Dataplane) -> anyhow::Result<()> {
+    let elements: BTreeMap<Element, Comment> = (0..1_000_000).map(|number| (element(number), "".into())).collect();
+    let desired = Desired { sets: KernelSets { sets: [(SET, elements)].into(), ..KernelSets::default() }, ..Desired::default() };
+    let mut times = Vec::new();
+    let mut bytes = 0;
+    for _ in 0..3 {
+        dataplane.commit(&Desired::default())?;
+        let (committed, took) = timed(|| dataplane.commit(&desired));
+        let committed = committed?;
+        ensure!(committed.elements == 1_000_000, "{committed:?}");
+        bytes = committed.bytes;
+        times.push(took);
+    }
+    dataplane.commit(&Desired::default())?;
+    report.add(Figure::ms(format!("load 1000000 elements in one sendmsg ({bytes} bytes), median of 3"), median(&times)));
+    Ok(())
 }
 
 fn element(number: u32) -> Element {
@@ -160,10 +180,15 @@ fn whole_commits(report: &mut Report, dataplane: &mut Dataplane, desired: &mut D
     Ok(())
 }
 
+/// As Part 1 did it: nothing is shared.
+fn multiplied(state: &NodeState) -> KernelSets {
+    flatten_with(state, &Limits { pairs: usize::MAX, rules: 0 })
+}
+
 /// One member of a group that 50 workloads let in goes or comes: the whole state is flattened and committed, as Part 1's agent does.
 fn as_the_agent(report: &mut Report, dataplane: &mut Dataplane) -> anyhow::Result<()> {
     let mut state = world::heavy_node();
-    dataplane.commit(&Desired { sets: flatten(&state), ..Desired::default() })?;
+    dataplane.commit(&Desired { sets: multiplied(&state), ..Desired::default() })?;
     let peer = Member::Address(IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1)));
     let mut times: Vec<Duration> = Vec::new();
     for round in 0..8 {
@@ -174,7 +199,7 @@ fn as_the_agent(report: &mut Report, dataplane: &mut Dataplane) -> anyhow::Resul
         } else {
             members.remove(&peer);
         }
-        let (committed, took) = timed(|| dataplane.commit(&Desired { sets: flatten(&state), ..Desired::default() }));
+        let (committed, took) = timed(|| dataplane.commit(&Desired { sets: multiplied(&state), ..Desired::default() }));
         let committed = committed?;
         ensure!(committed.added + committed.removed == 50, "{committed:?}");
         times.push(took);

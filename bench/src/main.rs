@@ -8,6 +8,7 @@ mod dataplane;
 mod eval;
 mod flows;
 mod follower;
+mod members;
 mod memory;
 mod operator;
 mod peer;
@@ -48,6 +49,16 @@ enum Inner {
         /// How many policies.
         policies: usize,
     },
+    /// Loads remote members into an agent in a process of its own and prints by how many bytes it and the kernel grew.
+    #[command(hide = true)]
+    MemberMemory {
+        /// How many local workloads.
+        locals: u32,
+        /// How many groups.
+        groups: u32,
+        /// How many members each.
+        members: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,6 +67,8 @@ enum Part {
     Policy,
     /// Set contents into the kernel.
     Dataplane,
+    /// One member through the agent, and memory.
+    Members,
     /// What a packet pays.
     Connect,
     /// The real binaries, end to end.
@@ -66,8 +79,10 @@ enum Part {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Inner::CompileMemory { workloads, policies }) = arguments.inner {
-        return memory::child(workloads, policies);
+    match arguments.inner {
+        Some(Inner::CompileMemory { workloads, policies }) => return memory::child(workloads, policies),
+        Some(Inner::MemberMemory { locals, groups, members }) => return members::child(locals, groups, members),
+        None => {}
     }
     let parts = if arguments.only.is_empty() { Part::value_variants().to_vec() } else { arguments.only };
     let mut report = Report::default();
@@ -77,6 +92,7 @@ fn main() -> ExitCode {
         let outcome = match part {
             Part::Policy => policy::measure(&mut report),
             Part::Dataplane => dataplane::measure(&mut report),
+            Part::Members => members::measure(&mut report),
             Part::Connect => connect::measure(&mut report),
             Part::System => system::measure(&mut report),
             Part::Eval => eval::measure(&mut report),

@@ -1,0 +1,309 @@
+//! One member more or less in the agent's own path (held state, core, dataplane's thread), and what a remote member takes of memory.
+
+use crate::memory::of_process;
+use crate::report::{Figure, Report};
+use crate::stats::{median, percentile};
+use crate::{dataplane, scratch};
+use anyhow::{Context as _, ensure};
+use firebreak_agent::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
+use firebreak_agent::local::{LocalInterface, LocalWorkload, LocalWorkloads};
+use firebreak_agent::session::{Applied, Committed, Held, NodeStatus};
+use firebreak_policy::Members;
+use firebreak_policy::model::{
+    Family, HostAccess, Labels, NamespaceName, NetworkAddress, NetworkName, NodeName, PolicyKey, PolicyKind, PortRange, Protocol,
+    WorkloadId, WorkloadSource,
+};
+use firebreak_policy::node_state::{
+    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, RuleRef,
+    Segment, SegmentId,
+};
+use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind};
+use firebreak_proto::state::{self, GroupChange};
+use firebreak_proto::v1;
+use firebreak_tests::namespace::Namespace;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Local workloads spread over segments, one group for each segment, all of one size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    locals: u32,
+    groups: u32,
+    members: u32,
+}
+
+/// How many members come and go in the timed part.
+const CHANGES: u32 = 1_000;
+
+/// Adds the figures.
+///
+/// # Errors
+/// The kernel refused, or a child failed.
+pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
+    let shared = Size { locals: 50, groups: 1, members: 200_000 };
+    changes(report, "a group of 200000 shared by 50 workloads", shared)?;
+    changes(report, "50 groups of 4000, each let in by one workload, multiplied out", Size { locals: 50, groups: 50, members: 4_000 })?;
+    for (name, size) in [
+        ("one group of 100000, shared by 100 workloads", Size { locals: 100, groups: 1, members: 100_000 }),
+        ("100 groups of 1000, each let in by one workload, multiplied out", Size { locals: 100, groups: 100, members: 1_000 }),
+        ("25 groups of 4000, each let in by four workloads, shared", Size { locals: 100, groups: 25, members: 4_000 }),
+        (
+            "100 groups of 1000, each let in by four workloads, multiplied out: the most that is",
+            Size { locals: 400, groups: 100, members: 1_000 },
+        ),
+    ] {
+        let (agent, kernel) = memory_of(size)?;
+        let per = |bytes: i64| f64::from(i32::try_from(bytes / 1_000).unwrap_or(i32::MAX)) / 100.0;
+        let text = format!("memory per remote member, 100000 of them, {name}: agent {:.0} B, kernel {:.0} B", per(agent), per(kernel));
+        report.add(Figure::new(text, per(agent + kernel), "B").at_most(512.0));
+    }
+    Ok(())
+}
+
+fn name() -> NodeName {
+    NodeName::from("node-0")
+}
+
+fn local_address(number: u32) -> IpAddr {
+    Ipv4Addr::from_bits(0x0a09_0000 + number).into()
+}
+
+fn member(group: u32, number: u32) -> Member {
+    Member::Address(Ipv4Addr::from_bits(0x0b00_0000 + group * 0x0004_0000 + number * 2).into())
+}
+
+fn state_of(size: Size) -> NodeState {
+    let mut state = NodeState::default();
+    let policy = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace: NamespaceName::from("shop"), name: "db".to_owned() };
+    for number in 0..size.groups {
+        let group = GroupId(format!("group-{number:04}").into());
+        let members: Members = (0..size.members).map(|of| member(number, of)).collect();
+        state
+            .groups
+            .insert(group.clone(), Arc::new(Group { id: group.clone(), title: format!("app=api-{number} in namespace shop"), members }));
+        let service = CompiledService::Ports(Protocol::TCP, PortRange::single(5432));
+        let rule = CompiledRule {
+            origin: RuleRef { policy: policy.clone(), index: 0, name: None },
+            peers: CompiledPeers::Groups(vec![group]),
+            services: CompiledServices::Only(vec![service]),
+        };
+        let ingress = Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules: vec![rule] };
+        let id = SegmentId(format!("segment-{number:04}").into());
+        let segment = Segment { id: id.clone(), title: format!("shop/db-{number}"), ingress: Some(ingress), egress: None };
+        state.segments.insert(id, Arc::new(segment));
+    }
+    for number in 0..size.locals {
+        let id = WorkloadId::new(name(), &*format!("w{number}"));
+        let endpoint = LocalEndpoint {
+            id: id.clone(),
+            name: format!("db-{number}"),
+            namespace: NamespaceName::from("shop"),
+            segment: SegmentId(format!("segment-{:04}", number % size.groups).into()),
+            addresses: [local_address(number)].into(),
+            published_ports: Vec::new(),
+        };
+        state.endpoints.insert(id, Arc::new(endpoint));
+    }
+    state
+}
+
+fn locals(state: &NodeState) -> LocalWorkloads {
+    let workload = |(index, endpoint): (u32, &Arc<LocalEndpoint>)| {
+        let addresses =
+            endpoint.addresses.iter().map(|it| NetworkAddress { network: NetworkName::default_network(), address: *it }).collect();
+        let workload = LocalWorkload {
+            id: endpoint.id.clone(),
+            name: endpoint.name.clone(),
+            namespace: endpoint.namespace.clone(),
+            labels: Labels::default(),
+            image_labels: BTreeMap::new(),
+            named_ports: Vec::new(),
+            published_ports: Vec::new(),
+            interfaces: [(index, LocalInterface { name: format!("veth{index}").into(), addresses })].into(),
+            host_network: false,
+            source: WorkloadSource::Manifest,
+            problem: None,
+        };
+        (endpoint.id.container.clone(), Arc::new(workload))
+    };
+    LocalWorkloads { in_sync: true, workloads: (10..).zip(state.endpoints.values()).map(workload).collect(), ..LocalWorkloads::default() }
+}
+
+/// The controller's side of a stream, and the agent behind it.
+struct Agent {
+    held: Held,
+    hashes: BTreeMap<ObjectKey, ContentHash>,
+    sums: BTreeMap<GroupId, MemberSum>,
+    generation: u64,
+    committed: watch::Sender<Option<Arc<Committed>>>,
+    applied: watch::Receiver<Option<Arc<Applied>>>,
+    _local: watch::Sender<Arc<LocalWorkloads>>,
+    _status: watch::Receiver<NodeStatus>,
+    stop: CancellationToken,
+}
+
+impl Agent {
+    fn start(inside: &Namespace, local: LocalWorkloads) -> anyhow::Result<Self> {
+        let dataplane = dataplane::open(inside)?;
+        let kernel = inside.run(move || KernelThread::start(dataplane, None, None))??;
+        let (committed, of_task) = watch::channel(None);
+        let (local, local_of_task) = watch::channel(Arc::new(local));
+        let (applied_of_task, applied) = watch::channel(None);
+        let (status_of_task, status) = watch::channel(NodeStatus { tables_whole: true, able: true, ..NodeStatus::default() });
+        let stats = Arc::new(EnforceStats::default());
+        let links = EnforceLinks { committed: of_task, local: local_of_task, applied: applied_of_task, status: status_of_task, stats };
+        let stop = CancellationToken::new();
+        tokio::spawn(enforce::run(kernel, links, stop.clone()));
+        let held = Held::nothing(name());
+        let (hashes, sums) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { held, hashes, sums, generation: 0, committed, applied, _local: local, _status: status, stop })
+    }
+
+    /// Takes the whole state in, as it comes over the wire.
+    async fn load(&mut self, state: &NodeState) -> anyhow::Result<()> {
+        self.hashes = hash::objects_of(&name(), state).into_iter().collect();
+        for group in state.groups.values() {
+            self.sums.insert(group.id.clone(), MemberSum::of(&group.members));
+            let whole = GroupChange {
+                id: group.id.clone(),
+                title: group.title.clone(),
+                reset: true,
+                add: group.members.iter().copied().collect(),
+                remove: Vec::new(),
+                hash: Some(hash::whole_group_hash(group)),
+            };
+            self.held.update(state::group_update(&whole))?;
+        }
+        for update in
+            state.segments.values().map(|it| state::segment_update(it)).chain(state.endpoints.values().map(|it| state::endpoint_update(it)))
+        {
+            self.held.update(update)?;
+        }
+        self.held.update(state::node_update(&name(), &BTreeSet::new()))?;
+        let commit = self.next_commit();
+        self.enforced(commit).await
+    }
+
+    fn next_commit(&mut self) -> v1::Commit {
+        self.generation += 1;
+        let hash = hash::commit_hash(self.hashes.iter().map(|(key, hash)| (key, *hash))).to_wire();
+        v1::Commit { epoch: "e".to_owned(), generation: self.generation, revision: self.generation, hash }
+    }
+
+    async fn enforced(&mut self, commit: v1::Commit) -> anyhow::Result<()> {
+        let committed = self.held.commit(commit)?;
+        self.committed.send_replace(Some(committed));
+        self.applied.changed().await?;
+        let applied = self.applied.borrow_and_update().clone().context("nothing was applied")?;
+        ensure!(applied.failure.is_none() && applied.generation.0 == self.generation, "{applied:?}");
+        Ok(())
+    }
+
+    /// One member comes or goes: from the update in the agent's hands to the answer after the kernel's commit, and of it in the kernel's thread.
+    async fn change(&mut self, group: &Group, member: Member, comes: bool) -> anyhow::Result<(Duration, Duration)> {
+        let sum = self.sums.entry(group.id.clone()).or_default();
+        if comes {
+            sum.add(&member)
+        } else {
+            sum.remove(&member)
+        };
+        let hash = hash::group_hash(&group.id, &group.title, sum);
+        self.hashes.insert(ObjectKey::new(ObjectKind::Group, group.id.0.clone()), hash);
+        let (add, remove) = if comes { (vec![member], vec![]) } else { (vec![], vec![member]) };
+        let change = GroupChange { id: group.id.clone(), title: group.title.clone(), reset: false, add, remove, hash: Some(hash) };
+        let (update, commit) = (state::group_update(&change), self.next_commit());
+        let begun = Instant::now();
+        self.held.update(update)?;
+        self.enforced(commit).await?;
+        let took = begun.elapsed();
+        let inside = self.applied.borrow().as_ref().map(|applied| applied.kernel_time).unwrap_or_default();
+        Ok((took, inside))
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)
+}
+
+fn changes(report: &mut Report, what: &str, size: Size) -> anyhow::Result<()> {
+    let inside = Namespace::new(&scratch::prefix("one"))?;
+    let state = state_of(size);
+    let runtime = runtime()?;
+    let (times, insides) = runtime.block_on(async {
+        let mut agent = Agent::start(&inside, locals(&state))?;
+        agent.load(&state).await?;
+        let (mut times, mut insides) = (Vec::new(), Vec::new());
+        for number in 0..CHANGES {
+            let group = number / 2 % size.groups;
+            let (_, object) = state.groups.iter().nth(usize::try_from(group)?).context("no group")?;
+            let Member::Address(address) = member(group, (number / 2 * 7_919) % size.members) else { continue };
+            let IpAddr::V4(address) = address else { continue };
+            let newcomer = Member::Address(Ipv4Addr::from_bits(address.to_bits() + 1).into());
+            let (took, inside) = agent.change(object, newcomer, number % 2 == 0).await?;
+            times.push(took);
+            insides.push(inside);
+        }
+        agent.stop.cancel();
+        anyhow::Ok((times, insides))
+    })?;
+    let name = format!("one member's change through the agent (update, hash check, core, thread, kernel), {what}");
+    report.add(Figure::us(format!("{name}, p50 of {CHANGES} (row 1)"), median(&times)).at_most(100.0));
+    report.add(Figure::us(format!("{name}, p99 (row 1)"), percentile(&times, 99)).at_most(1_000.0));
+    report.add(Figure::us(format!("of it in the dataplane's thread, {what}, p50"), median(&insides)));
+    Ok(())
+}
+
+fn memory_of(size: Size) -> anyhow::Result<(i64, i64)> {
+    let numbers = [size.locals, size.groups, size.members].map(|it| it.to_string());
+    let child = Command::new(std::env::current_exe()?).arg("member-memory").args(numbers).output().context("cannot run member-memory")?;
+    ensure!(child.status.success(), "member-memory: {}", String::from_utf8_lossy(&child.stderr));
+    let text = String::from_utf8(child.stdout)?;
+    let mut words = text.split_whitespace().map(str::parse);
+    let mut next = || words.next().with_context(|| format!("member-memory printed {text:?}"));
+    Ok((next()??, next()??))
+}
+
+/// Loads a state into an agent in a process that does nothing else, and prints by how many bytes the process and the kernel's own memory grew.
+pub(crate) fn child(locals: u32, groups: u32, members: u32) -> ExitCode {
+    match grown(Size { locals, groups, members }) {
+        Ok((agent, kernel)) => {
+            println!("{agent} {kernel}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn grown(size: Size) -> anyhow::Result<(i64, i64)> {
+    let inside = Namespace::new(&scratch::prefix("mem"))?;
+    runtime()?.block_on(async {
+        // What the controller's side takes is made and hashed before the first look, and is not the agent's.
+        let state = state_of(size);
+        let mut agent = Agent::start(&inside, self::locals(&state))?;
+        let resident = i64::try_from(of_process("self", "VmRSS")?)?;
+        let kernel = kernel_bytes()?;
+        agent.load(&state).await?;
+        let grown = (i64::try_from(of_process("self", "VmRSS")?)? - resident, kernel_bytes()? - kernel);
+        agent.stop.cancel();
+        ensure!(Family::of(local_address(0)) == Family::V4, "the sizes are of IPv4");
+        Ok(grown)
+    })
+}
+
+/// What the kernel cannot give back: slabs, and what is mapped for large tables.
+fn kernel_bytes() -> anyhow::Result<i64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let field = |name: &str| -> anyhow::Result<i64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).with_context(|| format!("no {name}"))?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse::<i64>()? * 1024)
+    };
+    Ok(field("SUnreclaim")? + field("VmallocUsed")?)
+}
