@@ -32,7 +32,7 @@ impl fmt::Display for Entry {
             Self::Group(GroupKey::Address(peer)) => write!(f, "{peer}"),
             Self::Group(GroupKey::Service(peer, protocol, port)) => write!(f, "{peer} . {protocol} . {port}"),
             Self::Group(GroupKey::Block(block)) => write!(f, "{block}"),
-            Self::Segment(local, chain) => write!(f, "{local} : goto {}", super::names::segment_chain(chain)),
+            Self::Segment(local, chain) => write!(f, "{local} : jump {}", super::names::segment_chain(chain)),
             Self::Policy(element) => match element {
                 Element::Local(local) => write!(f, "{local}"),
                 Element::Peer(local, peer) => write!(f, "{local} . {peer}"),

@@ -227,6 +227,11 @@ pub(super) fn deny_chain(direction: Direction, family: Family) -> String {
     format!("deny_{}{}", direction_word(direction), family_digit(family))
 }
 
+/// What is still to be asked of a packet that the egress stage lets through: `beyond_out4`.
+pub(super) fn beyond_egress(family: Family) -> String {
+    format!("beyond_out{}", family_digit(family))
+}
+
 /// The number of the family's ICMP.
 pub(super) fn icmp_number(family: Family) -> u8 {
     match family {

@@ -9,6 +9,7 @@ use super::plan::{KernelState, Plan, plan, plan_delta, plan_restore};
 use super::read_back::read_back;
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
+use super::shared::{plan_tidy, split_prepared};
 use super::skeleton::Skeleton;
 use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::{nft, tables};
@@ -50,14 +51,14 @@ impl Dataplane {
     /// Makes the kernel hold what is desired, in one transaction; nothing is written when it does already.
     /// On error the old contents stay whole, but for [`CommitError::Unknown`].
     pub fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError> {
-        let actual = self.actual()?;
-        let plan = plan(actual, desired);
-        match self.commit_plan(plan) {
+        self.tidy()?;
+        let plan = plan(self.actual()?, desired);
+        match self.commit_prepared(plan) {
             Err(CommitError::Refused { source, .. }) if !self.owned && source.errno == Errno::ENOENT => {
                 // Where the kernel does not keep others off, an element may have been taken away behind our back.
                 self.actual = None;
                 let plan = super::plan::plan(self.actual()?, desired);
-                self.commit_plan(plan)
+                self.commit_prepared(plan)
             }
             result => result,
         }
@@ -65,8 +66,26 @@ impl Dataplane {
 
     /// As [`Self::commit`], for a known change of the policy sets; looks at nothing else.
     pub fn commit_delta(&mut self, delta: &Delta) -> Result<CommitReport, CommitError> {
+        if *delta == Delta::default() {
+            return self.tidy();
+        }
         let plan = plan_delta(self.actual()?, delta);
         self.commit_plan(plan)
+    }
+
+    /// Removes chains and sets that nothing leads to any more. They are left behind by a commit for the packets that were on their way;
+    /// [`CommitReport::leftover`] says that there are some. The next commit does it too.
+    pub fn tidy(&mut self) -> Result<CommitReport, CommitError> {
+        let plan = plan_tidy(&self.actual()?.shared);
+        self.commit_plan(plan)
+    }
+
+    /// New chains and sets first, in a transaction of their own: they mean nothing until an address leads to them.
+    fn commit_prepared(&mut self, mut plan: Plan) -> Result<CommitReport, CommitError> {
+        let prepared = split_prepared(&mut plan).map(|prepared| self.commit_plan(prepared)).transpose()?.unwrap_or_default();
+        let report = self.commit_plan(plan)?;
+        let (added, removed) = (report.added + prepared.added, report.removed + prepared.removed);
+        Ok(CommitReport { added, removed, bytes: report.bytes + prepared.bytes, ..report })
     }
 
     /// Reads what the kernel holds and takes that for what was committed. Says how many elements there are.
@@ -121,7 +140,11 @@ impl Dataplane {
     fn commit_plan(&mut self, plan: Plan) -> Result<CommitReport, CommitError> {
         let elements = self.actual()?.len();
         if plan.is_empty() {
-            return Ok(CommitReport { elements, ..CommitReport::default() });
+            // What is only learnt needs no writing.
+            let actual = self.actual.get_or_insert_default();
+            actual.apply(plan);
+            let leftover = !plan_tidy(&actual.shared).is_empty();
+            return Ok(CommitReport { elements, leftover, ..CommitReport::default() });
         }
         let batch = render(&plan, self.socket.sequence())?;
         let outcome = self.socket.transact(&batch.bytes, batch.last_sequence(), batch.next_sequence()).map_err(CommitError::Socket)?;
@@ -130,7 +153,8 @@ impl Dataplane {
                 let (added, removed) = plan.counts();
                 let actual = self.actual.get_or_insert_default();
                 actual.apply(plan);
-                Ok(CommitReport { added, removed, bytes: batch.bytes.len(), elements: actual.len() })
+                let leftover = !plan_tidy(&actual.shared).is_empty();
+                Ok(CommitReport { added, removed, bytes: batch.bytes.len(), elements: actual.len(), leftover })
             }
             Outcome::Refused(complaints) => Err(explain(&plan, &batch, &complaints)),
             Outcome::TooLarge { limit } => Err(CommitError::TooLarge { bytes: batch.bytes.len(), limit }),

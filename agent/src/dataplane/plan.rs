@@ -7,7 +7,7 @@ use super::names::{Layer, SetRef};
 use super::shared::{self, HeldShared, Object};
 use super::{Delta, element::Comments};
 use firebreak_policy::Members;
-use firebreak_policy::kernel_sets::{Comment, Element, GroupSet, SetId};
+use firebreak_policy::kernel_sets::{Chain, Comment, Element, GroupSet, SetId, SharedRule};
 use firebreak_policy::model::Family;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -107,6 +107,8 @@ pub(super) struct Plan {
     pub(super) after: Vec<Object>,
     /// Whose members the sets of groups hold then.
     pub(super) members: Vec<(GroupSet, Members)>,
+    /// Rules of chains that are there.
+    pub(super) rules: Vec<(Chain, Vec<SharedRule>)>,
 }
 
 /// What changes in one set.

@@ -147,7 +147,7 @@ fn render_message<'a>(
         }
         if let (Entry::Segment(_, chain), Some(_)) = (entry, comment) {
             let data = writer.nest(element::DATA);
-            render_shared::put_verdict(writer, wire::verdict::GOTO, Some(&segment_chain(chain)));
+            render_shared::put_verdict(writer, wire::verdict::JUMP, Some(&segment_chain(chain)));
             writer.end_nest(data);
         }
         if let Some(comment) = comment

@@ -2,7 +2,7 @@
 //! of the policy crate, expression by expression, so that `nft list` shows that text. Pure.
 
 use super::names::Layer;
-use super::names::{TABLE, deny_chain, group_set, icmp_number, segment_chain};
+use super::names::{TABLE, beyond_egress, deny_chain, group_set, icmp_number, segment_chain};
 use super::render::Place;
 use super::shared::Object;
 use super::wire::{APPEND, CREATE, DATA_VALUE, DATA_VERDICT, LIST_ELEMENT, Message, Writer, chain, expression as e, rule, set, verdict};
@@ -133,7 +133,7 @@ fn add_rule(writer: &mut Writer, name: &Chain, comment: &str, sequence: u32, exp
     writer.end(open);
 }
 
-/// `ip saddr @group4_... tcp dport 80 return`
+/// `ip saddr @group4_... tcp dport 80 accept`
 fn conditions(writer: &mut Writer, name: &Chain, content: &SharedRule) {
     if let SharedPeers::In(group) = content.peers {
         // nft reads an address only behind a test of the family.
@@ -177,7 +177,11 @@ fn conditions(writer: &mut Writer, name: &Chain, content: &SharedRule) {
             }
         }
     }
-    immediate(writer, verdict::RETURN, None);
+    // Not by coming back: that is what a packet does that meets a chain while it is made.
+    match name.direction {
+        Direction::Ingress => immediate(writer, verdict::ACCEPT, None),
+        Direction::Egress => immediate(writer, verdict::GOTO, Some(&beyond_egress(name.family))),
+    }
 }
 
 /// The address of the other end: source of what comes in, destination of what goes out.

@@ -6,7 +6,7 @@ use super::plan::{Plan, SetChange};
 use firebreak_policy::Members;
 use firebreak_policy::kernel_sets::{Chain, Comment, GroupKey, GroupSet, Shared, SharedRule};
 use firebreak_policy::model::{Direction, Family};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// What the kernel holds of it. The members are those of the desired state, in the same memory.
@@ -89,6 +89,7 @@ impl HeldShared {
                 }
             }
         }
+        self.chains.extend(plan.rules.drain(..));
         for (set, members) in plan.members.drain(..) {
             if let Some(group) = self.groups.get_mut(&set) {
                 group.members = members;
@@ -121,6 +122,8 @@ pub(super) fn plan(plan: &mut Plan, actual: &HeldShared, desired: &Shared, rewri
     for (chain, rules) in &desired.chains {
         match actual.chains.get(chain) {
             None => plan.before.push(Object::AddChain(*chain, rules.clone())),
+            // Its name says its rules; a chain that was read back learns them.
+            Some(held) if held.is_empty() && !rewrite => plan.rules.push((*chain, rules.clone())),
             Some(_) if rewrite => plan.before.push(Object::RewriteChain(*chain, rules.clone())),
             Some(_) => {}
         }
@@ -130,8 +133,34 @@ pub(super) fn plan(plan: &mut Plan, actual: &HeldShared, desired: &Shared, rewri
             plan_segments(plan, actual, desired, direction, family);
         }
     }
-    plan.after.extend(actual.chains.keys().filter(|chain| !desired.chains.contains_key(chain)).map(|chain| Object::DeleteChain(*chain)));
-    plan.after.extend(actual.groups.keys().filter(|set| !desired.groups.contains_key(set)).map(|set| Object::DeleteSet(*set)));
+}
+
+/// What no local address leads to any more. It goes in a transaction after the one that left it behind: packets that were on their way through
+/// a chain then find its sets as they were.
+pub(super) fn plan_tidy(actual: &HeldShared) -> Plan {
+    let wanted: BTreeSet<&Chain> = actual.segments.values().map(|(chain, _)| chain).collect();
+    let gone = actual.chains.keys().filter(|chain| !wanted.contains(chain)).map(|chain| Object::DeleteChain(*chain));
+    let mut plan = Plan { after: gone.collect(), ..Plan::default() };
+    let kept = || actual.chains.iter().filter(|(chain, _)| wanted.contains(chain)).map(|(_, rules)| rules);
+    // A chain that was read back does not say which sets it names: the first commit tells.
+    if kept().all(|rules| !rules.is_empty()) {
+        let named: BTreeSet<GroupSet> = kept().flatten().filter_map(SharedRule::group).collect();
+        plan.after.extend(actual.groups.keys().filter(|set| !named.contains(set)).map(|set| Object::DeleteSet(*set)));
+    }
+    plan
+}
+
+/// Takes out of a plan what may go before it and means nothing by itself: new chains, and new sets with what is in them. When the plan then makes
+/// addresses lead to a chain, it is there in full for every packet, also for one that began before.
+pub(super) fn split_prepared(plan: &mut Plan) -> Option<Plan> {
+    let objects: Vec<Object> = plan.before.extract_if(.., |object| !matches!(object, Object::RewriteChain(..))).collect();
+    if objects.is_empty() {
+        return None;
+    }
+    let added = |set: &GroupSet| objects.iter().any(|object| matches!(object, Object::AddSet(added, _) if added == set));
+    let changes = plan.changes.extract_if(.., |change| matches!(change.set, SetRef::Group(set) if added(&set))).collect();
+    let members = plan.members.extract_if(.., |(set, _)| added(set)).collect();
+    Some(Plan { before: objects, changes, members, ..Plan::default() })
 }
 
 /// Adds to a plan what comes and goes in one set of a group.

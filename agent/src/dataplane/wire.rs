@@ -82,8 +82,10 @@ pub(super) mod verdict {
     pub(crate) const CHAIN: u16 = 2;
     /// `NFT_GOTO`.
     pub(crate) const GOTO: i32 = -4;
-    /// `NFT_RETURN`.
-    pub(crate) const RETURN: i32 = -5;
+    /// `NFT_JUMP`.
+    pub(crate) const JUMP: i32 = -3;
+    /// `NF_ACCEPT`.
+    pub(crate) const ACCEPT: i32 = 1;
 }
 
 /// `NFTA_RULE_*`.

@@ -5,6 +5,7 @@ mod contents;
 mod figures;
 mod install;
 mod lab;
+mod live;
 mod namespace;
 mod ownership;
 mod packets;

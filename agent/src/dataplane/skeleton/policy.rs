@@ -130,6 +130,11 @@ fn state(rules: &mut Rules) {
 ///     ip saddr @out4_isolated jump out4
 ///     ip daddr . meta l4proto . th dport @published4 ip saddr @workload4 goto published4
 /// }
+/// chain beyond_out4 {                                  # where a segment's chain has let the egress stage be passed
+///     ip daddr @in4_isolated goto in4
+///     ip daddr . meta l4proto . th dport @published4 ip saddr @workload4 goto published4
+///     accept
+/// }
 /// chain output4 {                                      # the own node gets in unless it is judged too
 ///     ip daddr @in4_host_judged ip daddr @in4_isolated goto in4
 /// }
@@ -147,13 +152,18 @@ fn judged(rules: &mut Rules, family: Family) {
     for (hook, chain) in [("forward", &forward), ("input", &input), ("output", &output)] {
         rules.rule(chain, cut::revoked_guard(family, hook));
     }
+    let beyond = names::beyond_egress(family);
+    rules.chain(&beyond);
     rules.rule(&forward, [in_set(source.clone(), &isolated_out), jump(&egress)]);
     rules.rule(&forward, [in_set(destination.clone(), &isolated_in), goto(&ingress)]);
 
     rules.rule(&input, [in_set(source.clone(), &isolated_out), jump(&egress)]);
     let service = concat([destination.clone(), l4proto(), field("th", "dport")]);
     let published = set(Direction::Egress, family, Shape::Published);
-    rules.rule(&input, [in_set(service, &published), in_set(source, &names::workloads(family)), goto(&published)]);
+    rules.rule(&input, [in_set(service.clone(), &published), in_set(source.clone(), &names::workloads(family)), goto(&published)]);
+    rules.rule(&beyond, [in_set(destination.clone(), &isolated_in), goto(&ingress)]);
+    rules.rule(&beyond, [in_set(service, &published), in_set(source, &names::workloads(family)), goto(&published)]);
+    rules.rule(&beyond, [accept()]);
 
     let host_judged = set(Direction::Ingress, family, Shape::HostJudged);
     rules.rule(&output, [in_set(destination.clone(), &host_judged), in_set(destination, &isolated_in), goto(&ingress)]);
@@ -173,31 +183,32 @@ fn published(rules: &mut Rules, family: Family) {
     rules.rule(&chain, [goto(&deny_name(Direction::Ingress, family))]);
 }
 
-/// One stage; `return` is "this direction allows it".
+/// One stage; `accept` (on egress `return`) is "this direction allows it". A segment's chain says it by a verdict of its own: what falls
+/// through it, as a packet that was under way while the chain was made does, is denied.
 ///
 /// ```text
 /// chain in4 {
 ///     meta l4proto vmap { tcp : goto in4_with_ports, ..., icmp : goto in4_with_types }
-///     ip daddr . ip saddr @in4_peer return
-///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
-///     ip daddr . ip saddr . meta l4proto . th sport @in4_range return
+///     ip daddr . ip saddr @in4_peer accept
+///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol accept
+///     ip daddr . ip saddr . meta l4proto . th sport @in4_range accept
 ///     ip daddr vmap @in4_segment
 ///     goto deny_in4
 /// }
 /// chain in4_with_ports {
-///     ip daddr . ip saddr . meta l4proto . th dport @in4_peer_port return
-///     ip daddr . ip saddr @in4_peer return
-///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
-///     ip daddr . meta l4proto . th dport @in4_port return
-///     ip daddr . ip saddr . meta l4proto . th dport @in4_range return
+///     ip daddr . ip saddr . meta l4proto . th dport @in4_peer_port accept
+///     ip daddr . ip saddr @in4_peer accept
+///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol accept
+///     ip daddr . meta l4proto . th dport @in4_port accept
+///     ip daddr . ip saddr . meta l4proto . th dport @in4_range accept
 ///     ip daddr vmap @in4_segment
 ///     goto deny_in4
 /// }
 /// chain in4_with_types {
-///     ip daddr . ip saddr . icmp type . icmp code @in4_peer_icmp return
-///     ip daddr . ip saddr @in4_peer return
-///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
-///     ip daddr . ip saddr . icmp type . icmp code @in4_icmp_range return
+///     ip daddr . ip saddr . icmp type . icmp code @in4_peer_icmp accept
+///     ip daddr . ip saddr @in4_peer accept
+///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol accept
+///     ip daddr . ip saddr . icmp type . icmp code @in4_icmp_range accept
 ///     ip daddr vmap @in4_segment
 ///     goto deny_in4
 /// }
@@ -212,7 +223,13 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
     let set = |shape| set(direction, family, shape);
     let ends = || vec![local.clone(), peer.clone()];
     let with = |more: Vec<Expression<'static>>| concat([ends(), more].concat());
-    let allow = |key: Expression<'static>, shape: Shape| [in_set(key, &set(shape)), back()];
+    // Nothing comes behind the ingress stage. It says so by a verdict and not by coming back, because it may be asked out of the middle of the
+    // egress stage, for a packet that a segment's chain has let through there.
+    let allowed = || match direction {
+        Direction::Ingress => accept(),
+        Direction::Egress => back(),
+    };
+    let allow = |key: Expression<'static>, shape: Shape| [in_set(key, &set(shape)), allowed()];
     let deny = || [goto(&deny_name(direction, family))];
     let segment = || [look_up(local.clone(), &names::segments(direction, family))];
     for chain in [&name, &with_ports, &with_types] {
