@@ -20,6 +20,9 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+/// For how long chains that nothing leads to any more are left to the packets that were on their way through them.
+const LEFTOVER: Duration = Duration::from_millis(250);
+
 /// What is brought to the desired state. [`Dataplane`], or a stand-in in tests.
 pub trait Kernel: Send + 'static {
     /// Makes it hold what is desired, in one transaction; on error the old contents stay whole.
@@ -287,6 +290,7 @@ pub struct KernelGone;
 pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: CancellationToken) -> Result<(), KernelGone> {
     let backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
     let mut failures = 0;
+    let mut leftover = false;
     // Whether the controller waits for an answer.
     let mut owed = true;
     loop {
@@ -295,6 +299,7 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
         let local = links.local.borrow_and_update().clone();
         if let Some(committed) = committed.filter(|_| local.in_sync) {
             let outcome = kernel.ask(|reply| Job::Apply { committed: committed.clone(), local, reply }).await?;
+            leftover = outcome.result.as_ref().is_ok_and(|report| report.leftover);
             failures = if outcome.result.is_ok() { 0 } else { failures + 1 };
             tell(&links, &committed, outcome, std::mem::take(&mut owed));
         }
@@ -304,8 +309,16 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
                 failures => tokio::time::sleep(backoff.wait(failures - 1, "kernel")).await,
             }
         };
+        let tidy = async {
+            if !leftover {
+                std::future::pending().await
+            }
+            // Long after the last packet that the old chains have seen.
+            tokio::time::sleep(LEFTOVER).await;
+        };
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
+            () = tidy => {}
             () = changed(&mut links.committed) => owed = true,
             () = changed(&mut links.local) => {}
             () = kernel.again.notified() => {}

@@ -11,6 +11,7 @@ use super::plan::{KernelState, Plan, plan, plan_delta, plan_restore};
 use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
+use super::shared::{plan_tidy, split_prepared};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::tables;
 use nix::errno::Errno;
@@ -30,6 +31,8 @@ pub struct Dataplane {
     is_outdated: bool,
     /// What each chain is, as it was brought about or found.
     prints: Prints,
+    /// Whether there are chains or sets that nothing leads to any more.
+    leftover: bool,
     /// The next part of the background check.
     step: usize,
     /// Until when the node observes, and why, if this process was told.
@@ -74,6 +77,7 @@ impl Dataplane {
             owned: persists,
             is_outdated,
             prints: Prints::new(),
+            leftover: false,
             step: 0,
             observing: None,
             config: config.clone(),
@@ -83,6 +87,7 @@ impl Dataplane {
         let layers = &this.layers;
         let actual = read_back_of(&mut this.socket, layers, |set| !is_outdated || readable.contains(&set))?;
         let opened = Opened { skeleton, owned: persists, elements: actual.len() };
+        this.leftover = !plan_tidy(&actual.shared).is_empty();
         this.actual = Some(actual);
         this.prints = check::prints(&mut this.socket, &this.layers)?;
         if let Ok(Some(ObserveElement { left, note })) = this.observing() {
@@ -111,14 +116,14 @@ impl Dataplane {
             self.is_outdated = false;
             tracing::info!("the tables of another version were replaced in one transaction");
         }
-        let actual = self.actual()?;
-        let plan = plan(actual, desired);
-        match self.commit_plan(plan) {
+        self.tidy()?;
+        let plan = plan(self.actual()?, desired);
+        match self.commit_prepared(plan) {
             Err(CommitError::Refused { source, .. }) if !self.owned && source.errno == Errno::ENOENT => {
                 // Where the kernel does not keep others off, an element may have been taken away behind our back.
                 self.actual = None;
                 let plan = super::plan::plan(self.actual()?, desired);
-                self.commit_plan(plan)
+                self.commit_prepared(plan)
             }
             result => result,
         }
@@ -129,8 +134,29 @@ impl Dataplane {
         if self.is_outdated {
             return Err(CommitError::Upgrade("a whole state has to be committed first".to_owned()));
         }
+        if *delta == Delta::default() {
+            return self.tidy();
+        }
         let plan = plan_delta(self.actual()?, delta);
         self.commit_plan(plan)
+    }
+
+    /// Removes chains and sets that nothing leads to any more. They are left behind by a commit for the packets that were on their way;
+    /// [`CommitReport::leftover`] says that there are some. The next commit does it too.
+    pub fn tidy(&mut self) -> Result<CommitReport, CommitError> {
+        if !self.leftover && self.actual.is_some() {
+            return self.commit_plan(Plan::default());
+        }
+        let plan = plan_tidy(&self.actual()?.shared);
+        self.commit_plan(plan)
+    }
+
+    /// New chains and sets first, in a transaction of their own: they mean nothing until an address leads to them.
+    fn commit_prepared(&mut self, mut plan: Plan) -> Result<CommitReport, CommitError> {
+        let prepared = split_prepared(&mut plan).map(|prepared| self.commit_plan(prepared)).transpose()?.unwrap_or_default();
+        let report = self.commit_plan(plan)?;
+        let (added, removed) = (report.added + prepared.added, report.removed + prepared.removed);
+        Ok(CommitReport { added, removed, bytes: report.bytes + prepared.bytes, ..report })
     }
 
     /// Reads what the kernel holds and takes that for what was committed. Says how many elements there are.
@@ -138,6 +164,7 @@ impl Dataplane {
     pub fn read_back(&mut self) -> Result<usize, ReadBackError> {
         let actual = read_back(&mut self.socket, &self.layers)?;
         let elements = actual.len();
+        self.leftover = !plan_tidy(&actual.shared).is_empty();
         self.actual = Some(actual);
         Ok(elements)
     }
@@ -162,7 +189,7 @@ impl Dataplane {
         });
         rebuilt.map_err(|error| CommitError::Repair(error.to_string()))?;
         let elements = self.actual()?.len();
-        Ok(CommitReport { added: counts.0, removed: counts.1, bytes: 0, elements })
+        Ok(CommitReport { added: counts.0, removed: counts.1, bytes: 0, elements, leftover: self.leftover })
     }
 
     /// Brings rules and elements about in one transaction. `nft` does it, so the tables have no owner for that moment; somebody else's
@@ -181,8 +208,15 @@ impl Dataplane {
         }
         self.adopt()?;
         done?;
-        self.actual = None;
-        self.actual = Some(read_back(&mut self.socket, &self.layers).map_err(OpenError::from)?);
+        let known = self.actual.take().map(|actual| actual.shared.chains).unwrap_or_default();
+        let mut actual = read_back(&mut self.socket, &self.layers).map_err(OpenError::from)?;
+        for (chain, rules) in &mut actual.shared.chains {
+            if let Some(known) = known.get(chain) {
+                rules.clone_from(known);
+            }
+        }
+        self.leftover = !plan_tidy(&actual.shared).is_empty();
+        self.actual = Some(actual);
         self.prints = check::prints(&mut self.socket, &self.layers).map_err(OpenError::from)?;
         self.observe_again();
         Ok(())
@@ -195,17 +229,19 @@ impl Dataplane {
     /// When the kernel cannot be asked.
     pub fn check(&mut self, how: Check) -> Result<Vec<String>, ReadBackError> {
         let Some(committed) = self.actual.as_ref().filter(|_| !self.is_outdated) else { return Ok(Vec::new()) };
-        let sets = SetRef::all();
+        let sets = committed.sets();
         let step = self.step;
         self.step = (step + 1) % (sets.len() + 1);
         let is_rules = how == Check::All || step == 0;
         let mut words = Vec::new();
         if is_rules {
-            words = check::differences(&self.prints, &check::prints(&mut self.socket, &self.layers)?);
+            let found = check::prints(&mut self.socket, &self.layers)?;
+            words = check::differences(&self.prints, &found);
+            words.extend(check::segment_differences(&mut self.prints, &found, committed));
             words.extend(check::port_differences(&mut self.socket, committed, &self.layers)?);
         }
         let chosen = |set: SetRef| how == Check::All || (!is_rules && sets.get(step - 1) == Some(&set));
-        words.extend(check::element_differences(&mut self.socket, committed, &self.layers, chosen)?);
+        words.extend(check::element_differences(&mut self.socket, committed, &self.layers, &sets, chosen)?);
         Ok(words)
     }
 
@@ -262,19 +298,31 @@ impl Dataplane {
         self.actual.as_ref().ok_or_else(|| CommitError::Unknown("nothing was read back".to_owned()))
     }
 
+    /// Takes note of what was committed; says how many elements there are.
+    fn take(&mut self, plan: Plan) -> usize {
+        let concerns_chains = plan.concerns_chains();
+        let actual = self.actual.get_or_insert_default();
+        actual.apply(plan);
+        if concerns_chains {
+            self.leftover = !plan_tidy(&actual.shared).is_empty();
+        }
+        actual.len()
+    }
+
     fn commit_plan(&mut self, plan: Plan) -> Result<CommitReport, CommitError> {
         let elements = self.actual()?.len();
         if plan.is_empty() {
-            return Ok(CommitReport { elements, ..CommitReport::default() });
+            // What is only learnt needs no writing.
+            self.take(plan);
+            return Ok(CommitReport { elements, leftover: self.leftover, ..CommitReport::default() });
         }
         let batch = render(&plan, self.socket.sequence())?;
         let outcome = self.socket.transact(&batch.bytes, batch.last_sequence(), batch.next_sequence()).map_err(CommitError::Socket)?;
         match outcome {
             Outcome::Committed => {
                 let (added, removed) = plan.counts();
-                let actual = self.actual.get_or_insert_default();
-                actual.apply(plan);
-                Ok(CommitReport { added, removed, bytes: batch.bytes.len(), elements: actual.len() })
+                let elements = self.take(plan);
+                Ok(CommitReport { added, removed, bytes: batch.bytes.len(), elements, leftover: self.leftover })
             }
             Outcome::Refused(complaints) => Err(explain(&plan, &batch, &complaints)),
             Outcome::TooLarge { limit } => Err(CommitError::TooLarge { bytes: batch.bytes.len(), limit }),

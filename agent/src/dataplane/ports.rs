@@ -12,7 +12,8 @@
 
 use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain, port_chain};
 use super::plan::PortChange;
-use super::wire::{CREATE, LIST_ELEMENT, Message, Received, Writer, chain, rule};
+use super::render_shared::immediate;
+use super::wire::{APPEND, CREATE, Message, Received, Writer, chain, rule, verdict};
 use serde_json::json;
 
 /// Before connection tracking and everybody else.
@@ -38,22 +39,11 @@ pub(super) fn put(writer: &mut Writer, sequence: &mut u32, device: &str) -> [usi
 
     let rule_start = writer.len();
     *sequence = sequence.wrapping_add(1);
-    let open = writer.begin(Message::NewRule, CREATE | rule::APPEND, *sequence, Layer::Netdev);
+    let open = writer.begin(Message::NewRule, CREATE | APPEND, *sequence, Layer::Netdev);
     writer.text(rule::TABLE, TABLE);
     writer.text(rule::CHAIN, &name);
     let expressions = writer.nest(rule::EXPRESSIONS);
-    let expression = writer.nest(LIST_ELEMENT);
-    writer.text(rule::EXPRESSION_NAME, "immediate");
-    let immediate = writer.nest(rule::EXPRESSION_DATA);
-    writer.number(rule::IMMEDIATE_REGISTER, rule::REGISTER_VERDICT);
-    let data = writer.nest(rule::IMMEDIATE_DATA);
-    let verdict = writer.nest(rule::DATA_VERDICT);
-    writer.number(rule::VERDICT_CODE, rule::JUMP);
-    writer.text(rule::VERDICT_CHAIN, CHAIN_FROM_WORKLOAD);
-    writer.end_nest(verdict);
-    writer.end_nest(data);
-    writer.end_nest(immediate);
-    writer.end_nest(expression);
+    immediate(writer, verdict::JUMP, Some(CHAIN_FROM_WORKLOAD));
     writer.end_nest(expressions);
     writer.end(open);
     [chain_start, rule_start]

@@ -98,7 +98,8 @@ fn hits(report: &mut Report, topology: Topology, tag: &str) -> anyhow::Result<()
         (Hit::Peer, "any port of a peer"),
         (Hit::Protocol, "a protocol of a peer"),
         (Hit::FromAnyone, "a port for everybody"),
-        (Hit::Range, "a block with a range of ports, among 1000"),
+        (Hit::Shared, "a block with a range of ports, among 1000"),
+        (Hit::Range, "a block with a range of ports, among 1000, where the chain of the segment is full"),
     ];
     let contenders = kinds.map(|(hit, name)| (name, Between::Everything { policies: 1_000, hit }));
     let comparison = Comparison::new(tag, topology, contenders)?;
