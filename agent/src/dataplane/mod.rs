@@ -15,6 +15,7 @@ mod feature;
 mod guard_counts;
 mod install;
 pub mod names;
+mod moves;
 mod nft;
 mod observe;
 mod open;

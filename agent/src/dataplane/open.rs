@@ -7,7 +7,8 @@ use super::error::{CommitError, ObserveError, OpenError, ReadBackError};
 use super::install::{InstallError, Site, Standing, Which, bring_about, survey};
 use super::names::{Layer, SetRef};
 use super::observe::{self, ObserveElement};
-use super::plan::{KernelState, Plan, plan, plan_delta, plan_restore};
+use super::moves;
+use super::plan::{KernelState, Plan, SetChange, plan, plan_delta, plan_restore};
 use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
@@ -33,6 +34,8 @@ pub struct Dataplane {
     prints: Prints,
     /// Whether there are chains or sets that nothing leads to any more.
     leftover: bool,
+    /// What is to go after the last change.
+    late: Vec<SetChange>,
     /// The next part of the background check.
     step: usize,
     /// Until when the node observes, and why, if this process was told.
@@ -78,6 +81,7 @@ impl Dataplane {
             is_outdated,
             prints: Prints::new(),
             leftover: false,
+            late: Vec::new(),
             step: 0,
             observing: None,
             config: config.clone(),
@@ -118,12 +122,12 @@ impl Dataplane {
         }
         self.tidy()?;
         let plan = plan(self.actual()?, desired);
-        match self.commit_prepared(plan) {
+        match self.commit_in_steps(plan, desired) {
             Err(CommitError::Refused { source, .. }) if !self.owned && source.errno == Errno::ENOENT => {
                 // Where the kernel does not keep others off, an element may have been taken away behind our back.
                 self.actual = None;
                 let plan = super::plan::plan(self.actual()?, desired);
-                self.commit_prepared(plan)
+                self.commit_in_steps(plan, desired)
             }
             result => result,
         }
@@ -137,6 +141,9 @@ impl Dataplane {
         if *delta == Delta::default() {
             return self.tidy();
         }
+        if !self.late.is_empty() {
+            self.tidy()?;
+        }
         let plan = plan_delta(self.actual()?, delta);
         self.commit_plan(plan)
     }
@@ -144,17 +151,42 @@ impl Dataplane {
     /// Removes chains and sets that nothing leads to any more. They are left behind by a commit for the packets that were on their way;
     /// [`CommitReport::leftover`] says that there are some. The next commit does it too.
     pub fn tidy(&mut self) -> Result<CommitReport, CommitError> {
-        if !self.leftover && self.actual.is_some() {
-            return self.commit_plan(Plan::default());
+        if self.actual.is_none() {
+            // What is read back is compared as a whole.
+            self.late = Vec::new();
         }
+        let late = Plan { changes: std::mem::take(&mut self.late), ..Plan::default() };
+        if !self.leftover && self.actual.is_some() {
+            return self.commit_plan(late);
+        }
+        self.commit_plan(late)?;
         let plan = plan_tidy(&self.actual()?.shared);
         self.commit_plan(plan)
     }
 
-    /// New chains and sets first, in a transaction of their own: they mean nothing until an address leads to them.
-    fn commit_prepared(&mut self, mut plan: Plan) -> Result<CommitReport, CommitError> {
-        let prepared = split_prepared(&mut plan).map(|prepared| self.commit_plan(prepared)).transpose()?.unwrap_or_default();
-        let report = self.commit_plan(plan)?;
+    /// What changes no verdict first: new chains and sets, which mean nothing until an address leads to them, and what the state before allows
+    /// already. Then the change; what it leaves behind goes with [`Self::tidy`].
+    fn commit_in_steps(&mut self, mut plan: Plan, desired: &Desired) -> Result<CommitReport, CommitError> {
+        let (early, late) = moves::split(&mut plan, self.actual()?, &desired.sets);
+        let early = Plan { changes: early, ..Plan::default() };
+        let undo = early.undone();
+        let mut first = split_prepared(&mut plan).unwrap_or_default();
+        first.changes.extend(early.changes);
+        let prepared = self.commit_plan(first)?;
+        let report = match self.commit_plan(plan) {
+            Ok(report) => report,
+            Err(error) => {
+                // What came first means nothing, so that it is no harm if it cannot be taken back.
+                if !matches!(error, CommitError::Unknown(_)) {
+                    let _ = self.commit_plan(undo).and_then(|_| self.tidy());
+                }
+                return Err(error);
+            }
+        };
+        self.late = late;
+        let late: usize = self.late.iter().map(|change| change.remove.len()).sum();
+        let (removed, elements) = (report.removed + late, report.elements.saturating_sub(late));
+        let report = CommitReport { removed, elements, leftover: self.leftover || late > 0, ..report };
         let (added, removed) = (report.added + prepared.added, report.removed + prepared.removed);
         Ok(CommitReport { added, removed, bytes: report.bytes + prepared.bytes, ..report })
     }

@@ -187,6 +187,16 @@ impl Plan {
         !objects && self.changes.is_empty() && self.ports.remove.is_empty() && self.ports.put.is_empty()
     }
 
+    /// Takes back elements that come.
+    pub(super) fn undone(&self) -> Self {
+        let back = |change: &SetChange| SetChange {
+            set: change.set,
+            remove: change.put.iter().map(|(entry, _)| entry.clone()).collect(),
+            put: Vec::new(),
+        };
+        Self { changes: self.changes.iter().map(back).collect(), ..Self::default() }
+    }
+
     /// Whether chains of segments come, go, are led to or left.
     pub(super) fn concerns_chains(&self) -> bool {
         let objects = [&self.before, &self.after].into_iter().any(|objects| !objects.is_empty());
