@@ -5,9 +5,9 @@ use super::config::DataplaneConfig;
 use super::desired::Desired;
 use super::error::{CommitError, ObserveError, OpenError, ReadBackError};
 use super::install::{InstallError, Site, Standing, Which, bring_about, survey};
+use super::moves;
 use super::names::{Layer, SetRef};
 use super::observe::{self, ObserveElement};
-use super::moves;
 use super::plan::{KernelState, Plan, SetChange, plan, plan_delta, plan_restore};
 use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
@@ -156,6 +156,9 @@ impl Dataplane {
             self.late = Vec::new();
         }
         let late = Plan { changes: std::mem::take(&mut self.late), ..Plan::default() };
+        if self.leftover || !late.is_empty() {
+            moves::wait_for_packets_under_way();
+        }
         if !self.leftover && self.actual.is_some() {
             return self.commit_plan(late);
         }
@@ -172,7 +175,11 @@ impl Dataplane {
         let undo = early.undone();
         let mut first = split_prepared(&mut plan).unwrap_or_default();
         first.changes.extend(early.changes);
+        let prepares = !first.is_empty();
         let prepared = self.commit_plan(first)?;
+        if prepares {
+            moves::wait_for_packets_under_way();
+        }
         let report = match self.commit_plan(plan) {
             Ok(report) => report,
             Err(error) => {

@@ -32,6 +32,15 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Adds the figures of hits in each kind of set alone.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn measure_hits(report: &mut Report) -> anyhow::Result<()> {
+    hits(report, Topology::Routed, "routed")?;
+    hits(report, Topology::Bridged, "bridged")
+}
+
 /// Policy, guards and everything against conntrack alone.
 fn costs(report: &mut Report, topology: Topology, tag: &str) -> anyhow::Result<()> {
     let contenders = [
