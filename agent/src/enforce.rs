@@ -10,6 +10,7 @@ use crate::dataplane::{Check, CommitError, CommitReport, Dataplane, Delta, Desir
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
 use crate::state::Marker;
+use firebreak_policy::Limits;
 use firebreak_policy::model::Generation;
 use std::collections::BTreeSet;
 use std::io;
@@ -145,13 +146,13 @@ pub struct KernelThread {
 
 impl KernelThread {
     /// Starts the thread, in the network namespace of the calling one. `marker` is told before each commit, `cuts`
-    /// hears of each one that was made, if there is one.
+    /// hears of each one that was made, if there is one. `limits` say where the shared form begins.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(kernel: impl Kernel, marker: Option<Marker>, cuts: Option<(CutHandle, Owners)>) -> io::Result<Self> {
+    pub fn start(kernel: impl Kernel, marker: Option<Marker>, cuts: Option<(CutHandle, Owners)>, limits: Limits) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
-        let mut worker = Worker { kernel, core: Core::default(), marker, cuts };
+        let mut worker = Worker { kernel, core: Core::new(limits), marker, cuts };
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(job) = jobs.blocking_recv() {
                 worker.run(job);

@@ -8,7 +8,6 @@ use anyhow::{Context as _, ensure};
 use firebreak_agent::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use firebreak_agent::local::{LocalInterface, LocalWorkload, LocalWorkloads};
 use firebreak_agent::session::{Applied, Committed, Held, NodeStatus};
-use firebreak_policy::Members;
 use firebreak_policy::model::{
     Family, HostAccess, Labels, NamespaceName, NetworkAddress, NetworkName, NodeName, PolicyKey, PolicyKind, PortRange, Protocol,
     WorkloadId, WorkloadSource,
@@ -17,6 +16,7 @@ use firebreak_policy::node_state::{
     CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, RuleRef,
     Segment, SegmentId,
 };
+use firebreak_policy::{Limits, Members};
 use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind};
 use firebreak_proto::state::{self, GroupChange};
 use firebreak_proto::v1;
@@ -151,7 +151,7 @@ struct Agent {
 impl Agent {
     fn start(inside: &Namespace, local: LocalWorkloads) -> anyhow::Result<Self> {
         let dataplane = dataplane::open(inside)?;
-        let kernel = inside.run(move || KernelThread::start(dataplane, None, None))??;
+        let kernel = inside.run(move || KernelThread::start(dataplane, None, None, Limits::DEFAULT))??;
         let (committed, of_task) = watch::channel(None);
         let (local, local_of_task) = watch::channel(Arc::new(local));
         let (applied_of_task, applied) = watch::channel(None);

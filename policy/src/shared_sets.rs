@@ -4,7 +4,7 @@
 //! set group4_app_api_in_shop_1f0c.. { type ipv4_addr; comment "app=api in namespace shop"; elements = { ... } }
 //! map in4_segment                   { type ipv4_addr : verdict; elements = { 10.0.0.5 : jump in4_of_shop_db_83aa.. } }
 //! chain in4_of_shop_db_83aa.. {
-//!     ip saddr @group4_app_api_in_shop_1f0c.. tcp dport 5432 accept comment "shop/db <- app=api in namespace shop by SegmentPolicy shop/db#0"
+//!     tcp dport 5432 ip saddr @group4_app_api_in_shop_1f0c.. accept comment "shop/db <- app=api in namespace shop by SegmentPolicy shop/db#0"
 //! }
 //! ```
 //! What no rule allows falls through it, to the other sets. A chain never changes: its name holds a hash of its rules, so that a change is another chain and one element of the map. What the chain lets

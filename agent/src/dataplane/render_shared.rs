@@ -128,27 +128,9 @@ fn add_rule(writer: &mut Writer, name: &Chain, comment: &str, sequence: u32, exp
     writer.end(open);
 }
 
-/// `ip saddr @group4_... tcp dport 80 accept`
+/// `meta l4proto tcp th dport 80 ip saddr @group4_... accept`
 fn conditions(writer: &mut Writer, name: &Chain, content: &SharedRule) {
-    if let SharedPeers::In(group) = content.peers {
-        // nft reads an address only behind a test of the family.
-        meta(writer, e::NFPROTO, e::REGISTER);
-        let family: u8 = match name.family {
-            Family::V4 => 2,
-            Family::V6 => 10,
-        };
-        compare(writer, e::EQUAL, &[family]);
-        peer(writer, name);
-        if group.form == GroupForm::Services {
-            let (protocol, port) = match name.family {
-                Family::V4 => (e::REGISTER_32 + 1, e::REGISTER_32 + 2),
-                Family::V6 => (e::REGISTER_32 + 4, e::REGISTER_32 + 5),
-            };
-            meta(writer, e::L4PROTO, protocol);
-            payload(writer, e::TRANSPORT, 2, 2, port);
-        }
-        lookup(writer, &group);
-    }
+    // Comparisons first: a lookup costs ten times as much.
     match content.service {
         SharedService::Any => {}
         SharedService::Protocol(protocol) => is_protocol(writer, protocol.0),
@@ -171,6 +153,25 @@ fn conditions(writer: &mut Writer, name: &Chain, content: &SharedRule) {
                 compare(writer, e::EQUAL, &[code]);
             }
         }
+    }
+    if let SharedPeers::In(group) = content.peers {
+        // nft reads an address only behind a test of the family.
+        meta(writer, e::NFPROTO, e::REGISTER);
+        let family: u8 = match name.family {
+            Family::V4 => 2,
+            Family::V6 => 10,
+        };
+        compare(writer, e::EQUAL, &[family]);
+        peer(writer, name);
+        if group.form == GroupForm::Services {
+            let (protocol, port) = match name.family {
+                Family::V4 => (e::REGISTER_32 + 1, e::REGISTER_32 + 2),
+                Family::V6 => (e::REGISTER_32 + 4, e::REGISTER_32 + 5),
+            };
+            meta(writer, e::L4PROTO, protocol);
+            payload(writer, e::TRANSPORT, 2, 2, port);
+        }
+        lookup(writer, &group);
     }
     // Not by coming back: that is what a packet does that meets a chain while it is made.
     match name.direction {

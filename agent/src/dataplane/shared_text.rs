@@ -89,17 +89,6 @@ fn expressions(chain: &Chain, rule: &SharedRule) -> Vec<Value> {
         Family::V6 => ("ip6", "icmpv6"),
     };
     let mut expressions = Vec::new();
-    if let SharedPeers::In(group) = rule.peers {
-        let peer = match chain.direction {
-            Direction::Ingress => field(header, "saddr"),
-            Direction::Egress => field(header, "daddr"),
-        };
-        let key = match group.form {
-            GroupForm::Addresses | GroupForm::Blocks => peer,
-            GroupForm::Services => json!({ "concat": [peer, protocol(), field("th", "dport")] }),
-        };
-        expressions.push(is(key, format!("@{}", group_set(&group)).into()));
-    }
     match rule.service {
         SharedService::Any => {}
         SharedService::Protocol(number) => expressions.push(is(protocol(), number.0.into())),
@@ -113,6 +102,17 @@ fn expressions(chain: &Chain, rule: &SharedRule) -> Vec<Value> {
             expressions.push(is(field(icmp, "type"), kind.into()));
             expressions.extend(code.map(|code| is(field(icmp, "code"), code.into())));
         }
+    }
+    if let SharedPeers::In(group) = rule.peers {
+        let peer = match chain.direction {
+            Direction::Ingress => field(header, "saddr"),
+            Direction::Egress => field(header, "daddr"),
+        };
+        let key = match group.form {
+            GroupForm::Addresses | GroupForm::Blocks => peer,
+            GroupForm::Services => json!({ "concat": [peer, protocol(), field("th", "dport")] }),
+        };
+        expressions.push(is(key, format!("@{}", group_set(&group)).into()));
     }
     expressions.push(match chain.direction {
         Direction::Ingress => json!({ "accept": null }),
