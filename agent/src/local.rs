@@ -75,11 +75,13 @@ pub struct LocalInterface {
     pub mac: Option<MacAddress>,
     /// What somebody outside the workload says of it; `None` when nobody does.
     pub vouched: Option<Vouched>,
+    /// Addresses that are set inside, that nobody vouches for and that the node's routes do not lead here: not the workload's.
+    pub not_routed: BTreeSet<IpAddr>,
     /// The link that it is on: the ifindex of its bridge, or its own where it is routed.
     pub link: u32,
 }
 
-/// What an engine says that it gave to a workload. A workload cannot change it from inside.
+/// What an engine says that it gave to a workload, or a manifest lists. A workload cannot change it from inside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vouched {
     /// Its MAC addresses, of all its interfaces.

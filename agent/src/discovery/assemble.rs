@@ -5,7 +5,7 @@
 //! 2. An interface belongs to one workload. Where two claim it, a manifest goes before an engine; two of a kind are both denied.
 //! 3. An interface that matches a pattern and belongs to nobody is unknown, and unknown is denied.
 
-use super::rtnl::{HeldAddress, Link, PeerNamespace, Scope};
+use super::rtnl::{HeldAddress, Link, PeerNamespace, Route, Scope};
 use crate::dataplane::InterfacePattern;
 use crate::local::{ExemptInterface, ExemptReason, LocalInterface, LocalWorkload, LocalWorkloads, Problem, Vouched, local_id};
 use firebreak_policy::model::{
@@ -24,12 +24,34 @@ pub const MAX_ADDRESSES: usize = 64;
 pub struct Kernel {
     /// Every interface of the node.
     pub links: Vec<Link>,
-    /// The ifindexes that default routes lead out of.
-    pub default_routes: BTreeSet<u32>,
+    /// The routes of the node.
+    pub routes: BTreeSet<Route>,
     /// What is in each namespace that a veth leads into, by the namespace's id.
     pub peers: HashMap<i32, Arc<PeerNamespace>>,
     /// The addresses of the node.
     pub own: Vec<HeldAddress>,
+}
+
+impl Kernel {
+    /// Whether a default route leads out of the interface.
+    fn leads_out(&self, index: u32) -> bool {
+        self.routes.iter().any(|route| route.interface == index && route.destination.prefix_len() == 0)
+    }
+
+    /// Whether the node sends packets for this address to this interface, or to the bridge that it is a port of. Where nobody vouches for what
+    /// a workload calls its own, the node's routes do: root in a container can give itself any address, and would else be whatever a block of
+    /// addresses allows. A bridge on which the node has no address of the family has no route; there the workload's word stands.
+    fn sends(&self, address: IpAddr, link: &Link) -> bool {
+        let to = self.routes.iter().filter(|route| route.destination.contains(&address)).map(|route| route.destination.prefix_len()).max();
+        let best = |route: &&Route| Some(route.destination.prefix_len()) == to && route.destination.contains(&address);
+        if self.routes.iter().filter(best).any(|route| route.interface == link.index || Some(route.interface) == link.controller) {
+            return true;
+        }
+        link.controller.is_some_and(|bridge| {
+            let is_there = |own: &&HeldAddress| own.interface == bridge && own.scope == Scope::Global;
+            !self.own.iter().filter(is_there).any(|own| own.address.is_ipv4() == address.is_ipv4())
+        })
+    }
 }
 
 /// A workload as its source knows it.
@@ -171,7 +193,7 @@ pub fn wanted_peers(patterns: &[InterfacePattern], links: &[Link], identities: &
 }
 
 fn exempt_reason(link: &Link, kernel: &Kernel) -> Option<ExemptReason> {
-    if kernel.default_routes.contains(&link.index) {
+    if kernel.leads_out(link.index) {
         Some(ExemptReason::DefaultRoute)
     } else if !link.veth {
         Some(ExemptReason::NotVeth)
@@ -262,13 +284,22 @@ fn interface(
     if held.len() > MAX_ADDRESSES {
         return Err(Problem::TooManyAddresses(MAX_ADDRESSES));
     }
+    let is_its = |(address, scope): &(IpAddr, Scope)| *scope == Scope::Link || vouched.is_some() || kernel.sends(*address, link);
+    let (held, not_routed): (BTreeSet<_>, BTreeSet<_>) = held.into_iter().partition(is_its);
     let addresses = held
         .into_iter()
         .map(|(address, scope)| NetworkAddress { network: if scope == Scope::Link { on_link.clone() } else { network.clone() }, address })
         .collect();
     let mac = kernel.peers.get(&nsid).and_then(|inside| inside.macs.get(&peer)).copied();
     let on = link.controller.unwrap_or(link.index);
-    Ok(LocalInterface { name: InterfaceName::new(&link.name), addresses, mac, vouched: vouched.cloned(), link: on })
+    Ok(LocalInterface {
+        name: InterfaceName::new(&link.name),
+        addresses,
+        mac,
+        vouched: vouched.cloned(),
+        not_routed: not_routed.into_iter().map(|(address, _)| address).collect(),
+        link: on,
+    })
 }
 
 #[cfg(test)]

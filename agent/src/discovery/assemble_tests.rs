@@ -59,7 +59,14 @@ fn kernel(links: Vec<Link>) -> Kernel {
         held(9, "10.9.9.9", Scope::Global),
     ];
     let inside = Arc::new(PeerNamespace { addresses, macs: BTreeMap::from([(2, MAC), (9, MacAddress([2, 0, 0, 0, 0, 9]))]) });
-    Kernel { links, peers: HashMap::from([(0, inside.clone()), (1, inside)]), ..Kernel::default() }
+    // The node sends the address to whatever it is behind.
+    let sent_to = links.iter().flat_map(|link| [Some(link.index), link.controller]).flatten();
+    let routes = sent_to.flat_map(|index| ["10.0.0.2/32", "10.9.9.9/32"].map(|address| route(address, index))).collect();
+    Kernel { links, peers: HashMap::from([(0, inside.clone()), (1, inside)]), routes, ..Kernel::default() }
+}
+
+fn route(destination: &str, interface: u32) -> Route {
+    Route { destination: destination.parse().unwrap(), interface }
 }
 
 fn run(kernel: &Kernel, identities: &[Identity]) -> LocalWorkloads {
@@ -177,11 +184,48 @@ fn a_workload_is_where_its_source_says_or_the_reason_is_told() {
 #[test]
 fn the_way_out_is_exempt_whoever_claims_it() {
     let mut kernel = kernel(vec![veth(7, "veth7", Some(0), None), veth(8, "veth8", Some(0), None)]);
-    kernel.default_routes.insert(7);
+    kernel.routes.insert(route("0.0.0.0/0", 7));
     let local = run(&kernel, &[manifest("a", behind("veth7")), engine("b", Place::Namespace(0))]);
     assert_eq!(told(&local), ["a: interface veth7 carries a default route", "b: veth8 10.0.0.2 fe80::2%n1/veth8"]);
     assert_eq!(local.exempt.keys().copied().collect::<Vec<_>>(), [7]);
     assert!(local.unknown.is_empty());
+}
+
+#[test]
+fn without_anybody_to_vouch_an_address_is_a_workloads_only_where_the_node_sends_its_packets_there() {
+    const ELSEWHERE: u32 = 4;
+    const BRIDGE: u32 = 3;
+    let own = |address: &str| held(BRIDGE, address, Scope::Global);
+    let table: [(&str, Option<u32>, Vec<Route>, Vec<HeldAddress>, bool); 9] = [
+        ("its own route", None, vec![route("10.0.0.2/32", 7), route("0.0.0.0/0", ELSEWHERE)], vec![], true),
+        ("no route", None, vec![], vec![], false),
+        ("the default route", None, vec![route("0.0.0.0/0", ELSEWHERE)], vec![], false),
+        ("a longer route elsewhere", None, vec![route("10.0.0.0/24", 7), route("10.0.0.2/32", ELSEWHERE)], vec![], false),
+        ("a longer route here", None, vec![route("10.0.0.0/24", ELSEWHERE), route("10.0.0.2/32", 7)], vec![], true),
+        ("the bridge's subnet", Some(BRIDGE), vec![route("10.0.0.0/24", BRIDGE)], vec![own("10.0.0.254")], true),
+        (
+            "outside the bridge's subnet",
+            Some(BRIDGE),
+            vec![route("10.1.0.0/24", BRIDGE), route("0.0.0.0/0", 4)],
+            vec![own("10.1.0.254")],
+            false,
+        ),
+        ("a bridge without an address", Some(BRIDGE), vec![route("0.0.0.0/0", ELSEWHERE)], vec![], true),
+        ("a bridge with an address of the other family", Some(BRIDGE), vec![], vec![own("fd00::1")], true),
+    ];
+    for (case, controller, routes, own, expected) in table {
+        let mut kernel = kernel(vec![veth(7, "veth7", Some(0), controller), other(BRIDGE, "br9")]);
+        kernel.routes = routes.into_iter().collect();
+        kernel.own = own;
+        let local = run(&kernel, &[manifest("a", behind("veth7"))]);
+        let has_it = |address: &str| local.workloads.values().any(|it| it.addresses().contains(&address.parse().unwrap()));
+        assert_eq!(has_it("10.0.0.2"), expected, "{case}");
+        assert!(has_it("fe80::2"), "{case}: a link-local address is its own affair");
+        let given = Vouched { addresses: ["10.0.0.2".parse().unwrap()].into(), macs: [].into() };
+        let vouched = Identity { vouched: Some(given), ..manifest("a", behind("veth7")) };
+        let local = run(&kernel, &[vouched]);
+        assert!(local.workloads.values().any(|it| it.addresses().contains(&"10.0.0.2".parse().unwrap())), "{case}: somebody vouches");
+    }
 }
 
 #[test]

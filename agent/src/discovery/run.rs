@@ -174,7 +174,33 @@ fn warn(local: &mut LocalWorkloads, docker: &DockerView, unknown_since: &mut Has
         let message = "containers behind a masquerading bridge appear on other nodes as this node: policy there cannot tell them apart";
         local.warnings.insert(Warning::new("SourceNatHidesWorkloads", message));
     }
+    if let Some(message) = not_routed(local) {
+        local.warnings.insert(Warning::new("AddressNotRouted", message));
+    }
     next
+}
+
+/// Addresses that workloads call their own and the node sends elsewhere, the first few of them.
+fn not_routed(local: &LocalWorkloads) -> Option<String> {
+    let of = |workload: &crate::local::LocalWorkload| {
+        let name = format!("{}/{}", workload.namespace, workload.name);
+        let one = move |interface: &crate::local::LocalInterface| {
+            let on = interface.name.clone();
+            interface.not_routed.iter().map(move |address| format!("{address} on {on}")).collect::<Vec<_>>()
+        };
+        workload.interfaces.values().flat_map(one).map(|address| format!("{name} has {address}")).collect::<Vec<_>>()
+    };
+    let mut told: Vec<String> = local.workloads.values().flat_map(|workload| of(workload)).collect();
+    if told.is_empty() {
+        return None;
+    }
+    let more = if told.len() > UNKNOWN_NAMED { format!(" and {} more", told.len() - UNKNOWN_NAMED) } else { String::new() };
+    told.truncate(UNKNOWN_NAMED);
+    let told = told.join(", ");
+    Some(format!(
+        "{told}{more}: no route of the node leads there, so what is sent from it is dropped. If it is right, add the route, or list the \
+         workload's addresses in its manifest"
+    ))
 }
 
 struct Reader {
@@ -200,8 +226,8 @@ impl Reader {
         if everything || changes.contains(&Change::Links) {
             self.kernel.links = self.rtnl.links().await?;
         }
-        if everything || changes.contains(&Change::Links) || changes.contains(&Change::DefaultRoute) {
-            self.kernel.default_routes = self.rtnl.default_routes().await?;
+        if everything || changes.contains(&Change::Links) || changes.contains(&Change::Routes) {
+            self.kernel.routes = self.rtnl.routes().await?;
         }
         if everything || changes.contains(&Change::Links) || changes.contains(&Change::Addresses(None)) {
             self.kernel.own = self.rtnl.addresses(None).await?;
