@@ -18,7 +18,7 @@ const STEP: Duration = Duration::from_secs(6);
 /// A repair that failed is tried again after so long.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Watches until `shutdown`.
+/// Watches until `shutdown`. `at_start` is what was changed while no agent ran.
 ///
 /// # Errors
 /// When the dataplane's thread is gone.
@@ -27,8 +27,12 @@ pub async fn run(
     mut notifications: Option<AsyncFd<ChangeWatch>>,
     status: watch::Sender<NodeStatus>,
     records: mpsc::Sender<Vec<Record>>,
+    at_start: Vec<String>,
     shutdown: CancellationToken,
 ) -> Result<(), KernelGone> {
+    if !at_start.is_empty() {
+        put_right(&kernel, &status, &records, (ForeignChange::default(), at_start), None, &shutdown).await?;
+    }
     loop {
         let (change, how) = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),

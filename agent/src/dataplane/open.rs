@@ -14,7 +14,7 @@ use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
 use super::shared::{plan_tidy, split_prepared};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
-use super::tables;
+use super::{mark, tables};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ impl Dataplane {
             SkeletonState::Outdated
         } else if sites.iter().any(Site::is_empty) {
             SkeletonState::Installed
-        } else if sites.iter().all(Site::is_ours) {
+        } else if sites.iter().all(Site::is_current) {
             SkeletonState::Adopted
         } else {
             SkeletonState::Replaced
@@ -90,10 +90,21 @@ impl Dataplane {
         let readable: BTreeSet<SetRef> = sites.iter().flat_map(Site::readable).collect();
         let layers = &this.layers;
         let actual = read_back_of(&mut this.socket, layers, |set| !is_outdated || readable.contains(&set))?;
-        let opened = Opened { skeleton, owned: persists, elements: actual.len() };
+        let elements = actual.len();
         this.leftover = !plan_tidy(&actual.shared).is_empty();
         this.actual = Some(actual);
-        this.prints = check::prints(&mut this.socket, &this.layers)?;
+        let found = check::rules(&mut this.socket, &this.layers)?;
+        let mut changed = Vec::new();
+        match skeleton {
+            SkeletonState::Installed | SkeletonState::Replaced => this.mark(&found.prints)?,
+            SkeletonState::Adopted => {
+                changed.extend(sites.iter().filter_map(|site| site.changed(&found.prints)));
+                changed.extend(found.wrong_ports);
+            }
+            SkeletonState::Outdated => {}
+        }
+        this.prints = found.prints;
+        let opened = Opened { skeleton, owned: persists, elements, changed };
         if let Ok(Some(ObserveElement { left, note })) = this.observing() {
             this.observing = Some((Instant::now() + left, note));
         }
@@ -104,6 +115,16 @@ impl Dataplane {
         if self.owned {
             for layer in &self.layers {
                 tables::adopt(&mut self.socket, *layer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves what the rules are beside them, where it is not.
+    fn mark(&mut self, prints: &Prints) -> Result<(), OpenError> {
+        for layer in &self.layers {
+            if mark::found(&tables::look_into(&mut self.socket, *layer)?).is_none() {
+                mark::write(&mut self.socket, *layer, &mark::name(prints, *layer))?;
             }
         }
         Ok(())
@@ -256,7 +277,8 @@ impl Dataplane {
         }
         self.leftover = !plan_tidy(&actual.shared).is_empty();
         self.actual = Some(actual);
-        self.prints = check::prints(&mut self.socket, &self.layers).map_err(OpenError::from)?;
+        self.prints = check::rules(&mut self.socket, &self.layers).map_err(OpenError::from)?.prints;
+        self.mark(&self.prints.clone())?;
         self.observe_again();
         Ok(())
     }
@@ -274,9 +296,10 @@ impl Dataplane {
         let is_rules = how == Check::All || step == 0;
         let mut words = Vec::new();
         if is_rules {
-            let found = check::prints(&mut self.socket, &self.layers)?;
-            words = check::differences(&self.prints, &found);
-            words.extend(check::segment_differences(&mut self.prints, &found, committed));
+            let found = check::rules(&mut self.socket, &self.layers)?;
+            words = check::differences(&self.prints, &found.prints);
+            words.extend(check::segment_differences(&mut self.prints, &found.prints, committed));
+            words.extend(found.wrong_ports);
             words.extend(check::port_differences(&mut self.socket, committed, &self.layers)?);
         }
         let chosen = |set: SetRef| how == Check::All || (!is_rules && sets.get(step - 1) == Some(&set));

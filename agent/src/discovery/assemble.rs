@@ -38,14 +38,16 @@ impl Kernel {
         self.routes.iter().any(|route| route.interface == index && route.destination.prefix_len() == 0)
     }
 
-    /// Whether the node sends packets for this address to this interface, or to the bridge that it is a port of. Where nobody vouches for what
-    /// a workload calls its own, the node's routes do: root in a container can give itself any address, and would else be whatever a block of
-    /// addresses allows. A bridge on which the node has no address of the family has no route; there the workload's word stands.
+    /// Whether the node sends packets for this address to this interface, or straight to the bridge that it is a port of. Where nobody vouches
+    /// for what a workload calls its own, the node's routes do: root in a container can give itself any address, and would else be whatever a
+    /// block of addresses allows. By the default route the node sends to a router, whatever the interface, and over a bridge a route by a
+    /// router is the router's. A bridge on which the node has no address of the family has no route; there the workload's word stands
+    /// for what the node sends nowhere else.
     fn sends(&self, address: IpAddr, link: &Link) -> bool {
-        let to = self.routes.iter().filter(|route| route.destination.contains(&address)).map(|route| route.destination.prefix_len()).max();
-        let best = |route: &&Route| Some(route.destination.prefix_len()) == to && route.destination.contains(&address);
-        if self.routes.iter().filter(best).any(|route| route.interface == link.index || Some(route.interface) == link.controller) {
-            return true;
+        let leads = |route: &&Route| route.destination.prefix_len() > 0 && route.destination.contains(&address);
+        if let Some(longest) = self.routes.iter().filter(leads).map(|route| route.destination.prefix_len()).max() {
+            let here = |route: &Route| route.interface == link.index || (Some(route.interface) == link.controller && !route.by_gateway);
+            return self.routes.iter().filter(leads).any(|route| route.destination.prefix_len() == longest && here(route));
         }
         link.controller.is_some_and(|bridge| {
             let is_there = |own: &&HeldAddress| own.interface == bridge && own.scope == Scope::Global;
@@ -122,6 +124,11 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
             for link in links {
                 settle(link, position, identities, &claims)?;
                 interfaces.insert(link.index, interface(node, link, &by_index, kernel, &identity.networks, identity.vouched.as_ref())?);
+            }
+            let unrouted: BTreeSet<IpAddr> = interfaces.values().flat_map(|interface| &interface.unrouted).copied().collect();
+            let mut left = interfaces.values().flat_map(|interface| &interface.addresses);
+            if !unrouted.is_empty() && left.all(|at| own_affair(at.address)) {
+                return Err(Problem::Unrouted(unrouted));
             }
             Ok(interfaces)
         });
@@ -249,6 +256,11 @@ fn settle(link: &Link, position: usize, identities: &[Identity], claims: &HashMa
     Ok(())
 }
 
+/// A link-local IPv6 address is nobody's peer, and every interface gives itself one.
+fn own_affair(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
 fn interface(
     node: &NodeName,
     link: &Link,
@@ -284,22 +296,16 @@ fn interface(
     if held.len() > MAX_ADDRESSES {
         return Err(Problem::TooManyAddresses(MAX_ADDRESSES));
     }
-    let is_its = |(address, scope): &(IpAddr, Scope)| *scope == Scope::Link || vouched.is_some() || kernel.sends(*address, link);
-    let (held, not_routed): (BTreeSet<_>, BTreeSet<_>) = held.into_iter().partition(is_its);
+    let (held, unrouted): (BTreeSet<_>, BTreeSet<_>) =
+        held.into_iter().partition(|(address, _)| vouched.is_some() || own_affair(*address) || kernel.sends(*address, link));
+    let unrouted: BTreeSet<IpAddr> = unrouted.into_iter().map(|(address, _)| address).collect();
     let addresses = held
         .into_iter()
         .map(|(address, scope)| NetworkAddress { network: if scope == Scope::Link { on_link.clone() } else { network.clone() }, address })
         .collect();
     let mac = kernel.peers.get(&nsid).and_then(|inside| inside.macs.get(&peer)).copied();
     let on = link.controller.unwrap_or(link.index);
-    Ok(LocalInterface {
-        name: InterfaceName::new(&link.name),
-        addresses,
-        mac,
-        vouched: vouched.cloned(),
-        not_routed: not_routed.into_iter().map(|(address, _)| address).collect(),
-        link: on,
-    })
+    Ok(LocalInterface { name: InterfaceName::new(&link.name), addresses, unrouted, mac, vouched: vouched.cloned(), link: on })
 }
 
 #[cfg(test)]

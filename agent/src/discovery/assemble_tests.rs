@@ -59,14 +59,14 @@ fn kernel(links: Vec<Link>) -> Kernel {
         held(9, "10.9.9.9", Scope::Global),
     ];
     let inside = Arc::new(PeerNamespace { addresses, macs: BTreeMap::from([(2, MAC), (9, MacAddress([2, 0, 0, 0, 0, 9]))]) });
-    // The node sends the address to whatever it is behind.
-    let sent_to = links.iter().flat_map(|link| [Some(link.index), link.controller]).flatten();
-    let routes = sent_to.flat_map(|index| ["10.0.0.2/32", "10.9.9.9/32"].map(|address| route(address, index))).collect();
+    // The node sends the addresses to whatever they are behind.
+    let routes =
+        links.iter().flat_map(|link| [Some(link.index), link.controller]).flatten().map(|index| route("10.0.0.0/8", index)).collect();
     Kernel { links, peers: HashMap::from([(0, inside.clone()), (1, inside)]), routes, ..Kernel::default() }
 }
 
 fn route(destination: &str, interface: u32) -> Route {
-    Route { destination: destination.parse().unwrap(), interface }
+    Route { destination: destination.parse().unwrap(), interface, by_gateway: false }
 }
 
 fn run(kernel: &Kernel, identities: &[Identity]) -> LocalWorkloads {
@@ -195,37 +195,66 @@ fn the_way_out_is_exempt_whoever_claims_it() {
 fn without_anybody_to_vouch_an_address_is_a_workloads_only_where_the_node_sends_its_packets_there() {
     const ELSEWHERE: u32 = 4;
     const BRIDGE: u32 = 3;
-    let own = |address: &str| held(BRIDGE, address, Scope::Global);
-    let table: [(&str, Option<u32>, Vec<Route>, Vec<HeldAddress>, bool); 9] = [
-        ("its own route", None, vec![route("10.0.0.2/32", 7), route("0.0.0.0/0", ELSEWHERE)], vec![], true),
-        ("no route", None, vec![], vec![], false),
-        ("the default route", None, vec![route("0.0.0.0/0", ELSEWHERE)], vec![], false),
-        ("a longer route elsewhere", None, vec![route("10.0.0.0/24", 7), route("10.0.0.2/32", ELSEWHERE)], vec![], false),
-        ("a longer route here", None, vec![route("10.0.0.0/24", ELSEWHERE), route("10.0.0.2/32", 7)], vec![], true),
-        ("the bridge's subnet", Some(BRIDGE), vec![route("10.0.0.0/24", BRIDGE)], vec![own("10.0.0.254")], true),
+    let by_gateway = |destination, interface| Route { by_gateway: true, ..route(destination, interface) };
+    let way_out = || by_gateway("0.0.0.0/0", ELSEWHERE);
+    let own = |address: &str| vec![held(BRIDGE, address, Scope::Global)];
+    let none = Vec::new;
+    type Case = (&'static str, Option<u32>, Vec<Route>, Vec<HeldAddress>, bool);
+    let table: Vec<Case> = vec![
+        ("its own route", None, vec![route("10.0.0.2/32", 7), way_out()], none(), true),
+        ("a route by a router inside", None, vec![by_gateway("10.0.0.0/24", 7), way_out()], none(), true),
+        ("no route", None, vec![], none(), false),
+        ("the default route", None, vec![way_out()], none(), false),
+        ("a longer route elsewhere", None, vec![route("10.0.0.0/24", 7), route("10.0.0.2/32", ELSEWHERE)], none(), false),
+        ("a longer route here", None, vec![route("10.0.0.0/24", ELSEWHERE), route("10.0.0.2/32", 7)], none(), true),
+        ("one of several ways", None, vec![route("10.0.0.0/24", ELSEWHERE), route("10.0.0.0/24", 7)], none(), true),
+        ("the bridge's subnet", Some(BRIDGE), vec![route("10.0.0.0/24", BRIDGE), way_out()], own("10.0.0.254"), true),
+        ("outside the bridge's subnet", Some(BRIDGE), vec![route("10.1.0.0/24", BRIDGE), way_out()], own("10.1.0.254"), false),
         (
-            "outside the bridge's subnet",
+            "the bridge is the way out",
             Some(BRIDGE),
-            vec![route("10.1.0.0/24", BRIDGE), route("0.0.0.0/0", 4)],
-            vec![own("10.1.0.254")],
+            vec![route("10.1.0.0/24", BRIDGE), by_gateway("0.0.0.0/0", BRIDGE)],
+            own("10.1.0.254"),
             false,
         ),
-        ("a bridge without an address", Some(BRIDGE), vec![route("0.0.0.0/0", ELSEWHERE)], vec![], true),
-        ("a bridge with an address of the other family", Some(BRIDGE), vec![], vec![own("fd00::1")], true),
+        ("behind a router on the bridge", Some(BRIDGE), vec![by_gateway("10.0.0.0/24", BRIDGE)], own("10.1.0.254"), false),
+        ("straight by the bridge", Some(BRIDGE), vec![route("10.0.0.2/32", BRIDGE), way_out()], own("10.1.0.254"), true),
+        ("a bridge without an address", Some(BRIDGE), vec![way_out()], none(), true),
+        ("and the node sends elsewhere", Some(BRIDGE), vec![route("10.0.0.0/24", ELSEWHERE), way_out()], none(), false),
+        ("a bridge with an address of the other family", Some(BRIDGE), vec![], own("fd00::1"), true),
+        ("and one of its own on the link", Some(BRIDGE), vec![], vec![held(BRIDGE, "169.254.0.1", Scope::Link)], true),
     ];
+    let address: IpAddr = "10.0.0.2".parse().unwrap();
     for (case, controller, routes, own, expected) in table {
-        let mut kernel = kernel(vec![veth(7, "veth7", Some(0), controller), other(BRIDGE, "br9")]);
+        let mut kernel = kernel(vec![Link { peer_index: Some(2), ..veth(7, "veth7", Some(0), controller) }, other(BRIDGE, "br9")]);
         kernel.routes = routes.into_iter().collect();
         kernel.own = own;
         let local = run(&kernel, &[manifest("a", behind("veth7"))]);
-        let has_it = |address: &str| local.workloads.values().any(|it| it.addresses().contains(&address.parse().unwrap()));
-        assert_eq!(has_it("10.0.0.2"), expected, "{case}");
-        assert!(has_it("fe80::2"), "{case}: a link-local address is its own affair");
-        let given = Vouched { addresses: ["10.0.0.2".parse().unwrap()].into(), macs: [].into() };
+        let workload = local.workloads.values().next().unwrap();
+        assert_eq!(workload.addresses().contains(&address), expected, "{case}");
+        // It is the only one: without it nothing is left to enforce, and its owner hears why.
+        let problem = (!expected).then(|| Problem::Unrouted([address].into()));
+        assert_eq!((workload.problem.clone(), local.unknown.contains_key(&7)), (problem, !expected), "{case}");
+        let given = Vouched { addresses: [address].into(), macs: [].into() };
         let vouched = Identity { vouched: Some(given), ..manifest("a", behind("veth7")) };
         let local = run(&kernel, &[vouched]);
-        assert!(local.workloads.values().any(|it| it.addresses().contains(&"10.0.0.2".parse().unwrap())), "{case}: somebody vouches");
+        assert!(local.workloads.values().any(|it| it.addresses().contains(&address)), "{case}: somebody vouches");
     }
+}
+
+#[test]
+fn an_address_without_a_route_is_left_out_and_told_and_the_others_stay() {
+    let addresses = ["10.0.0.2", "203.0.113.9", "169.254.0.9", "2001:db8::9", "fe80::2"].map(|address| {
+        let scope = if crate::local::is_link_local(address.parse().unwrap()) { Scope::Link } else { Scope::Global };
+        held(2, address, scope)
+    });
+    let inside = Arc::new(PeerNamespace { addresses: addresses.to_vec(), macs: BTreeMap::new() });
+    let kernel = Kernel { peers: HashMap::from([(0, inside)]), ..kernel(vec![veth(7, "veth7", Some(0), None)]) };
+    let local = run(&kernel, &[manifest("a", behind("veth7"))]);
+    assert_eq!(told(&local), ["a: veth7 10.0.0.2 fe80::2%n1/veth7"]);
+    let interface = &local.workloads[&ContainerId::new("a")].interfaces[&7];
+    let unrouted: Vec<String> = interface.unrouted.iter().map(ToString::to_string).collect();
+    assert_eq!(unrouted, ["169.254.0.9", "203.0.113.9", "2001:db8::9"]);
 }
 
 #[test]

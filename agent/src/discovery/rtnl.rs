@@ -14,7 +14,7 @@ use netlink_packet_core::{DefaultNla, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage,
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
@@ -72,6 +72,8 @@ pub struct Route {
     pub destination: IpNet,
     /// Out of this interface.
     pub interface: u32,
+    /// To a router there, and not to the destination itself.
+    pub by_gateway: bool,
 }
 
 /// An address on an interface.
@@ -180,8 +182,8 @@ impl Rtnl {
         Ok(addresses)
     }
 
-    /// The routes of the node, in any routing table but that of its own addresses. Routes that a router advertisement made do not
-    /// count: a container can send one.
+    /// The routes of the node, in any routing table, but those to its own addresses and to groups, and those that a container can make it
+    /// learn.
     pub async fn routes(&mut self) -> Result<BTreeSet<Route>, RtnlError> {
         let mut routes = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -301,8 +303,11 @@ fn read_address(message: &AddressMessage) -> Option<HeldAddress> {
     Some(HeldAddress { interface: message.header.index, address, scope })
 }
 
+/// What the route says of each of its next hops. Not counted is what a workload can bring about: what came of router advertisements, of
+/// redirects, and what the kernel noted of single destinations (`RTM_F_CLONED`, which an old-style dump lists too).
 fn read_route(route: &RouteMessage) -> Vec<Route> {
-    if route.header.kind != RouteType::Unicast || route.header.protocol == RouteProtocol::Ra {
+    let learnt = matches!(route.header.protocol, RouteProtocol::Ra | RouteProtocol::IcmpRedirect);
+    if route.header.kind != RouteType::Unicast || learnt || route.header.flags.contains(RouteFlags::Cloned) {
         return Vec::new();
     }
     let mut address = match route.header.address_family {
@@ -310,11 +315,15 @@ fn read_route(route: &RouteMessage) -> Vec<Route> {
         AddressFamily::Inet6 => IpAddr::from([0_u16; 8]),
         _ => return Vec::new(),
     };
-    let mut interfaces = Vec::new();
+    let is_gateway = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+    let by_gateway = route.attributes.iter().any(is_gateway);
+    let mut hops = Vec::new();
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Oif(index) => interfaces.push(*index),
-            RouteAttribute::MultiPath(hops) => interfaces.extend(hops.iter().map(|hop| hop.interface_index)),
+            RouteAttribute::Oif(index) => hops.push((*index, by_gateway)),
+            RouteAttribute::MultiPath(several) => {
+                hops.extend(several.iter().map(|hop| (hop.interface_index, hop.attributes.iter().any(is_gateway))));
+            }
             RouteAttribute::Destination(RouteAddress::Inet(to)) => address = (*to).into(),
             RouteAttribute::Destination(RouteAddress::Inet6(to)) => address = (*to).into(),
             _ => {}
@@ -322,7 +331,7 @@ fn read_route(route: &RouteMessage) -> Vec<Route> {
     }
     // The kernel has no route with a longer prefix than its family has bits.
     let Ok(destination) = IpNet::new(address, route.header.destination_prefix_length) else { return Vec::new() };
-    interfaces.into_iter().map(|interface| Route { destination, interface }).collect()
+    hops.into_iter().map(|(interface, by_gateway)| Route { destination, interface, by_gateway }).collect()
 }
 
 /// What a notification was about.
@@ -451,6 +460,7 @@ fn read_notifications(mut bytes: &[u8], nsid: Option<i32>) -> BTreeSet<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use netlink_packet_route::route::RouteNextHop;
 
     fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(NLMSG_HEADER_BYTES + payload.len()).unwrap_or(0);
@@ -483,6 +493,42 @@ mod tests {
         ];
         for (bytes, nsid, expected) in table {
             assert_eq!(read_notifications(bytes, *nsid).into_iter().collect::<Vec<_>>(), *expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_a_container_can_make_the_node_learn_does_not_count() {
+        let to = RouteAttribute::Destination(RouteAddress::Inet([10, 0, 0, 2].into()));
+        let gateway = RouteAttribute::Gateway(RouteAddress::Inet([192, 0, 2, 1].into()));
+        let hop = |interface_index, attributes: &[RouteAttribute]| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = interface_index;
+            hop.attributes = attributes.to_vec();
+            hop
+        };
+        let several = RouteAttribute::MultiPath(vec![hop(7, &[]), hop(8, std::slice::from_ref(&gateway))]);
+        type Case<'a> = (&'a str, fn(&mut RouteMessage), Vec<RouteAttribute>, &'a [(u32, bool)]);
+        let table: [Case<'_>; 9] = [
+            ("to it", |_| (), vec![to.clone(), RouteAttribute::Oif(7)], &[(7, false)]),
+            ("by a router", |_| (), vec![to.clone(), gateway.clone(), RouteAttribute::Oif(7)], &[(7, true)]),
+            ("by several", |_| (), vec![to.clone(), several], &[(7, false), (8, true)]),
+            ("to nobody", |_| (), vec![to.clone()], &[]),
+            ("its own address", |it| it.header.kind = RouteType::Local, vec![to.clone(), RouteAttribute::Oif(7)], &[]),
+            ("refused", |it| it.header.kind = RouteType::BlackHole, vec![to.clone(), RouteAttribute::Oif(7)], &[]),
+            ("advertised", |it| it.header.protocol = RouteProtocol::Ra, vec![to.clone(), RouteAttribute::Oif(7)], &[]),
+            ("redirected", |it| it.header.protocol = RouteProtocol::IcmpRedirect, vec![to.clone(), RouteAttribute::Oif(7)], &[]),
+            ("noted", |it| it.header.flags |= RouteFlags::Cloned, vec![to, RouteAttribute::Oif(7)], &[]),
+        ];
+        for (case, change, attributes, expected) in table {
+            let mut message = RouteMessage::default();
+            message.header.address_family = AddressFamily::Inet;
+            message.header.destination_prefix_length = 32;
+            message.header.kind = RouteType::Unicast;
+            message.attributes = attributes;
+            change(&mut message);
+            let routes = read_route(&message);
+            assert!(routes.iter().all(|route| route.destination.to_string() == "10.0.0.2/32"), "{case}");
+            assert_eq!(routes.iter().map(|route| (route.interface, route.by_gateway)).collect::<Vec<_>>(), expected, "{case}");
         }
     }
 }

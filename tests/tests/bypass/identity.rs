@@ -48,18 +48,36 @@ fn addresses_that_a_container_gives_itself_open_nothing() -> anyhow::Result<()> 
         got_in.sort_unstable();
         got_in.dedup();
         anyhow::ensure!(got_in.is_empty(), "{node}: it got in with {got_in:?} ({} datagrams)", sent.len());
+        told(&arena, node, &scenes)?;
     }
     arena.remove_enforcement()?;
     for scene in arena.scenes()? {
         at_home(&arena, &scene)?;
         let sent = take(&arena, &scene)?;
         firebreak_tests::wait::until("them to arrive without enforcement", Duration::from_secs(5), || {
-            let count = sent.iter().filter(|(_, marker)| arena.heard(&workload("victim", scene.node), *marker) > 0).count();
+            let arrived = |marker| arena.heard(&workload("victim", scene.node), marker) > 0;
+            let count = sent.iter().filter(|(_, marker)| arrived(*marker)).count();
+            let world = sent.iter().all(|(name, marker)| *name != WORLD || arrived(*marker));
+            anyhow::ensure!(world, "{WORLD} does not arrive without enforcement");
             // The node's own address is a martian source where packets are routed, and the victim's may be anywhere.
             anyhow::ensure!(count + 2 >= sent.len(), "{count} of {}", sent.len());
             Ok(())
         })?;
     }
+    Ok(())
+}
+
+/// People hear which addresses are not taken for the workload's, and what to do where one should be.
+fn told(arena: &Arena, node: &str, scenes: &[Scene]) -> anyhow::Result<()> {
+    firebreak_tests::wait::until("the node to warn of the addresses", Duration::from_secs(15), || {
+        let nodes = arena.site.controller.ask(&["nodes", "-o", "json"])?;
+        for scene in scenes {
+            let address = scene.address("203.0.113.9", "2001:db8::9");
+            anyhow::ensure!(nodes.contains(&address.to_string()), "{node}: nothing about {address} in {nodes}");
+        }
+        anyhow::ensure!(nodes.contains("UnroutedAddress") && nodes.contains("Add a route"), "{nodes}");
+        Ok(())
+    })?;
     Ok(())
 }
 
@@ -94,6 +112,8 @@ fn take_mac(arena: &Arena, scenes: &[Scene], party: &Party) -> anyhow::Result<()
     arena.send(&workload("attacker", scenes[0].node), &frames)
 }
 
+const WORLD: &str = "an address of the outside world";
+
 /// What the attacker would like to be.
 fn taken(scene: &Scene) -> Vec<(&'static str, IpAddr)> {
     vec![
@@ -102,7 +122,7 @@ fn taken(scene: &Scene) -> Vec<(&'static str, IpAddr)> {
         ("the node's address outside", scene.uplink()),
         ("the victim's address", scene.it()),
         ("an address that nobody has", scene.nobody()),
-        ("an address of the outside world", scene.address("203.0.113.9", "2001:db8::9")),
+        (WORLD, scene.address("203.0.113.9", "2001:db8::9")),
     ]
 }
 
