@@ -58,6 +58,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         netns_dir,
         dataplane,
         flow_timing,
+        limits,
         set_conntrack_acct,
         metrics_listen,
         log_format: _,
@@ -87,7 +88,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     }
     let Restored { kept, enforce, refused } =
         state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed && opened.elements == 0);
-    let kernel_thread = KernelThread::start(kernel_side, Some(marker), cuts).context("starting the dataplane's thread")?;
+    let kernel_thread = KernelThread::start(kernel_side, Some(marker), cuts, limits).context("starting the dataplane's thread")?;
 
     let stop = CancellationToken::new();
     let mut tasks: Tasks = JoinSet::new();

@@ -4,6 +4,7 @@ use crate::dataplane::{DataplaneConfig, InterfacePattern};
 use crate::flows::Timing;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use firebreak_policy::Limits;
 use firebreak_policy::model::NodeName;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -133,6 +134,9 @@ options! {
     nflog_group: u16 = "FIREBREAK_NFLOG_GROUP", "NUMBER";
     /// A denied flow without a packet for so many seconds is closed, and one that goes on is told again as often. Default: 60
     flow_idle: u64 = "FIREBREAK_FLOW_IDLE", "SECONDS";
+    /// A group that would make more set elements than this, all local workloads together, is a set of its own that they share; 0 shares every
+    /// group that is named in a rule with room. Default: 512
+    shared_from: usize = "FIREBREAK_SHARED_FROM", "NUMBER";
     /// The bit of the conntrack label that marks cut connections, 0 to 127; no other program may use it in zone 0. Default: 127
     cut_label: u8 = "FIREBREAK_CUT_LABEL", "BIT";
     /// Seconds after the first install in which TCP in the middle of a connection passes if policy allows either direction; 0 for a node whose
@@ -214,6 +218,8 @@ pub struct Config {
     pub dataplane: DataplaneConfig,
     /// When denied flows are told of.
     pub flow_timing: Timing,
+    /// Where the shared form of groups begins.
+    pub limits: Limits,
     /// Whether conntrack may be told to count.
     pub set_conntrack_acct: bool,
     /// Where metrics and health are served; `None` is nowhere.
@@ -249,6 +255,7 @@ impl Config {
             netns_dir,
             nflog_group,
             flow_idle,
+            shared_from,
             cut_label,
             midstream_grace,
             set_conntrack_acct,
@@ -306,6 +313,7 @@ impl Config {
             docker,
             netns_dir: netns_dir.unwrap_or_else(|| PathBuf::from("/run/netns")),
             dataplane,
+            limits: Limits { pairs: shared_from.unwrap_or(Limits::DEFAULT.pairs), ..Limits::DEFAULT },
             flow_timing: flow_idle.map_or_else(Timing::default, |seconds| Timing::every(Duration::from_secs(seconds))),
             set_conntrack_acct: set_conntrack_acct.unwrap_or(true),
             metrics_listen: metrics_address(metrics_listen.as_deref(), insecure_listen.unwrap_or_default())?,

@@ -10,6 +10,7 @@ use crate::dataplane::{Check, CommitError, CommitReport, Dataplane, Delta, Desir
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
 use crate::state::Marker;
+use firebreak_policy::Limits;
 use firebreak_policy::model::Generation;
 use std::collections::BTreeSet;
 use std::io;
@@ -19,6 +20,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+
+/// For how long chains that nothing leads to any more are left to the packets that were on their way through them.
+const LEFTOVER: Duration = Duration::from_millis(250);
 
 /// What is brought to the desired state. [`Dataplane`], or a stand-in in tests.
 pub trait Kernel: Send + 'static {
@@ -166,13 +170,13 @@ pub struct KernelThread {
 
 impl KernelThread {
     /// Starts the thread, in the network namespace of the calling one. `marker` is told before each commit, `cuts`
-    /// hears of each one that was made, if there is one.
+    /// hears of each one that was made, if there is one. `limits` say where the shared form begins.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(kernel: impl Kernel, marker: Option<Marker>, cuts: Option<(CutHandle, Owners)>) -> io::Result<Self> {
+    pub fn start(kernel: impl Kernel, marker: Option<Marker>, cuts: Option<(CutHandle, Owners)>, limits: Limits) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
-        let mut worker = Worker { kernel, core: Core::default(), marker, cuts };
+        let mut worker = Worker { kernel, core: Core::new(limits), marker, cuts };
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(job) = jobs.blocking_recv() {
                 worker.run(job);
@@ -312,6 +316,7 @@ pub struct KernelGone;
 pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: CancellationToken) -> Result<(), KernelGone> {
     let backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
     let mut failures = 0;
+    let mut leftover = false;
     // Whether the controller waits for an answer.
     let mut owed = true;
     loop {
@@ -320,6 +325,7 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
         let local = links.local.borrow_and_update().clone();
         if let Some(committed) = committed.filter(|_| local.in_sync) {
             let outcome = kernel.ask(|reply| Job::Apply { committed: committed.clone(), local, reply }).await?;
+            leftover = outcome.result.as_ref().is_ok_and(|report| report.leftover);
             failures = if outcome.result.is_ok() { 0 } else { failures + 1 };
             tell(&links, &committed, outcome, std::mem::take(&mut owed));
         }
@@ -329,8 +335,16 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
                 failures => tokio::time::sleep(backoff.wait(failures - 1, "kernel")).await,
             }
         };
+        let tidy = async {
+            if !leftover {
+                std::future::pending().await
+            }
+            // Long after the last packet that the old chains have seen.
+            tokio::time::sleep(LEFTOVER).await;
+        };
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
+            () = tidy => {}
             () = changed(&mut links.committed) => owed = true,
             () = changed(&mut links.local) => {}
             () = kernel.again.notified() => {}

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
+use firebreak_policy::Limits;
 use firebreak_policy::model::Revision;
 use std::sync::mpsc as sync_mpsc;
 
@@ -35,7 +36,7 @@ struct Stage {
 
 fn stage(outcomes: Vec<Result<CommitReport, CommitError>>) -> Stage {
     let (sender, seen) = sync_mpsc::channel();
-    let kernel = KernelThread::start(Stand { seen: sender, outcomes: outcomes.into_iter() }, None, None).unwrap();
+    let kernel = KernelThread::start(Stand { seen: sender, outcomes: outcomes.into_iter() }, None, None, Limits::DEFAULT).unwrap();
     let (committed, committed_of_task) = watch::channel(None);
     let (local, local_of_task) = watch::channel(LocalWorkloads::unknown());
     let (applied_of_task, applied) = watch::channel(None);

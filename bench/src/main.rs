@@ -71,6 +71,8 @@ enum Part {
     Members,
     /// What a packet pays.
     Connect,
+    /// Of it, what a hit in each kind of set costs.
+    Hits,
     /// The real binaries, end to end.
     System,
     /// `firebreak eval`.
@@ -86,7 +88,11 @@ fn main() -> ExitCode {
         Some(Inner::MemberMemory { locals, groups, members }) => return members::child(locals, groups, members),
         None => {}
     }
-    let parts = if arguments.only.is_empty() { Part::value_variants().to_vec() } else { arguments.only };
+    let parts = if arguments.only.is_empty() {
+        Part::value_variants().iter().copied().filter(|part| *part != Part::Hits).collect()
+    } else {
+        arguments.only
+    };
     let mut report = Report::default();
     let mut whole = true;
     for part in parts {
@@ -96,6 +102,7 @@ fn main() -> ExitCode {
             Part::Dataplane => dataplane::measure(&mut report),
             Part::Members => members::measure(&mut report),
             Part::Connect => connect::measure(&mut report),
+            Part::Hits => connect::measure_hits(&mut report),
             Part::System => system::measure(&mut report),
             Part::Eval => eval::measure(&mut report),
             Part::Memory => memory::measure(&mut report),

@@ -8,7 +8,6 @@ use anyhow::{Context as _, ensure};
 use firebreak_agent::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use firebreak_agent::local::{LocalInterface, LocalWorkload, LocalWorkloads};
 use firebreak_agent::session::{Applied, Committed, Held, NodeStatus};
-use firebreak_policy::Members;
 use firebreak_policy::model::{
     Family, HostAccess, Labels, NamespaceName, NetworkAddress, NetworkName, NodeName, PolicyKey, PolicyKind, PortRange, Protocol,
     WorkloadId, WorkloadSource,
@@ -17,6 +16,7 @@ use firebreak_policy::node_state::{
     CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, RuleRef,
     Segment, SegmentId,
 };
+use firebreak_policy::{Limits, Members};
 use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind};
 use firebreak_proto::state::{self, GroupChange};
 use firebreak_proto::v1;
@@ -45,11 +45,17 @@ const CHANGES: u32 = 1_000;
 /// # Errors
 /// The kernel refused, or a child failed.
 pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
+    changes(report, "a group of 200000 shared by 50 workloads", Size { locals: 50, groups: 1, members: 200_000 })?;
     changes(report, "50 groups of 4000, each let in by one workload", Size { locals: 50, groups: 50, members: 4_000 })?;
     for (name, size) in [
+        ("one group of 100000, shared by 100 workloads", Size { locals: 100, groups: 1, members: 100_000 }),
         ("one group of 100000, let in by one workload", Size { locals: 1, groups: 1, members: 100_000 }),
         ("100 groups of 1000, each let in by one workload", Size { locals: 100, groups: 100, members: 1_000 }),
-        ("100 groups of 1000, each let in by two workloads", Size { locals: 200, groups: 100, members: 1_000 }),
+        ("25 groups of 4000, each let in by four workloads", Size { locals: 100, groups: 25, members: 4_000 }),
+        (
+            "100 groups of 1000, each let in by four workloads, multiplied out: the most that is",
+            Size { locals: 400, groups: 100, members: 1_000 },
+        ),
     ] {
         let (agent, kernel) = memory_of(size)?;
         let per = |bytes: i64| f64::from(i32::try_from(bytes / 1_000).unwrap_or(i32::MAX)) / 100.0;
@@ -155,7 +161,7 @@ struct Agent {
 impl Agent {
     fn start(inside: &Namespace, local: LocalWorkloads) -> anyhow::Result<Self> {
         let dataplane = dataplane::open(inside)?;
-        let kernel = inside.run(move || KernelThread::start(dataplane, None, None))??;
+        let kernel = inside.run(move || KernelThread::start(dataplane, None, None, Limits::DEFAULT))??;
         let (committed, of_task) = watch::channel(None);
         let (local, local_of_task) = watch::channel(Arc::new(local));
         let (applied_of_task, applied) = watch::channel(None);

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-pub use crate::shared_sets::{Chain, GroupForm, GroupSet, Shared, SharedPeers, SharedRule, SharedService, ShortName};
+pub use crate::shared_sets::{Chain, GroupForm, GroupKey, GroupSet, Shared, SharedPeers, SharedRule, SharedService, ShortName};
 
 /// Set contents, element by element, each with the comment that the kernel keeps beside it. A missing set is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

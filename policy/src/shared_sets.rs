@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! set group4_app_api_in_shop_1f0c.. { type ipv4_addr; comment "app=api in namespace shop"; elements = { ... } }
-//! map in4_segment                   { type ipv4_addr : verdict; elements = { 10.0.0.5 : goto in4_shop_db_83aa.. } }
-//! chain in4_shop_db_83aa.. {
-//!     ip saddr @group4_app_api_in_shop_1f0c.. tcp dport 5432 return comment "shop/db <- app=api in namespace shop by SegmentPolicy shop/db#0"
-//!     goto deny_in4
+//! map in4_segment                   { type ipv4_addr : verdict; elements = { 10.0.0.5 : jump in4_of_shop_db_83aa.. } }
+//! chain in4_of_shop_db_83aa.. {
+//!     tcp dport 5432 ip saddr @group4_app_api_in_shop_1f0c.. accept comment "shop/db <- app=api in namespace shop by SegmentPolicy shop/db#0"
 //! }
 //! ```
-//! A chain never changes: its name holds a hash of its rules, so that a change is another chain and one element of the map.
+//! What no rule allows falls through it, to the other sets. A chain never changes: its name holds a hash of its rules, so that a change is another chain and one element of the map. What the chain lets
+//! through on egress goes on to the ingress stage (`goto beyond_out4`).
 
 use crate::kernel_sets::{Comment, Span};
 use crate::members::Members;
@@ -72,6 +72,16 @@ pub struct SharedRule {
     pub service: SharedService,
     /// For people.
     pub comment: Comment,
+}
+
+impl SharedRule {
+    /// The set that it names.
+    pub fn group(&self) -> Option<GroupSet> {
+        match self.peers {
+            SharedPeers::In(set) => Some(set),
+            SharedPeers::Any => None,
+        }
+    }
 }
 
 /// Who a rule of a chain allows.
@@ -218,6 +228,12 @@ impl GroupSet {
 }
 
 impl GroupKey {
+    /// The block from one address to another; `None` when that is no block.
+    pub fn block_of(first: IpAddr, last: IpAddr) -> Option<Self> {
+        let block = |length| IpNet::new(first, length).ok().filter(|block| block.network() == first && block.broadcast() == last);
+        (0..=128).find_map(block).map(Self::Block)
+    }
+
     /// The member that a set with this key holds, as far as the set can tell.
     pub fn member(self) -> Member {
         match self {

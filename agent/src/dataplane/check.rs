@@ -4,13 +4,14 @@
 //! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or a part of one set.
 
 use super::error::ReadBackError;
-use super::names::{Layer, SetRef, TABLE, is_port_chain};
+use super::names::{Layer, SetRef, TABLE, is_port_chain, parse_segment_chain, segment_chain};
 use super::plan::{KernelState, SetChange, restore_of};
 use super::ports;
 use super::read_back::read_back_of;
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::DUMP_ATTEMPTS;
 use super::wire::{Attributes, LIST_ELEMENT, Message, Received, chain, expression, rule};
+use firebreak_policy::kernel_sets::Chain;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// How much to compare.
@@ -130,20 +131,47 @@ fn dump(
 /// What differs between the rules, in words.
 pub(super) fn differences(expected: &Prints, found: &Prints) -> Vec<String> {
     let mut words = Vec::new();
+    let is_fixed = |key: &&(Layer, String)| segment(key.0, &key.1).is_none();
     let is_gone = |layer: Layer| !found.keys().any(|(other, _)| *other == layer);
     let layers: BTreeSet<Layer> = expected.keys().map(|(layer, _)| *layer).collect();
     words.extend(layers.into_iter().filter(|layer| is_gone(*layer)).map(|layer| format!("table {layer} {TABLE}: gone")));
-    for ((layer, name), print) in expected.iter().filter(|((layer, _), _)| !is_gone(*layer)) {
+    for ((layer, name), print) in expected.iter().filter(|(key, _)| !is_gone(key.0) && is_fixed(key)) {
         match found.get(&(*layer, name.clone())) {
             None => words.push(format!("chain {layer} {TABLE} {name}: gone")),
             Some(other) if other != print => words.push(format!("chain {layer} {TABLE} {name}: changed")),
             Some(_) => {}
         }
     }
-    for (layer, name) in found.keys().filter(|key| !expected.contains_key(*key)) {
+    for (layer, name) in found.keys().filter(|key| is_fixed(key) && !expected.contains_key(*key)) {
         words.push(format!("chain {layer} {TABLE} {name}: added"));
     }
     words
+}
+
+/// The same of the chains of segments, which come and go with commits. Their names say their rules, so that one that comes is taken as it is
+/// when it is first seen.
+pub(super) fn segment_differences(prints: &mut Prints, found: &Prints, committed: &KernelState) -> Vec<String> {
+    let mut words = Vec::new();
+    prints.retain(|(layer, name), _| segment(*layer, name).is_none_or(|chain| committed.shared.chains.contains_key(&chain)));
+    for chain in committed.shared.chains.keys() {
+        let key = (Layer::Inet, segment_chain(chain));
+        match (prints.get(&key), found.get(&key)) {
+            (_, None) => words.push(format!("chain {} {TABLE} {}: gone", key.0, key.1)),
+            (Some(print), Some(other)) if print != other => words.push(format!("chain {} {TABLE} {}: changed", key.0, key.1)),
+            (Some(_), Some(_)) => {}
+            (None, Some(first_seen)) => drop(prints.insert(key, *first_seen)),
+        }
+    }
+    for (layer, name) in found.keys() {
+        if segment(*layer, name).is_some_and(|chain| !committed.shared.chains.contains_key(&chain)) {
+            words.push(format!("chain {layer} {TABLE} {name}: added"));
+        }
+    }
+    words
+}
+
+fn segment(layer: Layer, chain: &str) -> Option<Chain> {
+    if layer == Layer::Inet { parse_segment_chain(chain) } else { None }
 }
 
 /// Which of the guards' base chains are missing, and which should not be there, in words.
@@ -169,10 +197,11 @@ pub(super) fn element_differences(
     socket: &mut NetfilterSocket,
     committed: &KernelState,
     layers: &[Layer],
+    sets: &[SetRef],
     which: impl Fn(SetRef) -> bool,
 ) -> Result<Vec<String>, ReadBackError> {
     let mut words = Vec::new();
-    for set in SetRef::all().into_iter().filter(|set| layers.contains(&set.layer()) && which(*set)) {
+    for set in sets.iter().copied().filter(|set| layers.contains(&set.layer()) && which(*set)) {
         let held = match read_back_of(socket, layers, |other| other == set) {
             Ok(held) => held,
             Err(ReadBackError::Refused { source, .. }) if source.errno == nix::errno::Errno::ENOENT => {

@@ -4,8 +4,8 @@
 use super::desired::MacAddress;
 use super::names::{BoundForm, SetRef};
 use super::wire::{Attributes, element};
-use firebreak_policy::kernel_sets::{Comment, Element, SetId, Shape, Span};
-use firebreak_policy::model::{Family, Protocol};
+use firebreak_policy::kernel_sets::{Chain, Comment, Element, GroupForm, GroupKey, GroupSet, SetId, Shape, Span};
+use firebreak_policy::model::{Direction, Family, Protocol};
 use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,6 +22,10 @@ pub(super) enum Entry {
     Policy(Element),
     /// Of a guard's set.
     Bound(Bound),
+    /// Of a group's set.
+    Group(GroupKey),
+    /// Of a map of segments: the local address and the chain that it is sent to.
+    Segment(IpAddr, Chain),
 }
 
 /// What an interface, told by its ifindex, is bound to.
@@ -42,6 +46,10 @@ impl fmt::Display for Entry {
             Self::Bound(Bound::Mac(index, mac)) => write!(f, "interface {index} . {mac}"),
             Self::Bound(Bound::Address(index, mac, address)) => write!(f, "interface {index} . {mac} . {address}"),
             Self::Bound(Bound::Ip(index, address)) => write!(f, "interface {index} . {address}"),
+            Self::Group(GroupKey::Address(peer)) => write!(f, "{peer}"),
+            Self::Group(GroupKey::Service(peer, protocol, port)) => write!(f, "{peer} . {protocol} . {port}"),
+            Self::Group(GroupKey::Block(block)) => write!(f, "{block}"),
+            Self::Segment(local, chain) => write!(f, "{local} : jump {}", super::names::segment_chain(chain)),
             Self::Policy(element) => match element {
                 Element::Local(local) => write!(f, "{local}"),
                 Element::Peer(local, peer) => write!(f, "{local} . {peer}"),
@@ -105,9 +113,21 @@ pub(super) fn encode(set: SetRef, entry: &Entry, key: &mut Key) -> Result<(), Mi
         (SetRef::Workloads(family), Entry::Policy(Element::Local(address))) => put_address(&mut key.first, family, *address),
         (SetRef::Policy(id), Entry::Policy(element)) => encode_policy(id, element, key),
         (SetRef::Bound(_, form), Entry::Bound(bound)) => encode_bound(form, *bound, &mut key.first),
+        (SetRef::Segments(direction, family), Entry::Segment(local, chain)) => {
+            if (direction, family) != (chain.direction, chain.family) {
+                return Err(Misfit::Shape);
+            }
+            put_address(&mut key.first, family, *local)
+        }
+        (SetRef::Group(set), Entry::Group(group)) => encode_group(set, group, key),
         (
-            SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Bound(..),
-            Entry::Interface(_) | Entry::Policy(_) | Entry::Bound(_),
+            SetRef::KnownInterfaces(_)
+            | SetRef::Workloads(_)
+            | SetRef::Policy(_)
+            | SetRef::Bound(..)
+            | SetRef::Segments(..)
+            | SetRef::Group(_),
+            Entry::Interface(_) | Entry::Policy(_) | Entry::Bound(_) | Entry::Group(_) | Entry::Segment(..),
         ) => Err(Misfit::Shape),
     }
 }
@@ -223,6 +243,71 @@ fn encode_policy(id: SetId, element: &Element, key: &mut Key) -> Result<(), Misf
     }
 }
 
+/// A block has two keys, its first address and the first behind it: one without an end reaches to the end of the addresses. In a set
+/// of one field each is an element of its own.
+fn encode_group(set: GroupSet, group: &GroupKey, key: &mut Key) -> Result<(), Misfit> {
+    match (set.form, group) {
+        (GroupForm::Addresses, GroupKey::Address(peer)) => put_address(&mut key.first, set.family, *peer),
+        (GroupForm::Services, GroupKey::Service(peer, protocol, port)) => {
+            put_address(&mut key.first, set.family, *peer)?;
+            put_byte(&mut key.first, protocol.0);
+            put_port(&mut key.first, *port);
+            Ok(())
+        }
+        (GroupForm::Blocks, GroupKey::Block(block)) => {
+            put_address(&mut key.first, set.family, block.network())?;
+            match after(block.broadcast()) {
+                Some(after) => put_address(&mut key.last, set.family, after),
+                None => Ok(()),
+            }
+        }
+        (GroupForm::Addresses | GroupForm::Services | GroupForm::Blocks, _) => Err(Misfit::Shape),
+    }
+}
+
+fn after(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => address.to_bits().checked_add(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(address) => address.to_bits().checked_add(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
+    }
+}
+
+fn before(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => address.to_bits().checked_sub(1).map(|bits| Ipv4Addr::from_bits(bits).into()),
+        IpAddr::V6(address) => address.to_bits().checked_sub(1).map(|bits| Ipv6Addr::from_bits(bits).into()),
+    }
+}
+
+/// Decodes an element of a group's set; of a block, `last` is the key of the first address behind it.
+pub(super) fn decode_group(set: GroupSet, first: &[u8], last: Option<&[u8]>) -> Result<GroupKey, Misfit> {
+    let mut fields = Fields { family: set.family, rest: first };
+    let key = match set.form {
+        GroupForm::Addresses => {
+            single(last)?;
+            GroupKey::Address(fields.address()?)
+        }
+        GroupForm::Services => {
+            single(last)?;
+            GroupKey::Service(fields.address()?, Protocol(fields.byte()?), fields.port()?)
+        }
+        GroupForm::Blocks => {
+            let start = fields.address()?;
+            let end = match last {
+                Some(last) => before(Fields { family: set.family, rest: last }.address()?).ok_or(Misfit::Backwards)?,
+                None => match set.family {
+                    Family::V4 => Ipv4Addr::BROADCAST.into(),
+                    Family::V6 => Ipv6Addr::from_bits(u128::MAX).into(),
+                },
+            };
+            // We write blocks only, so that anything else is not ours.
+            GroupKey::block_of(start, end).ok_or(Misfit::Unexpected)?
+        }
+    };
+    fields.end()?;
+    Ok(key)
+}
+
 fn forwards<T: PartialOrd>(span: &Span<T>) -> Result<(), Misfit> {
     if span.first <= span.last { Ok(()) } else { Err(Misfit::Backwards) }
 }
@@ -265,6 +350,9 @@ pub(super) fn decode(set: SetRef, first: &[u8], last: Option<&[u8]>) -> Result<E
             single(last)?;
             decode_bound(form, first).map(Entry::Bound)
         }
+        SetRef::Group(set) => decode_group(set, first, last).map(Entry::Group),
+        // The chain stands beside the key: `decode_segment`.
+        SetRef::Segments(..) => Err(Misfit::Shape),
     }
 }
 
@@ -284,6 +372,18 @@ fn decode_bound(form: BoundForm, key: &[u8]) -> Result<Bound, Misfit> {
     };
     fields.end()?;
     Ok(bound)
+}
+
+/// Decodes an element of a map of segments.
+pub(super) fn decode_segment(direction: Direction, family: Family, key: &[u8], chain: Option<&str>) -> Result<Entry, Misfit> {
+    let mut fields = Fields { family, rest: key };
+    let local = fields.address()?;
+    fields.end()?;
+    let chain = chain.and_then(super::names::parse_segment_chain).ok_or(Misfit::Unexpected)?;
+    if (chain.direction, chain.family) != (direction, family) {
+        return Err(Misfit::Unexpected);
+    }
+    Ok(Entry::Segment(local, chain))
 }
 
 fn decode_policy(id: SetId, first: &[u8], last: Option<&[u8]>) -> Result<Element, Misfit> {
@@ -418,6 +518,10 @@ pub(super) struct RawElement<'a> {
     /// The end of a range; `None` for a single value.
     pub(super) last: Option<&'a [u8]>,
     pub(super) comment: &'a str,
+    /// Whether it is the end of an interval in a set of one field.
+    pub(super) ends: bool,
+    /// In a map of verdicts, the chain.
+    pub(super) chain: Option<&'a str>,
 }
 
 /// Reads one element of a dump; `None` when it has no key.
@@ -425,16 +529,22 @@ pub(super) fn read_element(attributes: Attributes<'_>) -> Option<RawElement<'_>>
     let mut first = None;
     let mut last = None;
     let mut comment = "";
+    let (mut ends, mut chain) = (false, None);
     for attribute in attributes {
         let value = || attribute.nested().find(super::wire::DATA_VALUE).map(|value| value.value);
         match attribute.kind {
             element::KEY => first = value(),
             element::KEY_END => last = value(),
             element::USERDATA => comment = read_comment(attribute.value),
+            element::FLAGS => ends = attribute.as_u32().is_some_and(|flags| flags & element::INTERVAL_END != 0),
+            element::DATA => {
+                let verdict = attribute.nested().find(super::wire::DATA_VERDICT);
+                chain = verdict.and_then(|verdict| verdict.nested().find(super::wire::verdict::CHAIN)).and_then(|it| it.as_text());
+            }
             _ => {}
         }
     }
-    Some(RawElement { first: first?, last, comment })
+    Some(RawElement { first: first?, last, comment, ends, chain })
 }
 
 /// Shares equal texts, so that a thousand elements with one comment hold it once.
@@ -458,7 +568,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::names::{Layer, policy_sets};
     use super::*;
-    use firebreak_policy::model::Direction;
     use proptest::prelude::*;
 
     fn address(family: Family) -> BoxedStrategy<IpAddr> {

@@ -6,8 +6,8 @@ use super::element::{Key, encode, tidy};
 use super::error::CommitError;
 use super::names::{Layer, SetRef, TABLE};
 use super::plan::Plan;
-use super::ports;
 use super::skeleton::{INTEGER_32, INTEGER_48, INTEGER_128};
+use super::{ports, shared_text};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -16,9 +16,13 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 /// # Errors
 /// An element that does not fit its set, or a set of which the fields are not known.
 pub(super) fn commands<'a>(plan: &Plan, fields: impl Fn(Layer, &str) -> Option<&'a [&'static str]>) -> Result<Vec<String>, CommitError> {
-    let mut commands = Vec::new();
+    let mut commands: Vec<String> = plan.before.iter().flat_map(shared_text::commands).collect();
     let mut key = Key::default();
     for change in &plan.changes {
+        if let SetRef::Group(_) | SetRef::Segments(..) = change.set {
+            commands.extend(shared_text::elements(change));
+            continue;
+        }
         let (set, name) = (change.set, change.set.name());
         let types = fields(set.layer(), &name).ok_or_else(|| misfit(set, String::new(), "the set has no fields that are known"))?;
         let mut gone = Vec::new();
@@ -35,6 +39,7 @@ pub(super) fn commands<'a>(plan: &Plan, fields: impl Fn(Layer, &str) -> Option<&
         commands.extend(command("delete", set.layer(), &name, &gone));
         commands.extend(command("add", set.layer(), &name, &come));
     }
+    commands.extend(plan.after.iter().flat_map(shared_text::commands));
     commands.extend(ports::text(&plan.ports));
     Ok(commands)
 }

@@ -5,7 +5,7 @@ use super::error::OpenError;
 use super::names::{COUNTER_GUARD_IN, COUNTER_GUARD_OVERFLOW, GuardReason, Layer, TABLE};
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::{self, DUMP_ATTEMPTS};
-use super::wire::{Attribute, DATA_VALUE, Message, Received, element, rule};
+use super::wire::{Attribute, DATA_VALUE, Message, Received, element, expression};
 use std::time::Duration;
 
 /// Refused frames of one interface, reason and EtherType, since their element was made.
@@ -111,11 +111,11 @@ fn decode(reason: GuardReason, item: Attribute<'_>) -> Option<GuardCount> {
     })
 }
 
-fn counter(expression: Attribute<'_>) -> Option<(u64, u64)> {
-    if expression.nested().find(rule::EXPRESSION_NAME)?.as_text() != Some("counter") {
+fn counter(item: Attribute<'_>) -> Option<(u64, u64)> {
+    if item.nested().find(expression::NAME)?.as_text() != Some("counter") {
         return None;
     }
-    let data = expression.nested().find(rule::EXPRESSION_DATA)?;
+    let data = item.nested().find(expression::DATA)?;
     let number = |kind| data.nested().find(kind)?.as_u64();
     Some((number(element::COUNTER_PACKETS)?, number(element::COUNTER_BYTES)?))
 }

@@ -4,7 +4,7 @@
 
 use super::check::Prints;
 use super::error::OpenError;
-use super::names::{Layer, TABLE};
+use super::names::{Layer, TABLE, parse_segment_chain};
 use super::skeleton::Present;
 use super::socket::NetfilterSocket;
 use super::wire::{CREATE, Message, object};
@@ -14,7 +14,9 @@ const MARK: &str = "rules_";
 /// For the chains of a table as they are: 32 hexadecimal digits.
 pub(super) fn name(prints: &Prints, layer: Layer) -> String {
     let mut hasher = blake3::Hasher::new();
-    for ((_, chain), print) in prints.iter().filter(|((of, _), _)| *of == layer) {
+    // The chains of segments come and go with commits.
+    let is_fixed = |(of, chain): &(Layer, String)| *of == layer && parse_segment_chain(chain).is_none();
+    for ((_, chain), print) in prints.iter().filter(|(key, _)| is_fixed(key)) {
         hasher.update(chain.as_bytes());
         hasher.update(&[0]);
         hasher.update(print.as_bytes());

@@ -1,8 +1,8 @@
 //! Every name that the kernel side carries, in one place: tables, sets, chains, counters, log prefixes.
 //! `nft list ruleset` shows them to people, so a name says what the thing is.
 
-use firebreak_policy::kernel_sets::{SetId, Shape};
-use firebreak_policy::model::{Direction, Family};
+use firebreak_policy::kernel_sets::{Chain, GroupForm, GroupSet, SetId, Shape, ShortName};
+use firebreak_policy::model::{Direction, Family, Protocol};
 use std::fmt;
 
 /// The name of each of our tables.
@@ -131,6 +131,10 @@ pub enum SetRef {
     Policy(SetId),
     /// What interfaces are bound to: the guards' sets.
     Bound(Layer, BoundForm),
+    /// A map from local addresses to the chains of their segments.
+    Segments(Direction, Family),
+    /// The members of a group in the shared form. Such sets come and go.
+    Group(GroupSet),
 }
 
 /// What one of the guards' sets binds an interface to.
@@ -185,7 +189,7 @@ impl SetRef {
     pub fn layer(self) -> Layer {
         match self {
             Self::KnownInterfaces(layer) | Self::Bound(layer, _) => layer,
-            Self::Workloads(_) | Self::Policy(_) => Layer::Inet,
+            Self::Workloads(_) | Self::Policy(_) | Self::Segments(..) | Self::Group(_) => Layer::Inet,
         }
     }
 
@@ -196,16 +200,21 @@ impl SetRef {
             Self::Workloads(family) => workloads(family),
             Self::Policy(id) => policy_set(id),
             Self::Bound(_, form) => form.name().to_owned(),
+            Self::Segments(direction, family) => segments(direction, family),
+            Self::Group(set) => group_set(&set),
         }
     }
 
-    /// Every set that the agent writes, in the order in which plans name them.
+    /// Every set that the agent writes and that is always there, in the order in which plans name them.
     pub fn all() -> Vec<Self> {
         let mut all: Vec<Self> = Layer::KNOWING.into_iter().map(Self::KnownInterfaces).collect();
         all.extend(FAMILIES.map(Self::Workloads));
         all.extend(policy_sets().into_iter().map(Self::Policy));
         for layer in Layer::ALL {
             all.extend(BoundForm::of(layer).iter().map(|form| Self::Bound(layer, *form)));
+        }
+        for direction in DIRECTIONS {
+            all.extend(FAMILIES.map(|family| Self::Segments(direction, family)));
         }
         all.sort_unstable();
         all
@@ -262,6 +271,57 @@ pub fn policy_set(id: SetId) -> String {
 /// The set of the addresses of local workloads: `workload4`, `workload6`.
 pub fn workloads(family: Family) -> String {
     format!("workload{}", family_digit(family))
+}
+
+/// The map of the chains of segments: `in4_segment`.
+pub fn segments(direction: Direction, family: Family) -> String {
+    format!("{}{}_segment", direction_word(direction), family_digit(family))
+}
+
+/// What a group's set is called by its form.
+const GROUP_WORDS: [(GroupForm, &str); 3] =
+    [(GroupForm::Addresses, "group"), (GroupForm::Services, "service"), (GroupForm::Blocks, "block")];
+
+/// The set of a group in the shared form: `group4_app_api_in_shop_1f0c...`, `block6_...`, `service4_...`.
+pub fn group_set(set: &GroupSet) -> String {
+    let word = GROUP_WORDS.iter().find(|(form, _)| *form == set.form).map_or("", |(_, word)| *word);
+    format!("{word}{}_{}", family_digit(set.family), set.name.as_str())
+}
+
+/// The set of a group that has this name; `None` when it is another set.
+pub(super) fn parse_group_set(name: &str) -> Option<GroupSet> {
+    let (form, rest) = GROUP_WORDS.iter().find_map(|(form, word)| Some((*form, name.strip_prefix(word)?)))?;
+    let (family, rest) = parse_digit(rest)?;
+    Some(GroupSet { family, form, name: ShortName::parse(rest.strip_prefix('_')?)? })
+}
+
+/// The chain of a segment: `in4_of_shop_db_83aa...`.
+pub fn segment_chain(chain: &Chain) -> String {
+    format!("{}{}_of_{}", direction_word(chain.direction), family_digit(chain.family), chain.name.as_str())
+}
+
+/// The chain of a segment that has this name; `None` when it is another chain.
+pub(super) fn parse_segment_chain(name: &str) -> Option<Chain> {
+    let (direction, rest) = DIRECTIONS.iter().find_map(|direction| Some((*direction, name.strip_prefix(direction_word(*direction))?)))?;
+    let (family, rest) = parse_digit(rest)?;
+    Some(Chain { direction, family, name: ShortName::parse(rest.strip_prefix("_of_")?)? })
+}
+
+fn parse_digit(text: &str) -> Option<(Family, &str)> {
+    FAMILIES.iter().find_map(|family| Some((*family, text.strip_prefix(family_digit(*family))?)))
+}
+
+/// What is still to be asked of a packet that the egress stage lets through: `beyond_out4`.
+pub(super) fn beyond_egress(family: Family) -> String {
+    format!("beyond_out{}", family_digit(family))
+}
+
+/// The number of the family's ICMP.
+pub(super) fn icmp_number(family: Family) -> u8 {
+    match family {
+        Family::V4 => Protocol::ICMP.0,
+        Family::V6 => Protocol::ICMPV6.0,
+    }
 }
 
 /// What a denied flow is told by.
@@ -446,6 +506,22 @@ mod tests {
             ["inet firebreak in4_peer_port", "inet firebreak out6_range", "inet firebreak published_allow4", "bridge firebreak known_if"]
         {
             assert!(names.iter().any(|name| name == expected), "{expected} is missing from {names:?}");
+        }
+        let name = ShortName::new("app=api in namespace shop", ["some id"]);
+        for family in FAMILIES {
+            for form in [GroupForm::Addresses, GroupForm::Services, GroupForm::Blocks] {
+                let set = GroupSet { family, form, name };
+                assert_eq!(parse_group_set(&group_set(&set)), Some(set));
+                assert_eq!(parse_segment_chain(&group_set(&set)), None);
+            }
+            for direction in DIRECTIONS {
+                let chain = Chain { direction, family, name };
+                assert_eq!(parse_segment_chain(&segment_chain(&chain)), Some(chain));
+                assert!(segment_chain(&chain).contains("of_app_api_in_namespace_shop_"));
+            }
+        }
+        for set in SetRef::all() {
+            assert_eq!(parse_group_set(&set.name()), None, "{set}");
         }
         let denied: BTreeSet<String> = DeniedSet::all().into_iter().map(DeniedSet::name).collect();
         assert_eq!(denied.len(), 24);

@@ -5,12 +5,14 @@ use super::config::DataplaneConfig;
 use super::desired::Desired;
 use super::error::{CommitError, ObserveError, OpenError, ReadBackError};
 use super::install::{InstallError, Site, Standing, Which, bring_about, survey};
+use super::moves;
 use super::names::{Layer, SetRef};
 use super::observe::{self, ObserveElement};
-use super::plan::{KernelState, Plan, plan, plan_delta, plan_restore};
+use super::plan::{KernelState, Plan, SetChange, plan, plan_delta, plan_restore};
 use super::read_back::{read_back, read_back_of};
-use super::render::{Batch, locate, render};
+use super::render::{Batch, is_interval_of_one_field, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
+use super::shared::{plan_tidy, split_prepared};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::walk::{Stands, Walk};
 use super::{mark, tables};
@@ -37,6 +39,10 @@ pub struct Dataplane {
     is_outdated: bool,
     /// What each chain is, as it was brought about or found.
     prints: Prints,
+    /// Whether there are chains or sets that nothing leads to any more.
+    leftover: bool,
+    /// What is to go after the last change.
+    late: Vec<SetChange>,
     /// The next part of the background check.
     step: usize,
     /// The set that it is at.
@@ -87,6 +93,8 @@ impl Dataplane {
             owned: persists,
             is_outdated,
             prints: Prints::new(),
+            leftover: false,
+            late: Vec::new(),
             step: 0,
             walk: None,
             left: BTreeMap::new(),
@@ -99,6 +107,7 @@ impl Dataplane {
         let layers = &this.layers;
         let actual = read_back_of(&mut this.socket, layers, |set| !is_outdated || readable.contains(&set))?;
         let elements = actual.len();
+        this.leftover = !plan_tidy(&actual.shared).is_empty();
         this.actual = Some(actual);
         let found = check::rules(&mut this.socket, &this.layers)?;
         let mut changed = Vec::new();
@@ -148,14 +157,14 @@ impl Dataplane {
             self.is_outdated = false;
             tracing::info!("the tables of another version were replaced in one transaction");
         }
-        let actual = self.actual()?;
-        let plan = plan(actual, desired);
-        match self.commit_plan(plan) {
+        self.tidy()?;
+        let plan = plan(self.actual()?, desired);
+        match self.commit_in_steps(plan, desired) {
             Err(CommitError::Refused { source, .. }) if !self.owned && source.errno == Errno::ENOENT => {
                 // Where the kernel does not keep others off, an element may have been taken away behind our back.
                 self.actual = None;
                 let plan = super::plan::plan(self.actual()?, desired);
-                self.commit_plan(plan)
+                self.commit_in_steps(plan, desired)
             }
             result => result,
         }
@@ -166,8 +175,64 @@ impl Dataplane {
         if self.is_outdated {
             return Err(CommitError::Upgrade("a whole state has to be committed first".to_owned()));
         }
+        if *delta == Delta::default() {
+            return self.tidy();
+        }
+        if !self.late.is_empty() {
+            self.tidy()?;
+        }
         let plan = plan_delta(self.actual()?, delta);
         self.commit_plan(plan)
+    }
+
+    /// Removes chains and sets that nothing leads to any more. They are left behind by a commit for the packets that were on their way;
+    /// [`CommitReport::leftover`] says that there are some. The next commit does it too.
+    pub fn tidy(&mut self) -> Result<CommitReport, CommitError> {
+        if self.actual.is_none() {
+            // What is read back is compared as a whole.
+            self.late = Vec::new();
+        }
+        let late = Plan { changes: std::mem::take(&mut self.late), ..Plan::default() };
+        if self.leftover || !late.is_empty() {
+            moves::wait_for_packets_under_way();
+        }
+        if !self.leftover && self.actual.is_some() {
+            return self.commit_plan(late);
+        }
+        self.commit_plan(late)?;
+        let plan = plan_tidy(&self.actual()?.shared);
+        self.commit_plan(plan)
+    }
+
+    /// What changes no verdict first: new chains and sets, which mean nothing until an address leads to them, and what the state before allows
+    /// already. Then the change; what it leaves behind goes with [`Self::tidy`].
+    fn commit_in_steps(&mut self, mut plan: Plan, desired: &Desired) -> Result<CommitReport, CommitError> {
+        let (early, late) = moves::split(&mut plan, self.actual()?, &desired.sets);
+        let early = Plan { changes: early, ..Plan::default() };
+        let undo = early.undone();
+        let mut first = split_prepared(&mut plan).unwrap_or_default();
+        first.changes.extend(early.changes);
+        let prepares = !first.is_empty();
+        let prepared = self.commit_plan(first)?;
+        if prepares {
+            moves::wait_for_packets_under_way();
+        }
+        let report = match self.commit_plan(plan) {
+            Ok(report) => report,
+            Err(error) => {
+                // What came first means nothing, so that it is no harm if it cannot be taken back.
+                if !matches!(error, CommitError::Unknown(_)) {
+                    let _ = self.commit_plan(undo).and_then(|_| self.tidy());
+                }
+                return Err(error);
+            }
+        };
+        self.late = late;
+        let late: usize = self.late.iter().map(|change| change.remove.len()).sum();
+        let (removed, elements) = (report.removed + late, report.elements.saturating_sub(late));
+        let report = CommitReport { removed, elements, leftover: self.leftover || late > 0, ..report };
+        let (added, removed) = (report.added + prepared.added, report.removed + prepared.removed);
+        Ok(CommitReport { added, removed, bytes: report.bytes + prepared.bytes, ..report })
     }
 
     /// Reads what the kernel holds and takes that for what was committed. Says how many elements there are.
@@ -176,6 +241,7 @@ impl Dataplane {
         let actual = read_back(&mut self.socket, &self.layers)?;
         let elements = actual.len();
         self.walk = None;
+        self.leftover = !plan_tidy(&actual.shared).is_empty();
         self.actual = Some(actual);
         Ok(elements)
     }
@@ -200,7 +266,7 @@ impl Dataplane {
         });
         rebuilt.map_err(|error| CommitError::Repair(error.to_string()))?;
         let elements = self.actual()?.len();
-        Ok(CommitReport { added: counts.0, removed: counts.1, bytes: 0, elements })
+        Ok(CommitReport { added: counts.0, removed: counts.1, bytes: 0, elements, leftover: self.leftover })
     }
 
     /// Brings rules and elements about in one transaction. `nft` does it, so the tables have no owner for that moment; somebody else's
@@ -219,9 +285,16 @@ impl Dataplane {
         }
         self.adopt()?;
         done?;
-        self.actual = None;
         self.walk = None;
-        self.actual = Some(read_back(&mut self.socket, &self.layers).map_err(OpenError::from)?);
+        let known = self.actual.take().map(|actual| actual.shared.chains).unwrap_or_default();
+        let mut actual = read_back(&mut self.socket, &self.layers).map_err(OpenError::from)?;
+        for (chain, rules) in &mut actual.shared.chains {
+            if let Some(known) = known.get(chain) {
+                rules.clone_from(known);
+            }
+        }
+        self.leftover = !plan_tidy(&actual.shared).is_empty();
+        self.actual = Some(actual);
         self.prints = check::rules(&mut self.socket, &self.layers).map_err(OpenError::from)?.prints;
         self.mark(&self.prints.clone())?;
         self.observe_again();
@@ -235,11 +308,13 @@ impl Dataplane {
     /// When the kernel cannot be asked.
     pub fn check(&mut self, how: Check) -> Result<Vec<String>, ReadBackError> {
         let Some(committed) = self.actual.as_ref().filter(|_| !self.is_outdated) else { return Ok(Vec::new()) };
+        let sets: Vec<SetRef> = committed.sets().into_iter().filter(|set| self.layers.contains(&set.layer())).collect();
         let mut words = Vec::new();
         let is_rules = how == Check::All || (self.step == 0 && self.walk.is_none());
         if is_rules {
             let found = check::rules(&mut self.socket, &self.layers)?;
             words = check::differences(&self.prints, &found.prints);
+            words.extend(check::segment_differences(&mut self.prints, &found.prints, committed));
             words.extend(found.wrong_ports);
             words.extend(check::port_differences(&mut self.socket, committed, &self.layers)?);
         }
@@ -248,10 +323,11 @@ impl Dataplane {
             let until = Instant::now() + PART;
             let mut walk = self.walk.take();
             if walk.is_none() {
-                let sets: Vec<SetRef> = SetRef::all().into_iter().filter(|set| self.layers.contains(&set.layer())).collect();
-                let set = self.step.checked_sub(1).and_then(|at| sets.get(at));
+                let set = self.step.checked_sub(1).and_then(|at| sets.get(at)).copied();
                 self.step = if self.step >= sets.len() { 0 } else { self.step + 1 };
-                walk = set.map(|set| Walk::begin(*set, self.commits)).transpose()?;
+                // A block is two elements, which need not come together.
+                suspect = set.filter(|set| is_interval_of_one_field(*set));
+                walk = set.filter(|_| suspect.is_none()).map(|set| Walk::begin(set, self.commits)).transpose()?;
             }
             if let Some(mut walk) = walk {
                 match walk.go_on(committed, self.commits, until)? {
@@ -272,7 +348,7 @@ impl Dataplane {
             self.left.remove(&set);
         }
         let chosen = |set: SetRef| how == Check::All || suspect == Some(set);
-        words.extend(check::element_differences(&mut self.socket, committed, &self.layers, chosen)?);
+        words.extend(check::element_differences(&mut self.socket, committed, &self.layers, &sets, chosen)?);
         Ok(words)
     }
 
@@ -334,10 +410,23 @@ impl Dataplane {
         self.actual.as_ref().ok_or_else(|| CommitError::Unknown("nothing was read back".to_owned()))
     }
 
+    /// Takes note of what was committed; says how many elements there are.
+    fn take(&mut self, plan: Plan) -> usize {
+        let concerns_chains = plan.concerns_chains();
+        let actual = self.actual.get_or_insert_default();
+        actual.apply(plan);
+        if concerns_chains {
+            self.leftover = !plan_tidy(&actual.shared).is_empty();
+        }
+        actual.len()
+    }
+
     fn commit_plan(&mut self, plan: Plan) -> Result<CommitReport, CommitError> {
         let elements = self.actual()?.len();
         if plan.is_empty() {
-            return Ok(CommitReport { elements, ..CommitReport::default() });
+            // What is only learnt needs no writing.
+            self.take(plan);
+            return Ok(CommitReport { elements, leftover: self.leftover, ..CommitReport::default() });
         }
         let batch = render(&plan, self.socket.sequence())?;
         let outcome = self.socket.transact(&batch.bytes, batch.last_sequence(), batch.next_sequence()).map_err(CommitError::Socket)?;
@@ -345,9 +434,8 @@ impl Dataplane {
             Outcome::Committed => {
                 let (added, removed) = plan.counts();
                 self.commits += 1;
-                let actual = self.actual.get_or_insert_default();
-                actual.apply(plan);
-                Ok(CommitReport { added, removed, bytes: batch.bytes.len(), elements: actual.len() })
+                let elements = self.take(plan);
+                Ok(CommitReport { added, removed, bytes: batch.bytes.len(), elements, leftover: self.leftover })
             }
             Outcome::Refused(complaints) => Err(explain(&plan, &batch, &complaints)),
             Outcome::TooLarge { limit } => Err(CommitError::TooLarge { bytes: batch.bytes.len(), limit }),

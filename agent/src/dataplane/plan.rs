@@ -5,8 +5,10 @@ use super::bind::{self, Binding};
 use super::desired::Desired;
 use super::element::{Bound, Entry, tidy};
 use super::names::{BoundForm, Layer, SetRef};
+use super::shared::{self, HeldShared, Object};
 use super::{Delta, element::Comments};
-use firebreak_policy::kernel_sets::{Comment, Element, SetId};
+use firebreak_policy::Members;
+use firebreak_policy::kernel_sets::{Chain, Comment, Element, GroupSet, SetId, SharedRule};
 use firebreak_policy::model::Family;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,6 +26,8 @@ pub(super) struct KernelState {
     pub(super) bound: BTreeMap<SetRef, BTreeMap<Entry, Comment>>,
     /// The interfaces that have a guard's base chain, by name; `None` without a netdev table.
     pub(super) ports: Option<BTreeSet<String>>,
+    /// Policy in the shared form.
+    pub(super) shared: HeldShared,
 }
 
 impl KernelState {
@@ -63,7 +67,12 @@ impl KernelState {
         let known: usize = self.known.values().map(BTreeMap::len).sum();
         let policy: usize = self.policy.values().map(BTreeMap::len).sum();
         let bound: usize = self.bound.values().map(BTreeMap::len).sum();
-        known + self.workloads.len() + policy + bound
+        known + self.workloads.len() + policy + bound + self.shared.len()
+    }
+
+    /// Every set that is written.
+    pub(super) fn sets(&self) -> Vec<SetRef> {
+        SetRef::all().into_iter().chain(self.shared.groups.keys().map(|set| SetRef::Group(*set))).collect()
     }
 
     /// Takes up an element; of one that does not belong into the set, nothing.
@@ -79,9 +88,8 @@ impl KernelState {
                 self.policy.entry(id).or_default().insert(element, comment);
             }
             (SetRef::Bound(..), entry) => drop(self.bound.entry(set).or_default().insert(entry, comment)),
-            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_), Entry::Policy(_))
-            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_))
-            | (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), Entry::Bound(_)) => {}
+            (set @ (SetRef::Group(_) | SetRef::Segments(..)), entry) => self.shared.insert(set, entry, comment),
+            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), _) => {}
         }
     }
 
@@ -92,9 +100,8 @@ impl KernelState {
             (SetRef::Workloads(_), Entry::Policy(Element::Local(address))) => self.workloads.get(address),
             (SetRef::Policy(id), Entry::Policy(element)) => self.policy.get(&id).and_then(|elements| elements.get(element)),
             (SetRef::Bound(..), entry) => self.bound.get(&set).and_then(|elements| elements.get(entry)),
-            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_), Entry::Policy(_))
-            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_))
-            | (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), Entry::Bound(_)) => None,
+            (SetRef::Group(_) | SetRef::Segments(..), entry) => return self.shared.has(set, entry, comment),
+            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), _) => None,
         };
         held.is_some_and(|held| *tidy(held) == *comment)
     }
@@ -106,6 +113,8 @@ impl KernelState {
             SetRef::Workloads(family) => self.workloads.keys().filter(|address| Family::of(**address) == family).count(),
             SetRef::Policy(id) => self.policy.get(&id).map_or(0, BTreeMap::len),
             SetRef::Bound(..) => self.bound.get(&set).map_or(0, BTreeMap::len),
+            SetRef::Group(set) => self.shared.groups.get(&set).map_or(0, |group| group.elements),
+            SetRef::Segments(direction, family) => self.shared.segments_of(direction, family),
         }
     }
 
@@ -132,15 +141,19 @@ impl KernelState {
                     elements.remove(entry);
                 }
             }
-            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_), Entry::Policy(_))
-            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_))
-            | (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), Entry::Bound(_)) => {}
+            (SetRef::Segments(direction, _), Entry::Segment(local, _)) => self.shared.remove_segment(direction, *local),
+            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Group(_) | SetRef::Segments(..), _) => {}
         }
     }
 
     /// What the kernel holds after a plan was committed.
-    pub(super) fn apply(&mut self, plan: Plan) {
+    pub(super) fn apply(&mut self, mut plan: Plan) {
+        self.shared.apply(&mut plan);
         for change in plan.changes {
+            if let SetRef::Group(set) = change.set {
+                self.shared.count(set, change.put.len(), change.remove.len());
+                continue;
+            }
             for entry in &change.remove {
                 self.remove(change.set, entry);
             }
@@ -150,7 +163,7 @@ impl KernelState {
         }
         if let Some(ports) = &mut self.ports {
             ports.retain(|port| !plan.ports.remove.contains(port));
-            ports.extend(plan.ports.put);
+            ports.extend(std::mem::take(&mut plan.ports.put));
         }
     }
 }
@@ -158,10 +171,18 @@ impl KernelState {
 /// One transaction's worth of change: by set in order, in each set the removals first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
+    /// What the changes refer to.
+    pub(super) before: Vec<Object>,
     /// Only sets that change.
     pub(super) changes: Vec<SetChange>,
     /// Guards' base chains that come and go.
     pub(super) ports: PortChange,
+    /// What nothing refers to any more after the changes.
+    pub(super) after: Vec<Object>,
+    /// Whose members the sets of groups hold then.
+    pub(super) members: Vec<(GroupSet, Members)>,
+    /// Rules of chains that are there.
+    pub(super) rules: Vec<(Chain, Vec<SharedRule>)>,
 }
 
 /// Base chains of guards, by the name of their interface.
@@ -187,7 +208,24 @@ pub(super) struct SetChange {
 impl Plan {
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.ports.remove.is_empty() && self.ports.put.is_empty()
+        let objects = !(self.before.is_empty() && self.after.is_empty());
+        !objects && self.changes.is_empty() && self.ports.remove.is_empty() && self.ports.put.is_empty()
+    }
+
+    /// Takes back elements that come.
+    pub(super) fn undone(&self) -> Self {
+        let back = |change: &SetChange| SetChange {
+            set: change.set,
+            remove: change.put.iter().map(|(entry, _)| entry.clone()).collect(),
+            put: Vec::new(),
+        };
+        Self { changes: self.changes.iter().map(back).collect(), ..Self::default() }
+    }
+
+    /// Whether chains of segments come, go, are led to or left.
+    pub(super) fn concerns_chains(&self) -> bool {
+        let objects = [&self.before, &self.after].into_iter().any(|objects| !objects.is_empty());
+        objects || !self.rules.is_empty() || self.changes.iter().any(|change| matches!(change.set, SetRef::Segments(..)))
     }
 
     /// How many elements come and go.
@@ -195,7 +233,7 @@ impl Plan {
         self.changes.iter().fold((0, 0), |(put, removed), change| (put + change.put.len(), removed + change.remove.len()))
     }
 
-    fn push(&mut self, set: SetRef, remove: Vec<Entry>, put: Vec<(Entry, Comment)>) {
+    pub(super) fn push(&mut self, set: SetRef, remove: Vec<Entry>, put: Vec<(Entry, Comment)>) {
         if !(remove.is_empty() && put.is_empty()) {
             self.changes.push(SetChange { set, remove, put });
         }
@@ -207,6 +245,7 @@ pub(super) fn plan(actual: &KernelState, desired: &Desired) -> Plan {
     let bindings = bind::bindings(actual, desired);
     let mut plan = plan_to(actual, &desired_interfaces(desired), &desired_workloads(desired), &desired.sets.sets);
     plan_guards(&mut plan, actual, |set| bind::elements(&bindings, set), &guarded(desired, &bindings));
+    shared::plan(&mut plan, &actual.shared, &desired.sets.shared, false);
     plan
 }
 
@@ -237,6 +276,7 @@ pub(super) fn plan_restore(actual: &KernelState, committed: &KernelState) -> Pla
     let mut plan = plan_to(actual, committed.known.values().next().unwrap_or(&nothing), &committed.workloads, &committed.policy);
     let bound = |set| committed.bound.get(&set).cloned().unwrap_or_default();
     plan_guards(&mut plan, actual, bound, committed.ports.as_ref().unwrap_or(&BTreeSet::new()));
+    shared::plan(&mut plan, &actual.shared, &committed.shared.desired(), true);
     plan
 }
 
@@ -264,6 +304,12 @@ pub(super) fn restore_of(set: SetRef, actual: &KernelState, committed: &KernelSt
         SetRef::Bound(..) => {
             let actual = actual.bound.get(&set).unwrap_or(&no_bound);
             difference(actual, committed.bound.get(&set).unwrap_or(&no_bound), std::convert::identity)
+        }
+        SetRef::Group(_) | SetRef::Segments(..) => {
+            let mut plan = Plan::default();
+            shared::plan_set(&mut plan, set, &actual.shared, &committed.shared);
+            let change = plan.changes.pop();
+            return change.unwrap_or(SetChange { set, remove: Vec::new(), put: Vec::new() });
         }
     };
     SetChange { set, remove, put }
@@ -341,6 +387,11 @@ pub(super) fn plan_delta(actual: &KernelState, delta: &Delta) -> Plan {
     }
     if let Some(SetChange { set, remove, put }) = open {
         plan.push(set, remove, put);
+    }
+    for (set, members) in &delta.groups {
+        if let Some(held) = actual.shared.groups.get(set) {
+            shared::plan_group(&mut plan, *set, &held.members, members);
+        }
     }
     plan
 }

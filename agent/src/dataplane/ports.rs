@@ -12,7 +12,8 @@
 
 use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain, port_chain};
 use super::plan::PortChange;
-use super::wire::{Attributes, CREATE, LIST_ELEMENT, Message, Received, Writer, chain, expression, rule};
+use super::render_shared::immediate;
+use super::wire::{APPEND, Attributes, CREATE, DATA_VERDICT, LIST_ELEMENT, Message, Received, Writer, chain, expression, rule, verdict};
 use serde_json::{Value, json};
 
 /// Before connection tracking and everybody else.
@@ -38,22 +39,11 @@ pub(super) fn put(writer: &mut Writer, sequence: &mut u32, device: &str) -> [usi
 
     let rule_start = writer.len();
     *sequence = sequence.wrapping_add(1);
-    let open = writer.begin(Message::NewRule, CREATE | rule::APPEND, *sequence, Layer::Netdev);
+    let open = writer.begin(Message::NewRule, CREATE | APPEND, *sequence, Layer::Netdev);
     writer.text(rule::TABLE, TABLE);
     writer.text(rule::CHAIN, &name);
     let expressions = writer.nest(rule::EXPRESSIONS);
-    let expression = writer.nest(LIST_ELEMENT);
-    writer.text(rule::EXPRESSION_NAME, "immediate");
-    let immediate = writer.nest(rule::EXPRESSION_DATA);
-    writer.number(rule::IMMEDIATE_REGISTER, rule::REGISTER_VERDICT);
-    let data = writer.nest(rule::IMMEDIATE_DATA);
-    let verdict = writer.nest(rule::DATA_VERDICT);
-    writer.number(rule::VERDICT_CODE, rule::JUMP);
-    writer.text(rule::VERDICT_CHAIN, CHAIN_FROM_WORKLOAD);
-    writer.end_nest(verdict);
-    writer.end_nest(data);
-    writer.end_nest(immediate);
-    writer.end_nest(expression);
+    immediate(writer, verdict::JUMP, Some(CHAIN_FROM_WORKLOAD));
     writer.end_nest(expressions);
     writer.end(open);
     [chain_start, rule_start]
@@ -105,14 +95,15 @@ pub(super) fn is_right_rule(expressions: Attributes<'_>) -> bool {
     let (Some(only), None) = (several.next(), several.next()) else { return false };
     let is_immediate = only.nested().find(expression::NAME).and_then(|name| name.as_text()) == Some("immediate");
     let jumps_to = || {
-        let data = only.nested().find(rule::EXPRESSION_DATA)?;
-        let register = data.nested().find(rule::IMMEDIATE_REGISTER)?.as_u32()?;
-        let verdict = data.nested().find(rule::IMMEDIATE_DATA)?.nested().find(rule::DATA_VERDICT)?;
-        let code = verdict.nested().find(rule::VERDICT_CODE)?.as_u32()?;
-        let chain = verdict.nested().find(rule::VERDICT_CHAIN)?.as_text()?;
+        let data = only.nested().find(expression::DATA)?;
+        let register = data.nested().find(expression::IMMEDIATE_TO)?.as_u32()?;
+        let found = data.nested().find(expression::IMMEDIATE_DATA)?.nested().find(DATA_VERDICT)?;
+        let code = found.nested().find(verdict::CODE)?.as_u32()?;
+        let chain = found.nested().find(verdict::CHAIN)?.as_text()?;
         Some((register, code, chain))
     };
-    is_immediate && jumps_to() == Some((rule::REGISTER_VERDICT, rule::JUMP, CHAIN_FROM_WORKLOAD))
+    let jump = u32::from_ne_bytes(verdict::JUMP.to_ne_bytes());
+    is_immediate && jumps_to() == Some((expression::VERDICT, jump, CHAIN_FROM_WORKLOAD))
 }
 
 /// The device of one chain of a dump; `None` when the chain is no interface's.

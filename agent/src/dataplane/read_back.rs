@@ -1,12 +1,13 @@
 //! What the kernel holds, read from the kernel: at start, and when an answer was lost. Never on the way of a commit.
 
-use super::element::{Comments, Entry, RawElement, decode, read_element};
+use super::element::{Comments, Entry, RawElement, decode, decode_segment, read_element};
 use super::error::ReadBackError;
-use super::names::{Layer, SetRef, TABLE};
+use super::names::{Layer, SetRef, TABLE, parse_group_set, parse_segment_chain};
 use super::plan::KernelState;
 use super::ports;
+use super::render::is_interval_of_one_field;
 use super::socket::{NetfilterSocket, RequestError};
-use super::tables::DUMP_ATTEMPTS;
+use super::tables::{DUMP_ATTEMPTS, look_into};
 use super::wire::{Message, Received, Writer, chain, element};
 use std::collections::BTreeSet;
 
@@ -28,6 +29,17 @@ pub(super) fn read_back_of(
     }
     if layers.contains(&Layer::Netdev) {
         state.ports = Some(read_ports(socket)?);
+    }
+    if layers.contains(&Layer::Inet) {
+        let present = look_into(socket, Layer::Inet)
+            .map_err(|error| ReadBackError::Foreign { set: format!("{} {TABLE}", Layer::Inet), reason: error.to_string() })?;
+        state.shared.chains = present.chains.iter().filter_map(|name| Some((parse_segment_chain(name)?, Vec::new()))).collect();
+        for set in present.sets.keys().filter_map(|name| parse_group_set(name)) {
+            state.shared.groups.entry(set).or_default();
+            if which(SetRef::Group(set)) {
+                read_set(socket, SetRef::Group(set), &mut comments, &mut state)?;
+            }
+        }
     }
     Ok(state)
 }
@@ -51,13 +63,25 @@ fn read_ports(socket: &mut NetfilterSocket) -> Result<BTreeSet<String>, ReadBack
     Err(ReadBackError::Busy { set: what(), attempts: DUMP_ATTEMPTS })
 }
 
-/// The elements in one message of a dump of a set, with their comments.
+/// The elements in one message of a dump of a set, with their comments. Of a set whose intervals are two elements each
+/// ([`is_interval_of_one_field`]) they are no entries yet: [`intervals`].
 pub(super) fn each_element(set: SetRef, received: &Received<'_>, mut take: impl FnMut(Entry, &str)) -> Result<(), String> {
+    each_raw(received, |RawElement { first, last, comment, ends: _, chain }| {
+        let entry = match set {
+            SetRef::Segments(direction, family) => decode_segment(direction, family, first, chain),
+            SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Bound(..) | SetRef::Group(_) => {
+                decode(set, first, last)
+            }
+        };
+        take(entry.map_err(|misfit| format!("element {first:02x?}-{last:02x?}: {misfit}"))?, comment);
+        Ok(())
+    })
+}
+
+fn each_raw(received: &Received<'_>, mut take: impl FnMut(RawElement<'_>) -> Result<(), String>) -> Result<(), String> {
     let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
     for item in list.nested() {
-        let RawElement { first, last, comment } = read_element(item.nested()).ok_or("an element without a key")?;
-        let entry = decode(set, first, last).map_err(|misfit| format!("element {first:02x?}-{last:02x?}: {misfit}"))?;
-        take(entry, comment);
+        take(read_element(item.nested()).ok_or("an element without a key")?)?;
     }
     Ok(())
 }
@@ -66,7 +90,16 @@ fn read_set(socket: &mut NetfilterSocket, set: SetRef, comments: &mut Comments, 
     let name = set.name();
     for _ in 0..DUMP_ATTEMPTS {
         let mut elements = Vec::new();
-        let take = |received: &Received<'_>| each_element(set, received, |entry, comment| elements.push((entry, comments.share(comment))));
+        let mut bounds: Vec<(Vec<u8>, bool)> = Vec::new();
+        let take = |received: &Received<'_>| {
+            if is_interval_of_one_field(set) {
+                return each_raw(received, |raw| {
+                    bounds.push((raw.first.to_owned(), raw.ends));
+                    Ok(())
+                });
+            }
+            each_element(set, received, |entry, comment| elements.push((entry, comments.share(comment))))
+        };
         let asked = |writer: &mut Writer| {
             writer.text(element::LIST_TABLE, TABLE);
             writer.text(element::LIST_SET, &name);
@@ -74,6 +107,10 @@ fn read_set(socket: &mut NetfilterSocket, set: SetRef, comments: &mut Comments, 
         let dumped = socket.dump(Message::GetSetElement, Some(set.layer()), asked, take);
         match dumped {
             Ok(Ok(())) => {
+                let intervals = intervals(set, bounds).map_err(|reason| ReadBackError::Foreign { set: set.to_string(), reason })?;
+                for entry in intervals {
+                    state.insert(set, entry, comments.share(""));
+                }
                 for (entry, comment) in elements {
                     state.insert(set, entry, comment);
                 }
@@ -86,4 +123,28 @@ fn read_set(socket: &mut NetfilterSocket, set: SetRef, comments: &mut Comments, 
         }
     }
     Err(ReadBackError::Busy { set: set.to_string(), attempts: DUMP_ATTEMPTS })
+}
+
+/// The blocks between bounds: a beginning, and the end that comes next. An end without a beginning is how nft marks what lies before.
+fn intervals(set: SetRef, mut bounds: Vec<(Vec<u8>, bool)>) -> Result<Vec<Entry>, String> {
+    // Where one block ends the next may begin: its end comes first.
+    bounds.sort_by(|(one, one_ends), (other, other_ends)| one.cmp(other).then(other_ends.cmp(one_ends)));
+    let mut entries = Vec::new();
+    let mut begun: Option<Vec<u8>> = None;
+    for (key, ends) in bounds {
+        match (begun.take(), ends) {
+            (None, false) => begun = Some(key),
+            (None, true) => {}
+            (Some(first), true) => entries.push(block(set, &first, Some(&key))?),
+            (Some(first), false) => return Err(format!("the interval at {first:02x?} has no end")),
+        }
+    }
+    if let Some(first) = begun {
+        entries.push(block(set, &first, None)?);
+    }
+    Ok(entries)
+}
+
+fn block(set: SetRef, first: &[u8], last: Option<&[u8]>) -> Result<Entry, String> {
+    decode(set, first, last).map_err(|misfit| format!("interval {first:02x?}-{last:02x?}: {misfit}"))
 }

@@ -1,11 +1,14 @@
 //! From a plan to the bytes of one transaction, and from the kernel's complaint back to the element. Pure.
 
-use super::element::{Key, encode, put_comment};
+use super::element::{Entry, Key, encode, put_comment};
 use super::error::CommitError;
-use super::names::{SetRef, TABLE};
+use super::names::{SetRef, TABLE, segment_chain};
 use super::plan::Plan;
 use super::ports;
+use super::render_shared;
+use super::shared::Object;
 use super::wire::{self, Attributes, CREATE, DATA_VALUE, LIST_ELEMENT, Message, NFGEN_HEADER, NLMSG_HEADER, Writer, element};
+use firebreak_policy::kernel_sets::{GroupForm, GroupSet};
 
 /// The list of one message stays below this, so that its attribute's 16-bit length holds it and one element more.
 const LIST_BYTES: usize = 60_000;
@@ -44,12 +47,20 @@ impl Part {
 pub(super) struct Elements {
     /// Where it begins in the batch.
     start: usize,
-    /// Which change of the plan it is from.
-    change: usize,
+    /// What of the plan it is from.
+    source: Source,
     /// Whether it adds.
     puts: bool,
     /// The first of its elements, counted in the change's list.
     first: usize,
+}
+
+/// What of a plan a message is from.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Before(usize),
+    Change(usize),
+    After(usize),
 }
 
 impl Batch {
@@ -80,6 +91,7 @@ pub(super) fn render(plan: &Plan, first_sequence: u32) -> Result<Batch, CommitEr
     let mut messages = Vec::new();
     let mut sequence = first_sequence;
     writer.batch_begin(sequence);
+    objects(&mut writer, &mut messages, &mut sequence, &plan.before, Source::Before);
     // An interface is guarded before it is known; all of it takes effect at once, but for the hook, which is there a moment earlier.
     for (position, device) in plan.ports.remove.iter().enumerate() {
         messages.push(Part::Port { start: writer.len(), position, puts: false });
@@ -95,22 +107,34 @@ pub(super) fn render(plan: &Plan, first_sequence: u32) -> Result<Batch, CommitEr
         while removals.peek().is_some() {
             sequence = sequence.wrapping_add(1);
             let first = removals.peek().map_or(0, |(at, _)| *at);
-            messages.push(Part::Elements(Elements { start: writer.len(), change: index, puts: false, first }));
+            messages.push(Part::Elements(Elements { start: writer.len(), source: Source::Change(index), puts: false, first }));
             render_message(&mut writer, Message::DelSetElement, 0, sequence, change.set, &mut removals)?;
         }
         let mut puts = change.put.iter().map(|(entry, comment)| (entry, Some(comment.as_ref()))).enumerate().peekable();
         while puts.peek().is_some() {
             sequence = sequence.wrapping_add(1);
             let first = puts.peek().map_or(0, |(at, _)| *at);
-            messages.push(Part::Elements(Elements { start: writer.len(), change: index, puts: true, first }));
+            messages.push(Part::Elements(Elements { start: writer.len(), source: Source::Change(index), puts: true, first }));
             render_message(&mut writer, Message::NewSetElement, CREATE, sequence, change.set, &mut puts)?;
         }
     }
+    objects(&mut writer, &mut messages, &mut sequence, &plan.after, Source::After);
     if let Some(last) = messages.last() {
         writer.request_ack(last.start());
     }
     writer.batch_end(sequence.wrapping_add(1));
     Ok(Batch { bytes: writer.into_bytes(), first_sequence, messages })
+}
+
+fn objects(writer: &mut Writer, messages: &mut Vec<Part>, sequence: &mut u32, objects: &[Object], source: impl Fn(usize) -> Source) {
+    for (index, object) in objects.iter().enumerate() {
+        for message in render_shared::messages(object) {
+            *sequence = sequence.wrapping_add(1);
+            let puts = !matches!(object, Object::DeleteChain(_) | Object::DeleteSet(_));
+            messages.push(Part::Elements(Elements { start: writer.len(), source: source(index), puts, first: 0 }));
+            render_shared::render(writer, &message, *sequence);
+        }
+    }
 }
 
 /// One message with as many elements as fit; at least one.
@@ -124,6 +148,7 @@ fn render_message<'a>(
 ) -> Result<(), CommitError> {
     let mut key = Key::default();
     let mut userdata = Vec::new();
+    let one_field = is_interval_of_one_field(set);
     let open = writer.begin(message, flags, sequence, set.layer());
     writer.text(element::LIST_TABLE, TABLE);
     writer.text(element::LIST_SET, &set.name());
@@ -138,8 +163,13 @@ fn render_message<'a>(
         })?;
         let item = writer.nest(LIST_ELEMENT);
         put_data(writer, element::KEY, &key.first);
-        if !key.last.is_empty() {
+        if !key.last.is_empty() && !one_field {
             put_data(writer, element::KEY_END, &key.last);
+        }
+        if let (Entry::Segment(_, chain), Some(_)) = (entry, comment) {
+            let data = writer.nest(element::DATA);
+            render_shared::put_verdict(writer, wire::verdict::JUMP, Some(&segment_chain(chain)));
+            writer.end_nest(data);
         }
         if let Some(comment) = comment
             && !comment.is_empty()
@@ -148,10 +178,21 @@ fn render_message<'a>(
             writer.attribute(element::USERDATA, &userdata);
         }
         writer.end_nest(item);
+        if one_field && !key.last.is_empty() {
+            let item = writer.nest(LIST_ELEMENT);
+            put_data(writer, element::KEY, &key.last);
+            writer.number(element::FLAGS, element::INTERVAL_END);
+            writer.end_nest(item);
+        }
     }
     writer.end_nest(list);
     writer.end(open);
     Ok(())
+}
+
+/// Whether an interval of this set is two elements, one of them marked as the end.
+pub(super) fn is_interval_of_one_field(set: SetRef) -> bool {
+    matches!(set, SetRef::Group(GroupSet { form: GroupForm::Blocks, .. }))
 }
 
 fn put_data(writer: &mut Writer, kind: u16, value: &[u8]) {
@@ -171,7 +212,11 @@ pub(super) fn locate(plan: &Plan, batch: &Batch, sequence: u32, offset: Option<u
         Part::Elements(part) => part,
         Part::Port { start: _, position, puts } => return port_place(plan, position, puts),
     };
-    let change = plan.changes.get(part.change)?;
+    let change = match part.source {
+        Source::Change(index) => plan.changes.get(index)?,
+        Source::Before(index) => return plan.before.get(index).map(|object| render_shared::place(object, part.puts)),
+        Source::After(index) => return plan.after.get(index).map(|object| render_shared::place(object, part.puts)),
+    };
     let starts = element_offsets(batch.bytes.get(part.start..end)?);
     let chosen = match offset {
         Some(offset) => {
@@ -181,7 +226,7 @@ pub(super) fn locate(plan: &Plan, batch: &Batch, sequence: u32, offset: Option<u
         None => (starts.len() == 1).then_some(0),
     };
     let entry = chosen.and_then(|index| {
-        let index = part.first + index;
+        let index = part.first + if is_interval_of_one_field(change.set) { index / 2 } else { index };
         if part.puts { change.put.get(index).map(|(entry, _)| entry) } else { change.remove.get(index) }
     });
     Some(Place {
@@ -243,6 +288,7 @@ mod tests {
                 remove: (0..2_000).map(entry).collect(),
                 put: (5_000..10_000).map(|number| (entry(number), format!("number {number}").into())).collect(),
             }],
+            ..Plan::default()
         };
         let batch = render(&plan, 100).unwrap();
         let messages: Vec<_> = Messages::new(&batch.bytes).collect();
@@ -275,6 +321,7 @@ mod tests {
                 remove: vec![entry(1)],
                 put: (10..5_000).map(|number| (entry(number), "".into())).collect(),
             }],
+            ..Plan::default()
         };
         let batch = render(&plan, 7).unwrap();
         assert!(batch.messages.len() > 2);

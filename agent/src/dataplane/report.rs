@@ -42,6 +42,8 @@ pub struct CommitReport {
     pub bytes: usize,
     /// Elements that the kernel holds now.
     pub elements: usize,
+    /// Whether chains or sets are left that nothing leads to any more: `Dataplane::tidy`.
+    pub leftover: bool,
 }
 
 /// What `uninstall` did.

@@ -49,7 +49,10 @@ pub(super) enum Message {
     DelChain = (SUBSYSTEM << 8) | 5,
     NewRule = (SUBSYSTEM << 8) | 6,
     GetRule = (SUBSYSTEM << 8) | 7,
+    DelRule = (SUBSYSTEM << 8) | 8,
+    NewSet = (SUBSYSTEM << 8) | 9,
     GetSet = (SUBSYSTEM << 8) | 10,
+    DelSet = (SUBSYSTEM << 8) | 11,
     NewSetElement = (SUBSYSTEM << 8) | 12,
     GetSetElement = (SUBSYSTEM << 8) | 13,
     DelSetElement = (SUBSYSTEM << 8) | 14,
@@ -71,6 +74,67 @@ impl Message {
 pub(super) const LIST_ELEMENT: u16 = 1;
 /// `NFTA_DATA_VALUE`.
 pub(super) const DATA_VALUE: u16 = 1;
+/// `NFTA_DATA_VERDICT`.
+pub(super) const DATA_VERDICT: u16 = 2;
+/// `NLM_F_APPEND`.
+pub(super) const APPEND: u16 = 0x800;
+
+/// `NFTA_VERDICT_*` and verdicts.
+pub(super) mod verdict {
+    pub(crate) const CODE: u16 = 1;
+    pub(crate) const CHAIN: u16 = 2;
+    /// `NFT_GOTO`.
+    pub(crate) const GOTO: i32 = -4;
+    /// `NFT_JUMP`.
+    pub(crate) const JUMP: i32 = -3;
+    /// `NF_ACCEPT`.
+    pub(crate) const ACCEPT: i32 = 1;
+}
+
+/// `NFTA_RULE_*`.
+pub(super) mod rule {
+    pub(crate) const TABLE: u16 = 1;
+    pub(crate) const CHAIN: u16 = 2;
+    pub(crate) const EXPRESSIONS: u16 = 4;
+    pub(crate) const USERDATA: u16 = 7;
+}
+
+/// Expressions, and what they are made of: `NFTA_EXPR_*` and each one's own.
+pub(super) mod expression {
+    pub(crate) const NAME: u16 = 1;
+    pub(crate) const DATA: u16 = 2;
+    /// `NFTA_META_DREG`, `NFTA_META_KEY`.
+    pub(crate) const META_TO: u16 = 1;
+    pub(crate) const META_KEY: u16 = 2;
+    /// `NFT_META_NFPROTO`, `NFT_META_L4PROTO`.
+    pub(crate) const NFPROTO: u32 = 15;
+    pub(crate) const L4PROTO: u32 = 16;
+    /// `NFTA_PAYLOAD_*`.
+    pub(crate) const PAYLOAD_TO: u16 = 1;
+    pub(crate) const PAYLOAD_BASE: u16 = 2;
+    pub(crate) const PAYLOAD_OFFSET: u16 = 3;
+    pub(crate) const PAYLOAD_LENGTH: u16 = 4;
+    /// `NFT_PAYLOAD_NETWORK_HEADER`, `NFT_PAYLOAD_TRANSPORT_HEADER`.
+    pub(crate) const NETWORK: u32 = 1;
+    pub(crate) const TRANSPORT: u32 = 2;
+    /// `NFTA_CMP_*` and its operators.
+    pub(crate) const CMP_FROM: u16 = 1;
+    pub(crate) const CMP_OP: u16 = 2;
+    pub(crate) const CMP_DATA: u16 = 3;
+    pub(crate) const EQUAL: u32 = 0;
+    pub(crate) const AT_MOST: u32 = 3;
+    pub(crate) const AT_LEAST: u32 = 5;
+    /// `NFTA_LOOKUP_*`.
+    pub(crate) const LOOKUP_SET: u16 = 1;
+    pub(crate) const LOOKUP_FROM: u16 = 2;
+    /// `NFTA_IMMEDIATE_*`.
+    pub(crate) const IMMEDIATE_TO: u16 = 1;
+    pub(crate) const IMMEDIATE_DATA: u16 = 2;
+    /// `NFT_REG_VERDICT`, `NFT_REG_1`, and the first of the registers of 4 bytes.
+    pub(crate) const VERDICT: u32 = 0;
+    pub(crate) const REGISTER: u32 = 1;
+    pub(crate) const REGISTER_32: u32 = 8;
+}
 
 /// `NFTA_TABLE_*`.
 pub(super) mod table {
@@ -98,32 +162,6 @@ pub(super) mod chain {
     pub(crate) const DROP: u32 = 0;
 }
 
-/// `NFTA_RULE_*`, `NFTA_EXPR_*`, `NFTA_IMMEDIATE_*`, `NFTA_VERDICT_*`: as much as a `jump` takes.
-pub(super) mod rule {
-    pub(crate) const TABLE: u16 = 1;
-    pub(crate) const CHAIN: u16 = 2;
-    pub(crate) const EXPRESSIONS: u16 = 4;
-    pub(crate) const EXPRESSION_NAME: u16 = 1;
-    pub(crate) const EXPRESSION_DATA: u16 = 2;
-    pub(crate) const IMMEDIATE_REGISTER: u16 = 1;
-    pub(crate) const IMMEDIATE_DATA: u16 = 2;
-    pub(crate) const DATA_VERDICT: u16 = 2;
-    pub(crate) const VERDICT_CODE: u16 = 1;
-    pub(crate) const VERDICT_CHAIN: u16 = 2;
-    /// `NFT_REG_VERDICT`.
-    pub(crate) const REGISTER_VERDICT: u32 = 0;
-    /// `NFT_JUMP`, -3.
-    pub(crate) const JUMP: u32 = 0xffff_fffd;
-    /// `NLM_F_APPEND`: at the end of the chain.
-    pub(crate) const APPEND: u16 = 0x800;
-}
-
-/// `NFTA_EXPR_*`.
-pub(super) mod expression {
-    pub(crate) const NAME: u16 = 1;
-    pub(crate) const DATA: u16 = 2;
-}
-
 /// `NFTA_GEN_*`.
 pub(super) mod generation {
     pub(crate) const PROCESS_ID: u16 = 2;
@@ -148,6 +186,19 @@ pub(super) mod set {
     pub(crate) const FLAG_TIMEOUT: u32 = 0x10;
     pub(crate) const FLAG_EVAL: u32 = 0x20;
     pub(crate) const FLAG_OBJECT: u32 = 0x40;
+    pub(crate) const ID: u16 = 10;
+    pub(crate) const USERDATA: u16 = 13;
+    /// nft's own numbers of types, of 6 bits each: a concatenation is one behind the other (libnftables, `datatype.h`).
+    pub(crate) const TYPE_BITS: u32 = 6;
+    pub(crate) const IPV4_ADDR: u32 = 7;
+    pub(crate) const IPV6_ADDR: u32 = 8;
+    pub(crate) const INET_PROTO: u32 = 12;
+    pub(crate) const INET_SERVICE: u32 = 13;
+    /// `NFTNL_UDATA_SET_KEYBYTEORDER` and `_COMMENT` of libnftnl.
+    pub(crate) const USERDATA_BYTE_ORDER: u8 = 0;
+    pub(crate) const USERDATA_COMMENT: u8 = 7;
+    /// `BYTEORDER_BIG_ENDIAN` of libnftables; it stands there in host order.
+    pub(crate) const BIG_ENDIAN: u32 = 2;
 }
 
 /// `NFTA_SET_ELEM_LIST_*` and `NFTA_SET_ELEM_*`.
@@ -158,6 +209,10 @@ pub(super) mod element {
     pub(crate) const KEY: u16 = 1;
     pub(crate) const TIMEOUT: u16 = 4;
     pub(crate) const EXPIRATION: u16 = 5;
+    pub(crate) const DATA: u16 = 2;
+    pub(crate) const FLAGS: u16 = 3;
+    /// `NFT_SET_ELEM_INTERVAL_END`.
+    pub(crate) const INTERVAL_END: u32 = 1;
     pub(crate) const USERDATA: u16 = 6;
     pub(crate) const KEY_END: u16 = 10;
     /// The one expression that an element carries; kernels that know several send them as a list.

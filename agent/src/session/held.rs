@@ -165,14 +165,20 @@ impl Held {
         if let Some(id) = self.draft.open.first() {
             return Err(HeldError::Incomplete { key: ObjectKey::new(ObjectKind::Group, id.0.clone()) });
         }
-        let mut hashes = self.draft.hashes.clone();
+        let mut refused = BTreeMap::new();
         for (key, (_, claimed)) in &self.draft.refused {
             match claimed {
-                Some(claimed) => hashes.insert(key.clone(), *claimed),
+                Some(claimed) => refused.insert(key, *claimed),
                 None => return Err(HeldError::Incomplete { key: key.clone() }),
             };
         }
-        let got = hash::commit_hash(hashes.iter().map(|(key, hash)| (key, *hash)));
+        let got = if refused.is_empty() {
+            hash::commit_hash(self.draft.hashes.iter().map(|(key, hash)| (key, *hash)))
+        } else {
+            let mut hashes: BTreeMap<&ObjectKey, ContentHash> = self.draft.hashes.iter().map(|(key, hash)| (key, *hash)).collect();
+            hashes.extend(refused);
+            hash::commit_hash(hashes.iter().map(|(key, hash)| (*key, *hash)))
+        };
         if got != wanted {
             return Err(HeldError::CommitHash { generation, got, wanted });
         }

@@ -4,8 +4,12 @@ use crate::install::open;
 use crate::namespace::Namespace;
 use firebreak_agent::dataplane::names::policy_sets;
 use firebreak_agent::dataplane::{Claim, CommitError, Dataplane, Delta, Desired, MacAddress, ManagedInterface};
-use firebreak_policy::kernel_sets::{Comment, Element, KernelSets, SetId, Shape, Span};
+use firebreak_policy::Members;
+use firebreak_policy::kernel_sets::{
+    Chain, Comment, Element, GroupForm, GroupSet, KernelSets, SetId, Shape, Shared, SharedPeers, SharedRule, SharedService, ShortName, Span,
+};
 use firebreak_policy::model::{Direction, Family, InterfaceName, Protocol};
+use firebreak_policy::node_state::Member;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -41,6 +45,44 @@ fn elements(id: SetId, count: u8) -> Vec<Element> {
         .collect()
 }
 
+/// The shared form: a set of each family and form, and for each stage a chain of one rule of each kind; ten elements for each of the count.
+fn shared(count: u8, note: &str) -> Shared {
+    let mut shared = Shared::default();
+    for family in [Family::V4, Family::V6] {
+        let block = |n: u8| match family {
+            Family::V4 => format!("10.2.{n}.0/24"),
+            Family::V6 => format!("fd00:2:0:{n:x}::/64"),
+        };
+        let members: Members = (0..count)
+            .flat_map(|n| {
+                let peer = address(family, n);
+                [Member::Address(peer), Member::Service(peer, Protocol::TCP, 80), Member::Block(block(n).parse().unwrap())]
+            })
+            .collect();
+        let group = |form| GroupSet { family, form, name: ShortName::new("peers", []) };
+        let of = |form| SharedPeers::In(group(form));
+        let rules = [
+            (of(GroupForm::Addresses), SharedService::Ports(Protocol::TCP, Span::single(443))),
+            (of(GroupForm::Blocks), SharedService::Ports(Protocol::UDP, Span { first: 1_000, last: 2_000 })),
+            (of(GroupForm::Blocks), SharedService::Icmp(3, Some(1))),
+            (of(GroupForm::Addresses), SharedService::Icmp(8, None)),
+            (of(GroupForm::Services), SharedService::Any),
+            (SharedPeers::Any, SharedService::Protocol(Protocol(47))),
+        ];
+        for form in [GroupForm::Addresses, GroupForm::Services, GroupForm::Blocks] {
+            shared.groups.insert(group(form), (members.clone(), "".into()));
+        }
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let rules = rules.map(|(peers, service)| SharedRule { peers, service, comment: format!("{note} {service:?}").as_str().into() });
+            let chain = Chain { direction, family, name: ShortName::new("shop/web", [note]) };
+            shared.chains.insert(chain, rules.into());
+            let locals = (0..count).map(|n| ((direction, address(family, n)), (chain, format!("{note} number {n}").as_str().into())));
+            shared.segments.extend(locals);
+        }
+    }
+    shared
+}
+
 /// Every set filled, and some interfaces.
 pub fn everything(count: u8, note: &str) -> Desired {
     let mut sets = BTreeMap::new();
@@ -62,7 +104,7 @@ pub fn everything(count: u8, note: &str) -> Desired {
             (index, ManagedInterface { name, workload: format!("shop/web-{index}").into(), addresses, claim })
         })
         .collect();
-    Desired { sets: KernelSets { sets, ..KernelSets::default() }, interfaces, exempt: [(900, InterfaceName::new("wl-uplink"))].into() }
+    Desired { sets: KernelSets { sets, shared: shared(count, note) }, interfaces, exempt: [(900, InterfaceName::new("wl-uplink"))].into() }
 }
 
 /// The number of the kernel's ruleset: it rises with every transaction that changes something.
@@ -104,8 +146,9 @@ fn what_is_committed_is_read_back_whole_listed_and_written_only_once() {
     let (mut dataplane, _) = open(&node);
     let desired = everything(6, "first");
     let report = dataplane.commit(&desired).unwrap();
-    // Known in three tables, with two addresses each, and six elements in each of the eleven sets of the guards.
-    let expected = policy_sets().len() * 6 + 3 * 7 + 12 + 6 * 11;
+    // Known in three tables, with two addresses each, and six elements in each of the eleven sets of the guards;
+    // the shared form.
+    let expected = policy_sets().len() * 6 + 3 * 7 + 12 + 6 * 11 + 10 * 6;
     assert_eq!((report.added, report.removed, report.elements), (expected, 0, expected));
 
     let before = generation(&node);
@@ -138,7 +181,9 @@ fn what_is_committed_is_read_back_whole_listed_and_written_only_once() {
 fn a_delta_does_what_a_commit_of_the_whole_does() {
     let node = Namespace::new();
     let (mut dataplane, _) = open(&node);
-    let (before, after) = (everything(5, "one"), everything(3, "one"));
+    let (before, mut after) = (everything(5, "one"), everything(3, "one"));
+    // Of the shared form a delta has the members, and nothing else.
+    after.sets.shared.segments.clone_from(&before.sets.shared.segments);
     dataplane.commit(&before).unwrap();
     let mut delta = Delta::default();
     for (id, contents) in &before.sets.sets {
@@ -146,8 +191,9 @@ fn a_delta_does_what_a_commit_of_the_whole_does() {
             delta.remove.push((*id, element.clone()));
         }
     }
+    delta.groups = after.sets.shared.groups.iter().map(|(set, (members, _))| (*set, members.clone())).collect();
     let report = dataplane.commit_delta(&delta).unwrap();
-    assert_eq!((report.added, report.removed), (0, 2 * policy_sets().len()));
+    assert_eq!((report.added, report.removed), (0, 2 * policy_sets().len() + 2 * 6));
     dataplane.read_back().unwrap();
     let now = Desired { sets: after.sets.clone(), ..before.clone() };
     assert_eq!(dataplane.commit(&now).unwrap().bytes, 0);

@@ -7,6 +7,7 @@ mod frames;
 mod guards;
 mod install;
 mod lab;
+mod live;
 mod namespace;
 mod ownership;
 mod packets;

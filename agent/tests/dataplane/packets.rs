@@ -3,11 +3,17 @@
 use crate::install::open;
 use crate::lab::{End, Lab, Topology, sets};
 use firebreak_agent::dataplane::{Dataplane, Desired};
+use firebreak_policy::Members;
 use firebreak_policy::judge::{Fate, Path};
-use firebreak_policy::kernel_sets::{Element, KernelSets, SetId, Shape, Span};
+use firebreak_policy::kernel_sets::{
+    Chain, Element, GroupForm, GroupSet, KernelSets, SetId, Shape, Shared, SharedPeers, SharedRule, SharedService, ShortName, Span,
+};
 use firebreak_policy::model::{Direction, Family, Protocol, Transport};
+use firebreak_policy::node_state::Member;
+use ipnet::IpNet;
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 const TOPOLOGIES: [Topology; 2] = [Topology::Routed, Topology::Bridged];
@@ -56,13 +62,54 @@ fn policies(lab: &Lab, direction: Direction, family: Family) -> Vec<(&'static st
             vec![(Shape::IcmpRange, Element::IcmpRange(local, peers, Span { first: 0, last: 255 }, Span { first: 0, last: 255 }))],
         ),
     ];
-    cases
+    let isolated = (set(direction, family, Shape::Isolated), Element::Local(local));
+    let exact = cases
         .into_iter()
         .map(|(name, elements)| {
-            let isolated = (set(direction, family, Shape::Isolated), Element::Local(local));
-            (name, sets(elements.into_iter().map(|(shape, element)| (set(direction, family, shape), element)).chain([isolated])))
+            let elements = elements.into_iter().map(|(shape, element)| (set(direction, family, shape), element));
+            (name, sets(elements.chain([isolated.clone()])))
         })
-        .collect()
+        .collect::<Vec<_>>();
+    let shared = shared(direction, family, local, peer).into_iter().map(|(name, shared)| {
+        let isolated = sets([isolated.clone()]);
+        (name, KernelSets { shared, ..isolated })
+    });
+    exact.into_iter().chain(shared).collect()
+}
+
+/// The shared form: a chain of one rule of each kind.
+fn shared(direction: Direction, family: Family, local: IpAddr, peer: IpAddr) -> Vec<(&'static str, Shared)> {
+    let host = if family == Family::V4 { 24 } else { 64 };
+    let block = IpNet::new(peer, host).unwrap().trunc();
+    let members: Members = [Member::Address(peer), Member::Block(block), Member::Service(peer, Protocol::TCP, 1001)].into();
+    let strangers: Members = [Member::Address(local), Member::Block("203.0.113.0/24".parse().unwrap())].into();
+    let group = |title: &str, form| GroupSet { family, form, name: ShortName::new(title, []) };
+    let of = |form| SharedPeers::In(group("peers", form));
+    let ports = |first, last| SharedService::Ports(Protocol::TCP, Span { first, last });
+    let cases = [
+        ("shared: nobody", SharedPeers::In(group("strangers", GroupForm::Addresses)), SharedService::Any),
+        ("shared: peer and port", of(GroupForm::Addresses), ports(1001, 1001)),
+        ("shared: peer and ports", of(GroupForm::Addresses), ports(3000, 3010)),
+        ("shared: peer", of(GroupForm::Addresses), SharedService::Any),
+        ("shared: services", of(GroupForm::Services), SharedService::Any),
+        ("shared: block", of(GroupForm::Blocks), SharedService::Any),
+        ("shared: block and protocol", of(GroupForm::Blocks), SharedService::Protocol(Protocol::UDP)),
+        ("shared: anyone on ports", SharedPeers::Any, ports(3000, 3010)),
+        ("shared: anyone on a protocol without ports", SharedPeers::Any, SharedService::Protocol(UNNAMED)),
+        ("shared: message", of(GroupForm::Blocks), SharedService::Icmp(if family == Family::V4 { 8 } else { 128 }, Some(0))),
+        ("shared: other message", of(GroupForm::Blocks), SharedService::Icmp(3, None)),
+    ];
+    let shared = |(name, peers, service): (&'static str, SharedPeers, SharedService)| {
+        let rules = vec![SharedRule { peers, service, comment: format!("web <- peers by {name}").as_str().into() }];
+        let chain = Chain { direction, family, name: ShortName::new("web", [name]) };
+        let groups = [GroupForm::Addresses, GroupForm::Services, GroupForm::Blocks]
+            .map(|form| (group("peers", form), (members.clone(), "peers".into())));
+        let mut groups: BTreeMap<_, _> = groups.into();
+        groups.insert(group("strangers", GroupForm::Addresses), (strangers.clone(), "strangers".into()));
+        let segments = [((direction, local), (chain, "web".into()))].into();
+        (name, Shared { groups, chains: [(chain, rules)].into(), segments })
+    };
+    cases.into_iter().map(shared).collect()
 }
 
 #[test]
@@ -92,7 +139,10 @@ fn packets_are_judged(topology: Topology, family: Family) {
     let mut fates = std::collections::BTreeMap::new();
     for direction in [Direction::Ingress, Direction::Egress] {
         for (name, policy) in policies(&lab, direction, family) {
-            dataplane.commit(&lab.desired(policy.clone())).unwrap();
+            let desired = lab.desired(policy.clone());
+            dataplane.commit(&desired).unwrap();
+            dataplane.read_back().unwrap();
+            assert_eq!(dataplane.commit(&desired).unwrap().bytes, 0, "{name}: what was read back is what was committed");
             for transport in probes(family) {
                 let fate = policy.judge(Path::Forwarded, a, b, transport);
                 let arrived = lab.probe(End::A, b, End::B, transport);

@@ -32,6 +32,15 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Adds the figures of hits in each kind of set alone.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn measure_hits(report: &mut Report) -> anyhow::Result<()> {
+    hits(report, Topology::Routed, "routed")?;
+    hits(report, Topology::Bridged, "bridged")
+}
+
 /// Policy, guards and everything against conntrack alone.
 fn costs(report: &mut Report, topology: Topology, tag: &str) -> anyhow::Result<()> {
     let contenders = [
@@ -98,7 +107,8 @@ fn hits(report: &mut Report, topology: Topology, tag: &str) -> anyhow::Result<()
         (Hit::Peer, "any port of a peer"),
         (Hit::Protocol, "a protocol of a peer"),
         (Hit::FromAnyone, "a port for everybody"),
-        (Hit::Range, "a block with a range of ports, among 1000"),
+        (Hit::Shared, "a block with a range of ports, among 1000"),
+        (Hit::Range, "a block with a range of ports, among 1000, where the chain of the segment is full"),
     ];
     let contenders = kinds.map(|(hit, name)| (name, Between::Everything { policies: 1_000, hit }));
     let comparison = Comparison::new(tag, topology, contenders)?;

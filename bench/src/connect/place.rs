@@ -5,9 +5,13 @@ use crate::dataplane::open;
 use crate::scratch;
 use anyhow::{Context as _, ensure};
 use firebreak_agent::dataplane::{Claim, Dataplane, Desired, MacAddress, ManagedInterface};
-use firebreak_policy::kernel_sets::{Comment, Element, KernelSets, SetId, Shape, Span};
+use firebreak_policy::kernel_sets::{
+    Chain, Comment, Element, GroupForm, GroupSet, KernelSets, SetId, Shape, Shared, SharedPeers, SharedRule, SharedService, ShortName, Span,
+};
 use firebreak_policy::model::{Direction, Family, InterfaceName, Protocol};
+use firebreak_policy::node_state::Member;
 use firebreak_tests::lab::{Lab, Node, Topology, Workload};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -25,7 +29,9 @@ pub(super) enum Hit {
     Peer,
     Protocol,
     FromAnyone,
-    /// A block of addresses with a range of ports.
+    /// A block of addresses with a range of ports, in the segment's chain: what the agent makes of it.
+    Shared,
+    /// The same multiplied out: what it makes of what finds no room in a chain.
     Range,
 }
 
@@ -167,6 +173,7 @@ impl Builder<'_> {
     /// Client and server isolated in the directions of the connection; both must let it through.
     fn sets(&self, policies: u32, hit: Hit) -> KernelSets {
         let mut sets: BTreeMap<SetId, BTreeMap<Element, Comment>> = BTreeMap::new();
+        let mut shared = Shared::default();
         let (client, server) = (self.client.addresses(), self.server.addresses());
         for (direction, locals, remotes) in [(Direction::Ingress, server, client), (Direction::Egress, client, server)] {
             for (local, remote) in locals.into_iter().zip(remotes) {
@@ -176,8 +183,12 @@ impl Builder<'_> {
                 };
                 let ours: Comment = "shop/web#0 by SegmentPolicy shop/web".into();
                 put(Shape::Isolated, Element::Local(local), &ours);
+                if hit == Hit::Shared {
+                    share(&mut shared, direction, local, remote);
+                }
                 for protocol in [Protocol::TCP, Protocol::UDP] {
                     let (shape, element) = match hit {
+                        Hit::Shared => continue,
                         Hit::Exact => (Shape::PeerPort, Element::PeerPort(local, remote, protocol, PORT)),
                         Hit::Peer => (Shape::Peer, Element::Peer(local, remote)),
                         Hit::Protocol => (Shape::PeerProtocol, Element::PeerProtocol(local, remote, protocol)),
@@ -207,7 +218,7 @@ impl Builder<'_> {
                 }
             }
         }
-        KernelSets { sets, ..KernelSets::default() }
+        KernelSets { sets, shared }
     }
 
     fn enforce(&self, sets: KernelSets) -> anyhow::Result<Dataplane> {
@@ -248,6 +259,34 @@ impl Builder<'_> {
 
 const CONNTRACK_ALONE: &str = "table inet alone { chain forward { type filter hook forward priority 0; \
                                ct state established,related accept; ct state new accept\n }\n}\n";
+
+/// A chain of the segment with one rule per protocol, of one block list of [`BLOCKS`] and the one that is hit.
+fn share(shared: &mut Shared, direction: Direction, local: IpAddr, remote: IpAddr) {
+    let family = Family::of(local);
+    let title = format!("web of {local}");
+    let group = GroupSet { family, form: GroupForm::Blocks, name: ShortName::new("blocks", [title.as_str()]) };
+    let others = (0..BLOCKS).filter(|_| family == Family::V4).map(|number| {
+        let first = IpAddr::V4(Ipv4Addr::from_bits(0x0c00_0000 + number * 512));
+        Member::Block(prefix(first))
+    });
+    let members = others.chain([Member::Block(prefix(remote))]).collect();
+    let rule = |protocol| SharedRule {
+        peers: SharedPeers::In(group),
+        service: SharedService::Ports(protocol, Span { first: 8000, last: 8999 }),
+        comment: "shop/web <- blocks by SegmentPolicy shop/web#0".into(),
+    };
+    let chain = Chain { direction, family, name: ShortName::new("shop/web", [title.as_str()]) };
+    shared.groups.insert(group, (members, "blocks".into()));
+    shared.chains.insert(chain, vec![rule(Protocol::TCP), rule(Protocol::UDP)]);
+    shared.segments.insert((direction, local), (chain, "shop/web".into()));
+}
+
+/// The same as a prefix.
+fn prefix(around: IpAddr) -> IpNet {
+    let length = if around.is_ipv4() { 24 } else { 120 };
+    // These lengths fit their families.
+    IpNet::new(around, length).unwrap_or_else(|_| around.into()).trunc()
+}
 
 /// The /24 or /120 around an address.
 fn block(around: IpAddr) -> Span<IpAddr> {

@@ -38,7 +38,7 @@ pub struct Limits {
 
 impl Limits {
     /// The limits that agents use; ARCHITECTURE.md has the measurements behind them.
-    pub const DEFAULT: Self = Self { pairs: usize::MAX, rules: 0 };
+    pub const DEFAULT: Self = Self { pairs: 512, rules: 32 };
 }
 
 impl Default for Limits {

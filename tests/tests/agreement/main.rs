@@ -60,12 +60,22 @@ impl Probe {
 
 #[test]
 fn the_kernel_decides_as_the_reference_does() -> anyhow::Result<()> {
+    agree("g", &[], firebreak_tests::scaled(50, 500))
+}
+
+/// Small groups are multiplied out otherwise.
+#[test]
+fn the_kernel_decides_as_the_reference_does_where_every_group_is_shared() -> anyhow::Result<()> {
+    agree("h", &["--shared-from", "0"], firebreak_tests::scaled(25, 500))
+}
+
+/// Random policies on a site of its own, whose agents have these arguments besides.
+fn agree(tag: &str, arguments: &[&str], sets: usize) -> anyhow::Result<()> {
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
     let seed = seed()?;
-    let sets = firebreak_tests::scaled(50, 500);
     println!("seed {seed}, {sets} policy sets");
-    let (site, inventory) = lab()?;
+    let (site, inventory) = lab(tag, arguments)?;
     let probes = probes(&site)?;
     let addresses: Vec<IpAddr> = probes.iter().map(|probe| probe.destination).collect::<BTreeSet<_>>().into_iter().collect();
     let begun = Instant::now();
@@ -100,8 +110,8 @@ fn seed() -> anyhow::Result<u64> {
 }
 
 /// The installation, and what runs there as the reference is told of it: not from the controller, but from what the lab was made to be.
-fn lab() -> anyhow::Result<(Site, Inventory)> {
-    let mut site = Site::with_two_nodes("g")?;
+fn lab(tag: &str, arguments: &[&str]) -> anyhow::Result<(Site, Inventory)> {
+    let mut site = Site::with_two_nodes(tag)?;
     let mut manifests = NAMESPACES.to_owned();
     let mut told = NAMESPACES.to_owned();
     for (node, name, labels, ports) in WORKLOADS {
@@ -111,7 +121,7 @@ fn lab() -> anyhow::Result<(Site, Inventory)> {
         let separator = if ports.is_empty() { "" } else { ", " };
         told += &site.manifest(node, name, labels, &format!("addresses: [{addresses}]{separator}{ports}"))?;
     }
-    site.start(&manifests)?;
+    site.start_with(&manifests, arguments)?;
     let objects: Vec<Object> = parse_str("told", &told)?.into_iter().map(|located| located.object).collect();
     let (_, mut inventory) = firebreak_manifest::build(objects.iter())?;
     for (name, bridge) in NODES.into_iter().zip(["10.50.1.254 fd50:1::fe", "10.50.2.254"]) {

@@ -1,10 +1,9 @@
 //! Changes that leave a pair's verdict as it is, but move it from one set to another or isolate an end that may go on. Every packet is a new
 //! connection to the rules (nobody answers), as many as a thread can send.
 //!
-//! A figure, with a bound: nf_tables makes a generation of hash sets and rules current at one moment (`gencursor`), but each lookup reads that moment
-//! for itself, and the new copy of a set of intervals (pipapo) is put in place a little later in the same commit. A packet that is between two
-//! lookups just then, or comes in before the copy is there, meets the old half of one set and the new half of another: here it is dropped.
-//! It is never let through: what neither state allows is in neither half.
+//! nf_tables makes a generation of hash sets and rules current at one moment (`gencursor`), but each lookup reads that moment for itself, and the new
+//! copy of a set of intervals (pipapo) is put in place a little later in the same commit. What both states allow is therefore written before the
+//! change or taken away after it (`agent/src/dataplane/moves.rs`); without that some 5 of 600,000 packets were dropped here.
 
 use crate::field::{Field, segment};
 use firebreak_tests::flood::{Flood, Stream};
@@ -29,7 +28,7 @@ fn shapes() -> Vec<(&'static str, Option<String>)> {
 }
 
 #[test]
-fn few_packets_meet_a_verdict_that_moves_between_sets_half_way() {
+fn no_packet_meets_a_verdict_that_moves_between_sets_half_way() {
     let field = Field::start("lr").unwrap();
     let (from, to) = ("field/srv-bridged", "field/open-bridged");
     let node = &field.site.node("bridged").unwrap().namespace;
@@ -62,5 +61,5 @@ fn few_packets_meet_a_verdict_that_moves_between_sets_half_way() {
     }
     let (sent, lasted) = flood.stop().unwrap();
     println!("{sent} packets in {lasted:?} during {changes} changes of shape: {} judged by half a state: {wrong:?}", denied() - before);
-    assert!((denied() - before) * 100 < sent, "{wrong:?}");
+    assert!(sent > 0 && denied() == before, "{wrong:?}");
 }

@@ -11,12 +11,14 @@ mod unknown;
 mod words;
 
 use super::config::DataplaneConfig;
-use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain};
+use super::names::{
+    CHAIN_FROM_WORKLOAD, FAMILIES, Layer, SetRef, TABLE, beyond_egress, is_port_chain, parse_group_set, parse_segment_chain,
+};
 use super::ports;
 use serde::Serialize;
 use serde_json::{Value, json};
-use sets::SetSpec;
 pub(super) use sets::{INTEGER_32, INTEGER_48, INTEGER_128};
+use sets::{SetSpec, written_set};
 pub(super) use shape::SetShape;
 use std::collections::{BTreeMap, BTreeSet};
 use words::Rules;
@@ -135,17 +137,23 @@ impl Skeleton {
             let shape = sets.iter().find(|(set, _)| set.name == name).and_then(|(set, is_dynamic)| SetShape::of(set, *is_dynamic));
             shape.is_some() && present.sets.get(name) == shape.as_ref()
         };
-        let mut kept: BTreeSet<String> = present.sets.keys().filter(|name| is_kept(name)).cloned().collect();
+        let mut kept: BTreeSet<String> =
+            present.sets.keys().filter(|name| is_kept(name) || self.is_group(present, name)).cloned().collect();
         let from_prelude = self.written.iter().filter(|set| set.type_of.is_some());
         kept.extend(from_prelude.map(|set| set.name.clone()));
         let mut commands = Vec::new();
-        if !is_first {
-            commands.push(json!({ "flush": { "table": { "family": family, "name": TABLE } } }));
-        }
+        // The chains of segments are the agent's as the elements are, and what they lead to stays for their sake.
+        let is_segment = |chain: &str| self.layer == Layer::Inet && parse_segment_chain(chain).is_some();
+        let flush = |chain: &String| json!({ "flush": { "chain": { "family": family, "table": TABLE, "name": chain } } });
+        commands.extend(present.chains.iter().filter(|chain| !is_segment(chain)).map(flush));
         // Maps first: their elements may hold chains.
-        commands.extend(present.sets.iter().filter(|(_, shape)| shape.is_map()).map(|(name, _)| named("map", name)));
+        let goes = |name: &str, shape: &SetShape| shape.is_map() && !kept.contains(name);
+        commands.extend(present.sets.iter().filter(|(name, shape)| goes(name, shape)).map(|(name, _)| named("map", name)));
         let is_port = |chain: &str| self.layer == Layer::Netdev && is_port_chain(chain);
-        let stays = |chain: &str| is_port(chain) || (self.layer == Layer::Inet && POLICY_HOOKS.contains(&chain));
+        let is_led_to = |chain: &str| self.layer == Layer::Inet && FAMILIES.iter().any(|family| beyond_egress(*family) == chain);
+        let stays = |chain: &str| {
+            is_port(chain) || is_segment(chain) || is_led_to(chain) || (self.layer == Layer::Inet && POLICY_HOOKS.contains(&chain))
+        };
         commands.extend(present.chains.iter().filter(|chain| !stays(chain)).map(|chain| named("chain", chain)));
         let goes = |name: &str, shape: &SetShape| !shape.is_map() && !kept.contains(name);
         commands.extend(present.sets.iter().filter(|(name, shape)| goes(name, shape)).map(|(name, _)| named("set", name)));
@@ -174,7 +182,16 @@ impl Skeleton {
 
     /// Whether every set whose elements the agent writes is there in our form, so that the rules alone can be replaced.
     pub(super) fn elements_can_stay(&self, present: &Present) -> bool {
-        self.written.iter().all(|set| self.is_there(present, &set.name))
+        // Before there were maps of segments there were none of their elements.
+        let is_new_map = |set: &SetSpec| set.map.is_some() && !present.sets.contains_key(&set.name);
+        self.written.iter().all(|set| is_new_map(set) || self.is_there(present, &set.name))
+    }
+
+    /// Whether it is the set of a group, in our form.
+    fn is_group(&self, present: &Present, set: &str) -> bool {
+        let spec = parse_group_set(set).filter(|_| self.layer == Layer::Inet).map(|group| written_set(self.layer, SetRef::Group(group)));
+        let shape = spec.and_then(|spec| SetShape::of(&spec, false));
+        shape.is_some() && present.sets.get(set) == shape.as_ref()
     }
 
     /// Whether a set whose elements the agent writes is there in our form.
@@ -225,7 +242,8 @@ pub(super) fn document(commands: &[Value], elements: &[String]) -> String {
 }
 
 fn add_set(set: &SetSpec) -> Result<Value, serde_json::Error> {
-    Ok(json!({ "add": { "set": serde_json::to_value(set)? } }))
+    let kind = if set.map.is_some() { "map" } else { "set" };
+    Ok(json!({ "add": { kind: serde_json::to_value(set)? } }))
 }
 
 fn add_object(object: &nftables::schema::NfListObject<'_>) -> Result<Value, serde_json::Error> {

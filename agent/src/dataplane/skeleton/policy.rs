@@ -3,7 +3,8 @@
 
 use super::words::{
     Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is, is_established, is_for_link_local,
-    is_for_more_than_the_node, is_midstream, is_not, is_number, is_one_of, is_reset, jump, l4proto, meta, to_goto, to_jump,
+    is_for_more_than_the_node, is_midstream, is_not, is_not_number, is_number, is_one_of, is_reset, jump, l4proto, look_up, meta, to_goto,
+    to_jump,
 };
 use super::{cut, unknown};
 use crate::dataplane::names::{self, COUNTER_OUT_OF_STATE, DIRECTIONS, FAMILIES, direction_word, family_digit};
@@ -161,6 +162,11 @@ fn state(rules: &mut Rules) {
 ///     udp sport 68 udp dport 67 return                 # (546 and 547)
 ///     meta l4proto { tcp, udp, dccp, sctp, udplite } goto deny_in4
 /// }
+/// chain beyond_out4 {                                  # where a segment's chain has let the egress stage be passed
+///     oif != 0 jump arrives4
+///     oif 0 jump reaches_node4                         # at the input hook
+///     accept
+/// }
 /// chain output4 {                                      # the own node gets in unless it is judged too
 ///     ...
 ///     ip daddr @in4_host_judged goto arrives4
@@ -193,6 +199,12 @@ fn judged(rules: &mut Rules, family: Family) {
     }
     rules.rule(&arrives, [exact(&destination, &source, Direction::Ingress), accept()]);
     rules.rule(&arrives, [in_set(destination.clone(), &isolated_in), goto(&ingress)]);
+    let beyond = names::beyond_egress(family);
+    rules.chain(&beyond);
+    // At the input hook there is no interface to leave by.
+    rules.rule(&beyond, [is_not_number(meta(MetaKey::Oif), 0), jump(&arrives)]);
+    rules.rule(&beyond, [is_number(meta(MetaKey::Oif), 0), jump(&reaches_node)]);
+    rules.rule(&beyond, [accept()]);
 
     let service = concat([destination.clone(), l4proto(), field("th", "dport")]);
     let published = set(Direction::Egress, family, Shape::Published);
@@ -230,10 +242,12 @@ fn published(rules: &mut Rules, family: Family) {
     rules.rule(&chain, [goto(&deny_name(Direction::Ingress, family))]);
 }
 
-/// One stage, for what `peer_port` has not allowed; `return` is "this direction allows it".
+/// One stage, for what `peer_port` has not allowed; `return` is "this direction allows it". A segment's own chain says it by another verdict
+/// (`accept`, on egress `goto beyond_out4`): what falls through it, as a packet does that was under way while it was made, is not allowed by it.
 ///
 /// ```text
 /// chain in4 {
+///     ip daddr vmap @in4_segment
 ///     meta l4proto vmap { tcp : goto in4_with_ports, ..., icmp : goto in4_with_types }
 ///     ip daddr . ip saddr @in4_peer return
 ///     ip daddr . ip saddr . meta l4proto @in4_peer_protocol return
@@ -273,6 +287,8 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
 
     let mut kinds: Vec<(&'static str, Verdict<'static>)> = WITH_PORTS.iter().map(|name| (*name, to_goto(&with_ports))).collect();
     kinds.push((icmp_protocol(family), to_goto(&with_types)));
+    // First: where there is such a chain it holds what is asked most, ranges and large groups.
+    rules.rule(&name, [look_up(local.clone(), &names::segments(direction, family))]);
     rules.rule(&name, [dispatch(l4proto(), kinds)]);
     rules.rule(&name, allow(with(vec![]), Shape::Peer));
     rules.rule(&name, allow(with(vec![l4proto()]), Shape::PeerProtocol));

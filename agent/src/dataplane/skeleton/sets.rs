@@ -6,7 +6,7 @@ use crate::dataplane::names::{
     BoundForm, DeniedKey, DeniedSet, FAMILIES, GuardReason, Layer, SET_GUARD_OUT, SET_KNOWN_IF, SET_MIDSTREAM, SET_OBSERVE, SetRef, TABLE,
     revoked,
 };
-use firebreak_policy::kernel_sets::Shape;
+use firebreak_policy::kernel_sets::{GroupForm, Shape};
 use firebreak_policy::model::Family;
 use serde::{Serialize, Serializer};
 
@@ -18,6 +18,9 @@ pub(super) struct SetSpec {
     pub(super) name: String,
     #[serde(rename = "type", serialize_with = "one_or_many")]
     pub(super) fields: Vec<&'static str>,
+    /// What its elements lead to, when it is a map.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) map: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) flags: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,6 +64,7 @@ impl SetSpec {
             table: TABLE,
             name,
             fields,
+            map: None,
             flags: Vec::new(),
             timeout: None,
             size: None,
@@ -82,6 +86,7 @@ impl SetSpec {
 /// set in4_range         { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval; }
 /// set in4_peer_icmp     { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; }
 /// set in4_icmp_range    { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; flags interval; }
+/// map in4_segment       { type ipv4_addr : verdict; }
 /// set published4        { type ipv4_addr . inet_proto . inet_service; }
 /// set published_allow4  { type ipv4_addr . ipv4_addr . inet_proto . inet_service; }
 /// ```
@@ -89,11 +94,21 @@ pub(super) fn written(layer: Layer) -> Vec<SetSpec> {
     SetRef::all().into_iter().filter(|set| set.layer() == layer).map(|set| written_set(layer, set)).collect()
 }
 
-fn written_set(layer: Layer, set: SetRef) -> SetSpec {
+pub(super) fn written_set(layer: Layer, set: SetRef) -> SetSpec {
     match set {
         SetRef::KnownInterfaces(_) => SetSpec::plain(layer, SET_KNOWN_IF.to_owned(), vec!["iface_index"]),
         SetRef::Workloads(family) => SetSpec::plain(layer, set.name(), vec![address(family)]),
         SetRef::Bound(layer, form) => bound_set(layer, form),
+        SetRef::Segments(_, family) => SetSpec { map: Some("verdict"), ..SetSpec::plain(layer, set.name(), vec![address(family)]) },
+        // Made when a group needs one.
+        SetRef::Group(group) => {
+            let address = address(group.family);
+            match group.form {
+                GroupForm::Addresses => SetSpec::plain(layer, set.name(), vec![address]),
+                GroupForm::Services => SetSpec::plain(layer, set.name(), vec![address, "inet_proto", "inet_service"]),
+                GroupForm::Blocks => SetSpec { flags: vec!["interval"], ..SetSpec::plain(layer, set.name(), vec![address]) },
+            }
+        }
         SetRef::Policy(id) => {
             let local = address(id.family);
             let (fields, interval) = match id.shape {

@@ -7,7 +7,7 @@ use crate::dataplane::wire::{Attributes, set};
 /// What must be the same for a set to go on as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::dataplane) struct SetShape {
-    /// Maps are never ours.
+    /// Ours is only that of segments.
     is_map: bool,
     interval: bool,
     timeout: bool,
@@ -57,7 +57,7 @@ impl SetShape {
             several => several.iter().map(|(_, bytes)| bytes.next_multiple_of(4)).sum(),
         };
         Some(Self {
-            is_map: false,
+            is_map: spec.map.is_some(),
             interval: spec.flags.contains(&"interval"),
             timeout: spec.flags.contains(&"timeout"),
             key_type: fields.iter().fold(0, |all, (number, _)| (all << 6) | number),

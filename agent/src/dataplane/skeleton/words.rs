@@ -211,6 +211,11 @@ pub(super) fn dispatch(key: Expression<'static>, verdicts: Vec<(&'static str, Ve
     Statement::VerdictMap(VerdictMap { key, data: Expression::Named(NamedExpression::Set(items)) })
 }
 
+/// `KEY vmap @MAP`
+pub(super) fn look_up(key: Expression<'static>, map: &str) -> Statement<'static> {
+    Statement::VerdictMap(VerdictMap { key, data: Expression::String(format!("@{map}").into()) })
+}
+
 /// `ct label BIT`
 pub(super) fn has_label(bit: u8) -> Statement<'static> {
     matches(ct("label"), Operator::IN, Expression::Number(bit.into()))
