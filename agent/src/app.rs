@@ -123,7 +123,8 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         Err(error) => tracing::error!(reason = %error, "no control socket: `firebreak-agent observe` will not reach this agent"),
     }
     let changed = std::mem::take(&mut opened.changed);
-    let task = tamper::run(kernel_thread.clone(), change_watch, status_sender.clone(), records.clone(), changed, stop.clone());
+    let task =
+        tamper::run(kernel_thread.clone(), change_watch, status_sender.clone(), records.clone(), stats.clone(), changed, stop.clone());
     spawn(&mut tasks, "tables", async move { Ok(task.await?) });
     let task = tell_start(opened, refused, enforce, records.clone(), applied.clone(), stop.clone());
     spawn(&mut tasks, "start", task.map(Ok));

@@ -53,9 +53,9 @@ fn interface(index: u32, addresses: BTreeSet<NetworkAddress>) -> LocalInterface 
     LocalInterface {
         name: InterfaceName::from(format!("veth{index}")),
         addresses,
-        unrouted: BTreeSet::new(),
         mac: Some(mac(index)),
         vouched: None,
+        not_routed: BTreeSet::new(),
         link: 1,
     }
 }

@@ -71,12 +71,12 @@ pub struct LocalInterface {
     /// The workload's addresses behind it, link-local ones included: those are in the network of the bridge or, for a routed
     /// interface, of the interface itself.
     pub addresses: BTreeSet<NetworkAddress>,
-    /// What is set inside besides, and is not taken for the workload's: nobody vouches for it, and the node sends packets for it elsewhere.
-    pub unrouted: BTreeSet<IpAddr>,
     /// The MAC address of its other end, as that is set inside now.
     pub mac: Option<MacAddress>,
     /// What somebody outside the workload says of it; `None` when nobody does.
     pub vouched: Option<Vouched>,
+    /// Addresses that are set inside, that nobody vouches for and that the node's routes do not lead here: not the workload's.
+    pub not_routed: BTreeSet<IpAddr>,
     /// The link that it is on: the ifindex of its bridge, or its own where it is routed.
     pub link: u32,
 }
@@ -124,7 +124,7 @@ pub enum Problem {
     /// It holds more addresses than the node keeps apart.
     TooManyAddresses(usize),
     /// The node sends packets for all that it holds elsewhere, and nobody vouches for it.
-    Unrouted(BTreeSet<IpAddr>),
+    NotRouted(BTreeSet<IpAddr>),
 }
 
 impl fmt::Display for ExemptReason {
@@ -137,7 +137,8 @@ impl fmt::Display for ExemptReason {
 }
 
 /// What to do where the node does not send packets for an address to the workload that holds it.
-pub const UNROUTED_REMEDY: &str = "Add a route to the address by the workload's interface or its bridge, list the workload's addresses in its manifest, or take the address away inside";
+pub const NOT_ROUTED_REMEDY: &str =
+    "If it is right, add a route to it by the workload's interface or its bridge, or list the workload's addresses in its manifest";
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -148,10 +149,10 @@ impl fmt::Display for Problem {
             Self::Exempt(name, reason) => write!(f, "interface {name} {reason}"),
             Self::ClaimedTwice(name) => write!(f, "interface {name} is claimed by another workload too; it is denied"),
             Self::TooManyAddresses(most) => write!(f, "holds more than {most} addresses; it is denied"),
-            Self::Unrouted(addresses) => {
+            Self::NotRouted(addresses) => {
                 let some: Vec<String> = addresses.iter().take(4).map(ToString::to_string).collect();
                 let more = if addresses.len() > some.len() { ", ..." } else { "" };
-                write!(f, "no route of the node leads to it for {}{more}; it is denied. {UNROUTED_REMEDY}", some.join(", "))
+                write!(f, "no route of the node leads to it for {}{more}; it is denied. {NOT_ROUTED_REMEDY}", some.join(", "))
             }
         }
     }

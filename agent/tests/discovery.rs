@@ -166,8 +166,10 @@ fn a_routed_container_is_found_by_its_interface_and_followed_until_it_goes() {
     // Changes that only the container sees.
     sh(&format!("ip -n {container} addr add fd00:1::2/128 dev eth0 nodad"));
     let at = |local: &LocalWorkloads| local.workloads[container_id("shop.a")].interfaces.values().next().cloned().unwrap();
-    let local = node.see("an address that the node does not send there", |local| at(local).unrouted.len() == 1);
+    let local = node.see("an address that the node does not send there", |local| at(local).not_routed.len() == 1);
     assert_eq!(addresses(&local, "shop.a"), set(&["10.1.0.2"]));
+    let is_told = |local: &LocalWorkloads| local.warnings.iter().any(|warning| warning.message.contains("fd00:1::2 (shop/a at veth-a)"));
+    node.see("a warning of it", is_told);
     node.ip("route add fd00:1::2/128 dev veth-a");
     node.see("the IPv6 address", |local| addresses(local, "shop.a") == set(&["10.1.0.2", "fd00:1::2"]));
     sh(&format!("ip -n {container} addr del 10.1.0.2/32 dev eth0"));
@@ -226,6 +228,9 @@ fn a_bridged_container_is_found_by_its_named_namespace() {
     node.ip("link del veth-b");
     node.see("the interface gone", |local| index(local).is_empty());
     node.veth("veth-b", &container, "10.2.0.2/24");
+    node.see("that no route leads to it before it is on the bridge", |local| {
+        matches!(local.workloads[container_id("shop.b")].problem, Some(Problem::NotRouted(_)))
+    });
     node.ip("link set veth-b master br0");
     let local = node.see("the interface again", |local| !index(local).is_empty());
     assert_ne!(index(&local), before);

@@ -128,9 +128,9 @@ fn locals(state: &NodeState) -> LocalWorkloads {
                 LocalInterface {
                     name: format!("veth{index}").into(),
                     addresses,
-                    unrouted: BTreeSet::new(),
                     mac: None,
                     vouched: None,
+                    not_routed: BTreeSet::new(),
                     link: index,
                 },
             )]

@@ -1,11 +1,11 @@
 //! Compares what the kernel holds with what we put there.
 //!
 //! Rules are compared by a fingerprint of each chain, taken when the rules were brought about or found; elements with what was
-//! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or one set.
+//! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or a part of one set.
 
 use super::error::ReadBackError;
 use super::names::{Layer, SetRef, TABLE, is_port_chain, parse_segment_chain, segment_chain};
-use super::plan::{KernelState, plan_restore};
+use super::plan::{KernelState, SetChange, restore_of};
 use super::ports;
 use super::read_back::read_back_of;
 use super::socket::{NetfilterSocket, RequestError};
@@ -186,10 +186,10 @@ pub(super) fn port_differences(
         Err(ReadBackError::Refused { source, .. }) if source.errno == nix::errno::Errno::ENOENT => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let ports = plan_restore(&held, committed).ports;
+    let (held, committed) = (held.ports.unwrap_or_default(), committed.ports.clone().unwrap_or_default());
     let word = |port: &String, what| format!("guard of interface {port}: {what}");
-    let gone = ports.put.iter().map(|port| word(port, "gone"));
-    Ok(gone.chain(ports.remove.iter().map(|port| word(port, "added"))).collect())
+    let gone = committed.difference(&held).map(|port| word(port, "gone"));
+    Ok(gone.chain(held.difference(&committed).map(|port| word(port, "added"))).collect())
 }
 
 /// What differs between the elements of some sets, in words.
@@ -214,9 +214,9 @@ pub(super) fn element_differences(
             }
             Err(error) => return Err(error),
         };
-        let plan = plan_restore(&held, committed);
-        for change in plan.changes.iter().filter(|change| change.set == set) {
-            words.push(format!("set {set}: {} elements missing or changed, {} to be removed", change.put.len(), change.remove.len()));
+        let SetChange { set, remove, put } = restore_of(set, &held, committed);
+        if !(remove.is_empty() && put.is_empty()) {
+            words.push(format!("set {set}: {} elements missing or changed, {} to be removed", put.len(), remove.len()));
         }
     }
     Ok(words)

@@ -33,6 +33,7 @@ mod skeleton;
 mod socket;
 mod tables;
 mod uninstall;
+mod walk;
 mod watch;
 mod wire;
 

@@ -14,10 +14,17 @@ use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
 use super::shared::{plan_tidy, split_prepared};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
+use super::walk::{Stands, Walk};
 use super::{mark, tables};
 use nix::errno::Errno;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+
+/// How long a part of the background check takes: a commit may have to wait for it.
+const PART: Duration = Duration::from_millis(20);
+
+/// A set that changed too often in so many rounds is compared in one go, however long that takes: some half an hour without a look is enough.
+const MOST_LEFT: u32 = 5;
 
 /// The kernel's tables, held open. One per network namespace; dropping it leaves them in force.
 #[derive(Debug)]
@@ -38,6 +45,12 @@ pub struct Dataplane {
     late: Vec<SetChange>,
     /// The next part of the background check.
     step: usize,
+    /// The set that it is at.
+    walk: Option<Walk>,
+    /// The sets that changed too often, and in how many rounds.
+    left: BTreeMap<SetRef, u32>,
+    /// How many commits changed something.
+    commits: u64,
     /// Until when the node observes, and why, if this process was told.
     observing: Option<(Instant, String)>,
     config: DataplaneConfig,
@@ -83,6 +96,9 @@ impl Dataplane {
             leftover: false,
             late: Vec::new(),
             step: 0,
+            walk: None,
+            left: BTreeMap::new(),
+            commits: 0,
             observing: None,
             config: config.clone(),
         };
@@ -225,6 +241,7 @@ impl Dataplane {
         let actual = read_back(&mut self.socket, &self.layers)?;
         let elements = actual.len();
         self.leftover = !plan_tidy(&actual.shared).is_empty();
+        self.walk = None;
         self.actual = Some(actual);
         Ok(elements)
     }
@@ -277,6 +294,7 @@ impl Dataplane {
         }
         self.leftover = !plan_tidy(&actual.shared).is_empty();
         self.actual = Some(actual);
+        self.walk = None;
         self.prints = check::rules(&mut self.socket, &self.layers).map_err(OpenError::from)?.prints;
         self.mark(&self.prints.clone())?;
         self.observe_again();
@@ -284,17 +302,14 @@ impl Dataplane {
     }
 
     /// Compares what the kernel holds with what we put there, and says what differs, in words. [`Check::Step`] looks at the rules
-    /// or at one set, in turn. Tables of another version are not compared.
+    /// or at a part of one set, in turn, and takes some 20 ms. Tables of another version are not compared.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn check(&mut self, how: Check) -> Result<Vec<String>, ReadBackError> {
         let Some(committed) = self.actual.as_ref().filter(|_| !self.is_outdated) else { return Ok(Vec::new()) };
-        let sets = committed.sets();
-        let step = self.step;
-        self.step = (step + 1) % (sets.len() + 1);
-        let is_rules = how == Check::All || step == 0;
         let mut words = Vec::new();
+        let is_rules = how == Check::All || (self.step == 0 && self.walk.is_none());
         if is_rules {
             let found = check::rules(&mut self.socket, &self.layers)?;
             words = check::differences(&self.prints, &found.prints);
@@ -302,9 +317,42 @@ impl Dataplane {
             words.extend(found.wrong_ports);
             words.extend(check::port_differences(&mut self.socket, committed, &self.layers)?);
         }
-        let chosen = |set: SetRef| how == Check::All || (!is_rules && sets.get(step - 1) == Some(&set));
-        words.extend(check::element_differences(&mut self.socket, committed, &self.layers, &sets, chosen)?);
+        let mut suspect = None;
+        if how == Check::Step {
+            let until = Instant::now() + PART;
+            let mut walk = self.walk.take();
+            if walk.is_none() {
+                let sets: Vec<SetRef> = committed.sets().into_iter().filter(|set| self.layers.contains(&set.layer())).collect();
+                let set = self.step.checked_sub(1).and_then(|at| sets.get(at));
+                self.step = if self.step >= sets.len() { 0 } else { self.step + 1 };
+                walk = set.map(|set| Walk::begin(*set, self.commits)).transpose()?;
+            }
+            if let Some(mut walk) = walk {
+                match walk.go_on(committed, self.commits, until)? {
+                    Stands::More => self.walk = Some(walk),
+                    Stands::Same => drop(self.left.remove(&walk.set())),
+                    Stands::Busy => {
+                        let times = self.left.entry(walk.set()).or_default();
+                        *times += 1;
+                        if *times >= MOST_LEFT {
+                            suspect = Some(walk.set());
+                        }
+                    }
+                    Stands::Unsure => suspect = Some(walk.set()),
+                }
+            }
+        }
+        if let Some(set) = suspect {
+            self.left.remove(&set);
+        }
+        let chosen = |set: SetRef| how == Check::All || suspect == Some(set);
+        words.extend(check::element_differences(&mut self.socket, committed, &self.layers, &committed.sets(), chosen)?);
         Ok(words)
+    }
+
+    /// Whether the next [`Check::Step`] goes on with a set that was begun.
+    pub fn is_mid_check(&self) -> bool {
+        self.walk.is_some()
     }
 
     /// Lets what policy denies through for a time (`None` ends that), with a note for people; ends by itself.
@@ -383,6 +431,7 @@ impl Dataplane {
         match outcome {
             Outcome::Committed => {
                 let (added, removed) = plan.counts();
+                self.commits += 1;
                 let elements = self.take(plan);
                 Ok(CommitReport { added, removed, bytes: batch.bytes.len(), elements, leftover: self.leftover })
             }

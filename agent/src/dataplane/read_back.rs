@@ -8,7 +8,7 @@ use super::ports;
 use super::render::is_interval_of_one_field;
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::{DUMP_ATTEMPTS, look_into};
-use super::wire::{Message, Received, chain, element};
+use super::wire::{Message, Received, Writer, chain, element};
 use std::collections::BTreeSet;
 
 /// Reads every set that the agent writes, of the tables that are there.
@@ -63,39 +63,51 @@ fn read_ports(socket: &mut NetfilterSocket) -> Result<BTreeSet<String>, ReadBack
     Err(ReadBackError::Busy { set: what(), attempts: DUMP_ATTEMPTS })
 }
 
+/// The elements in one message of a dump of a set, with their comments.
+pub(super) fn each_element(set: SetRef, received: &Received<'_>, mut take: impl FnMut(Entry, &str)) -> Result<(), String> {
+    let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
+    for item in list.nested() {
+        let RawElement { first, last, comment, ends: _, chain } = read_element(item.nested()).ok_or("an element without a key")?;
+        let entry = match set {
+            SetRef::Segments(direction, family) => decode_segment(direction, family, first, chain),
+            SetRef::Group(_) | SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Bound(..) => {
+                if is_interval_of_one_field(set) {
+                    return Err("a bound of an interval tells nothing by itself".to_owned());
+                }
+                decode(set, first, last)
+            }
+        };
+        take(entry.map_err(|misfit| format!("element {first:02x?}-{last:02x?}: {misfit}"))?, comment);
+    }
+    Ok(())
+}
+
+/// The keys of a message of elements of an interval set of one field, and whether each ends an interval.
+fn each_bound(received: &Received<'_>, mut take: impl FnMut(&[u8], bool)) -> Result<(), String> {
+    let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
+    for item in list.nested() {
+        let RawElement { first, last: _, comment: _, ends, chain: _ } = read_element(item.nested()).ok_or("an element without a key")?;
+        take(first, ends);
+    }
+    Ok(())
+}
+
 fn read_set(socket: &mut NetfilterSocket, set: SetRef, comments: &mut Comments, state: &mut KernelState) -> Result<(), ReadBackError> {
     let name = set.name();
     for _ in 0..DUMP_ATTEMPTS {
         let mut elements = Vec::new();
         let mut bounds: Vec<(Vec<u8>, bool)> = Vec::new();
         let take = |received: &Received<'_>| -> Result<(), String> {
-            let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
-            for item in list.nested() {
-                let RawElement { first, last, comment, ends, chain } = read_element(item.nested()).ok_or("an element without a key")?;
-                if is_interval_of_one_field(set) {
-                    bounds.push((first.to_owned(), ends));
-                    continue;
-                }
-                if let SetRef::Segments(direction, family) = set {
-                    let entry =
-                        decode_segment(direction, family, first, chain).map_err(|misfit| format!("element {first:02x?}: {misfit}"))?;
-                    elements.push((entry, comments.share(comment)));
-                    continue;
-                }
-                let entry = decode(set, first, last).map_err(|misfit| format!("element {first:02x?}-{last:02x?}: {misfit}"))?;
-                elements.push((entry, comments.share(comment)));
+            if is_interval_of_one_field(set) {
+                return each_bound(received, |key, ends| bounds.push((key.to_owned(), ends)));
             }
-            Ok(())
+            each_element(set, received, |entry, comment| elements.push((entry, comments.share(comment))))
         };
-        let dumped = socket.dump(
-            Message::GetSetElement,
-            Some(set.layer()),
-            |writer| {
-                writer.text(element::LIST_TABLE, TABLE);
-                writer.text(element::LIST_SET, &name);
-            },
-            take,
-        );
+        let asked = |writer: &mut Writer| {
+            writer.text(element::LIST_TABLE, TABLE);
+            writer.text(element::LIST_SET, &name);
+        };
+        let dumped = socket.dump(Message::GetSetElement, Some(set.layer()), asked, take);
         match dumped {
             Ok(Ok(())) => {
                 let intervals = intervals(set, bounds).map_err(|reason| ReadBackError::Foreign { set: set.to_string(), reason })?;

@@ -125,10 +125,10 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
                 settle(link, position, identities, &claims)?;
                 interfaces.insert(link.index, interface(node, link, &by_index, kernel, &identity.networks, identity.vouched.as_ref())?);
             }
-            let unrouted: BTreeSet<IpAddr> = interfaces.values().flat_map(|interface| &interface.unrouted).copied().collect();
+            let not_routed: BTreeSet<IpAddr> = interfaces.values().flat_map(|interface| &interface.not_routed).copied().collect();
             let mut left = interfaces.values().flat_map(|interface| &interface.addresses);
-            if !unrouted.is_empty() && left.all(|at| own_affair(at.address)) {
-                return Err(Problem::Unrouted(unrouted));
+            if !not_routed.is_empty() && left.all(|at| own_affair(at.address)) {
+                return Err(Problem::NotRouted(not_routed));
             }
             Ok(interfaces)
         });
@@ -296,16 +296,16 @@ fn interface(
     if held.len() > MAX_ADDRESSES {
         return Err(Problem::TooManyAddresses(MAX_ADDRESSES));
     }
-    let (held, unrouted): (BTreeSet<_>, BTreeSet<_>) =
+    let (held, not_routed): (BTreeSet<_>, BTreeSet<_>) =
         held.into_iter().partition(|(address, _)| vouched.is_some() || own_affair(*address) || kernel.sends(*address, link));
-    let unrouted: BTreeSet<IpAddr> = unrouted.into_iter().map(|(address, _)| address).collect();
+    let not_routed: BTreeSet<IpAddr> = not_routed.into_iter().map(|(address, _)| address).collect();
     let addresses = held
         .into_iter()
         .map(|(address, scope)| NetworkAddress { network: if scope == Scope::Link { on_link.clone() } else { network.clone() }, address })
         .collect();
     let mac = kernel.peers.get(&nsid).and_then(|inside| inside.macs.get(&peer)).copied();
     let on = link.controller.unwrap_or(link.index);
-    Ok(LocalInterface { name: InterfaceName::new(&link.name), addresses, unrouted, mac, vouched: vouched.cloned(), link: on })
+    Ok(LocalInterface { name: InterfaceName::new(&link.name), addresses, not_routed, mac, vouched: vouched.cloned(), link: on })
 }
 
 #[cfg(test)]

@@ -233,7 +233,7 @@ fn without_anybody_to_vouch_an_address_is_a_workloads_only_where_the_node_sends_
         let workload = local.workloads.values().next().unwrap();
         assert_eq!(workload.addresses().contains(&address), expected, "{case}");
         // It is the only one: without it nothing is left to enforce, and its owner hears why.
-        let problem = (!expected).then(|| Problem::Unrouted([address].into()));
+        let problem = (!expected).then(|| Problem::NotRouted([address].into()));
         assert_eq!((workload.problem.clone(), local.unknown.contains_key(&7)), (problem, !expected), "{case}");
         let given = Vouched { addresses: [address].into(), macs: [].into() };
         let vouched = Identity { vouched: Some(given), ..manifest("a", behind("veth7")) };
@@ -253,8 +253,8 @@ fn an_address_without_a_route_is_left_out_and_told_and_the_others_stay() {
     let local = run(&kernel, &[manifest("a", behind("veth7"))]);
     assert_eq!(told(&local), ["a: veth7 10.0.0.2 fe80::2%n1/veth7"]);
     let interface = &local.workloads[&ContainerId::new("a")].interfaces[&7];
-    let unrouted: Vec<String> = interface.unrouted.iter().map(ToString::to_string).collect();
-    assert_eq!(unrouted, ["169.254.0.9", "203.0.113.9", "2001:db8::9"]);
+    let not_routed: Vec<String> = interface.not_routed.iter().map(ToString::to_string).collect();
+    assert_eq!(not_routed, ["169.254.0.9", "203.0.113.9", "2001:db8::9"]);
 }
 
 #[test]

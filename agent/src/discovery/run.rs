@@ -6,7 +6,7 @@ use super::identity;
 use super::rtnl::{Change, Monitor, PeerNamespace, Rtnl, RtnlError};
 use crate::dataplane::InterfacePattern;
 use crate::helper::Helper;
-use crate::local::{LocalWorkloads, UNROUTED_REMEDY, Warning};
+use crate::local::{LocalWorkloads, NOT_ROUTED_REMEDY, Warning};
 use firebreak_policy::model::NodeName;
 use firebreak_proto::workload::{DeclaredWorkload, Location};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -149,7 +149,7 @@ fn tell(before: &LocalWorkloads, now: &LocalWorkloads) {
 #[derive(Debug, Default)]
 struct Since {
     unknown: HashMap<u32, Instant>,
-    unrouted: HashMap<(u32, IpAddr), Instant>,
+    not_routed: HashMap<(u32, IpAddr), Instant>,
 }
 
 /// Of what there is now, what has been there for long enough; and when there will be more of it.
@@ -186,13 +186,13 @@ fn warn(local: &mut LocalWorkloads, docker: &DockerView, since: &mut Since, now:
         );
         local.warnings.insert(Warning::new("UnknownInterface", message));
     }
-    let (unrouted, next_unrouted) = lasting(&mut since.unrouted, unrouted(local), now);
-    if !unrouted.is_empty() {
+    let (not_routed, next_not_routed) = lasting(&mut since.not_routed, not_routed(local), now);
+    if !not_routed.is_empty() {
         let message = format!(
-            "no route of the node leads to {}: not taken for the workload's, and what it sends from there is refused. {UNROUTED_REMEDY}",
-            some_of(unrouted)
+            "no route of the node leads to {}: not taken for the workload's, and what it sends from there is refused. {NOT_ROUTED_REMEDY}",
+            some_of(not_routed)
         );
-        local.warnings.insert(Warning::new("UnroutedAddress", message));
+        local.warnings.insert(Warning::new("AddressNotRouted", message));
     }
     if let Some(trouble) = &docker.trouble {
         let message =
@@ -206,19 +206,19 @@ fn warn(local: &mut LocalWorkloads, docker: &DockerView, since: &mut Since, now:
         let message = "containers behind a masquerading bridge appear on other nodes as this node: policy there cannot tell them apart";
         local.warnings.insert(Warning::new("SourceNatHidesWorkloads", message));
     }
-    next_unknown.into_iter().chain(next_unrouted).min()
+    next_unknown.into_iter().chain(next_not_routed).min()
 }
 
 /// The addresses that workloads hold and that are not taken for theirs.
-fn unrouted(local: &LocalWorkloads) -> Vec<((u32, IpAddr), String)> {
-    let mut unrouted = Vec::new();
+fn not_routed(local: &LocalWorkloads) -> Vec<((u32, IpAddr), String)> {
+    let mut not_routed = Vec::new();
     for workload in local.workloads.values() {
         for (index, interface) in &workload.interfaces {
             let told = |address: &IpAddr| ((*index, *address), format!("{address} ({} at {})", workload.title(), interface.name));
-            unrouted.extend(interface.unrouted.iter().map(told));
+            not_routed.extend(interface.not_routed.iter().map(told));
         }
     }
-    unrouted
+    not_routed
 }
 
 struct Reader {
@@ -407,7 +407,7 @@ mod tests {
         let interface = LocalInterface {
             name: InterfaceName::new("veth7"),
             addresses: BTreeSet::new(),
-            unrouted: [IpAddr::from([203, 0, 113, 9])].into(),
+            not_routed: [IpAddr::from([203, 0, 113, 9])].into(),
             mac: None,
             vouched: None,
             link: 7,
@@ -431,8 +431,8 @@ mod tests {
         assert_eq!((local.warnings.len(), next), (0, Some(start + TOLD_AFTER)), "a route may be about to come");
         warn(&mut local, &DockerView::without_engine(), &mut since, start + TOLD_AFTER);
         let told: Vec<&Warning> = local.warnings.iter().collect();
-        assert_eq!(told.iter().map(|warning| warning.code).collect::<Vec<_>>(), ["UnroutedAddress"]);
-        for part in ["203.0.113.9 (shop/web at veth7)", UNROUTED_REMEDY] {
+        assert_eq!(told.iter().map(|warning| warning.code).collect::<Vec<_>>(), ["AddressNotRouted"]);
+        for part in ["203.0.113.9 (shop/web at veth7)", NOT_ROUTED_REMEDY] {
             assert!(told[0].message.contains(part), "{}", told[0].message);
         }
     }

@@ -426,9 +426,9 @@ fn found(index: u32, name: &str) -> LocalWorkloads {
     let interface = LocalInterface {
         name: InterfaceName::new(name),
         addresses: BTreeSet::new(),
-        unrouted: BTreeSet::new(),
         mac: None,
         vouched: None,
+        not_routed: BTreeSet::new(),
         link: index,
     };
     let workload = LocalWorkload {

@@ -75,7 +75,7 @@ fn told(arena: &Arena, node: &str, scenes: &[Scene]) -> anyhow::Result<()> {
             let address = scene.address("203.0.113.9", "2001:db8::9");
             anyhow::ensure!(nodes.contains(&address.to_string()), "{node}: nothing about {address} in {nodes}");
         }
-        anyhow::ensure!(nodes.contains("UnroutedAddress") && nodes.contains("Add a route"), "{nodes}");
+        anyhow::ensure!(nodes.contains("AddressNotRouted") && nodes.contains("add a route"), "{nodes}");
         Ok(())
     })?;
     Ok(())

@@ -183,7 +183,7 @@ fn an_address_that_two_claim_is_nobody_s_peer() -> anyhow::Result<()> {
     site.namespace(FAR)?.ip(&format!("addr add {v6}/128 dev eth0 nodad"))?;
     wait::until("far's node to say that it sends nothing there", Duration::from_secs(20), || {
         let nodes = site.controller.ask(&["nodes", "-o", "json"])?;
-        anyhow::ensure!(nodes.contains("UnroutedAddress") && nodes.contains(&v4.to_string()), "{nodes}");
+        anyhow::ensure!(nodes.contains("AddressNotRouted") && nodes.contains(&v4.to_string()), "{nodes}");
         Ok(())
     })?;
     assert_eq!(conflicts(&site)?, [""; 0]);
