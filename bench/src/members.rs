@@ -52,10 +52,9 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
         ("one group of 100000, let in by one workload", Size { locals: 1, groups: 1, members: 100_000 }),
         ("100 groups of 1000, each let in by one workload", Size { locals: 100, groups: 100, members: 1_000 }),
         ("25 groups of 4000, each let in by four workloads", Size { locals: 100, groups: 25, members: 4_000 }),
-        (
-            "100 groups of 1000, each let in by four workloads, multiplied out: the most that is",
-            Size { locals: 400, groups: 100, members: 1_000 },
-        ),
+        ("100 groups of 1000, each let in by four workloads", Size { locals: 400, groups: 100, members: 1_000 }),
+        // The largest groups that are multiplied out.
+        ("195 groups of 512, each let in by one workload, multiplied out", Size { locals: 195, groups: 195, members: 512 }),
     ] {
         let (agent, kernel) = memory_of(size)?;
         let per = |bytes: i64| f64::from(i32::try_from(bytes / 1_000).unwrap_or(i32::MAX)) / 100.0;

@@ -10,7 +10,7 @@ use super::names::{Layer, SetRef};
 use super::observe::{self, ObserveElement};
 use super::plan::{KernelState, Plan, SetChange, plan, plan_delta, plan_restore};
 use super::read_back::{read_back, read_back_of};
-use super::render::{Batch, is_interval_of_one_field, locate, render};
+use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
 use super::shared::{plan_tidy, split_prepared};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
@@ -240,8 +240,8 @@ impl Dataplane {
     pub fn read_back(&mut self) -> Result<usize, ReadBackError> {
         let actual = read_back(&mut self.socket, &self.layers)?;
         let elements = actual.len();
-        self.walk = None;
         self.leftover = !plan_tidy(&actual.shared).is_empty();
+        self.walk = None;
         self.actual = Some(actual);
         Ok(elements)
     }
@@ -285,7 +285,6 @@ impl Dataplane {
         }
         self.adopt()?;
         done?;
-        self.walk = None;
         let known = self.actual.take().map(|actual| actual.shared.chains).unwrap_or_default();
         let mut actual = read_back(&mut self.socket, &self.layers).map_err(OpenError::from)?;
         for (chain, rules) in &mut actual.shared.chains {
@@ -295,6 +294,7 @@ impl Dataplane {
         }
         self.leftover = !plan_tidy(&actual.shared).is_empty();
         self.actual = Some(actual);
+        self.walk = None;
         self.prints = check::rules(&mut self.socket, &self.layers).map_err(OpenError::from)?.prints;
         self.mark(&self.prints.clone())?;
         self.observe_again();
@@ -308,7 +308,6 @@ impl Dataplane {
     /// When the kernel cannot be asked.
     pub fn check(&mut self, how: Check) -> Result<Vec<String>, ReadBackError> {
         let Some(committed) = self.actual.as_ref().filter(|_| !self.is_outdated) else { return Ok(Vec::new()) };
-        let sets: Vec<SetRef> = committed.sets().into_iter().filter(|set| self.layers.contains(&set.layer())).collect();
         let mut words = Vec::new();
         let is_rules = how == Check::All || (self.step == 0 && self.walk.is_none());
         if is_rules {
@@ -323,11 +322,10 @@ impl Dataplane {
             let until = Instant::now() + PART;
             let mut walk = self.walk.take();
             if walk.is_none() {
-                let set = self.step.checked_sub(1).and_then(|at| sets.get(at)).copied();
+                let sets: Vec<SetRef> = committed.sets().into_iter().filter(|set| self.layers.contains(&set.layer())).collect();
+                let set = self.step.checked_sub(1).and_then(|at| sets.get(at));
                 self.step = if self.step >= sets.len() { 0 } else { self.step + 1 };
-                // A block is two elements, which need not come together.
-                suspect = set.filter(|set| is_interval_of_one_field(*set));
-                walk = set.filter(|_| suspect.is_none()).map(|set| Walk::begin(set, self.commits)).transpose()?;
+                walk = set.map(|set| Walk::begin(*set, self.commits)).transpose()?;
             }
             if let Some(mut walk) = walk {
                 match walk.go_on(committed, self.commits, until)? {
@@ -348,7 +346,7 @@ impl Dataplane {
             self.left.remove(&set);
         }
         let chosen = |set: SetRef| how == Check::All || suspect == Some(set);
-        words.extend(check::element_differences(&mut self.socket, committed, &self.layers, &sets, chosen)?);
+        words.extend(check::element_differences(&mut self.socket, committed, &self.layers, &committed.sets(), chosen)?);
         Ok(words)
     }
 

@@ -100,8 +100,15 @@ impl KernelState {
             (SetRef::Workloads(_), Entry::Policy(Element::Local(address))) => self.workloads.get(address),
             (SetRef::Policy(id), Entry::Policy(element)) => self.policy.get(&id).and_then(|elements| elements.get(element)),
             (SetRef::Bound(..), entry) => self.bound.get(&set).and_then(|elements| elements.get(entry)),
-            (SetRef::Group(_) | SetRef::Segments(..), entry) => return self.shared.has(set, entry, comment),
-            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), _) => None,
+            // Elements of groups have no comment.
+            (SetRef::Group(set), Entry::Group(key)) => {
+                return self.shared.groups.get(&set).is_some_and(|group| group.members.contains(&key.member()));
+            }
+            (SetRef::Segments(direction, _), Entry::Segment(local, chain)) => {
+                let held = self.shared.segments.get(&(direction, *local));
+                held.filter(|(held, _)| held == chain).map(|(_, comment)| comment)
+            }
+            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Group(_) | SetRef::Segments(..), _) => None,
         };
         held.is_some_and(|held| *tidy(held) == *comment)
     }
@@ -114,7 +121,9 @@ impl KernelState {
             SetRef::Policy(id) => self.policy.get(&id).map_or(0, BTreeMap::len),
             SetRef::Bound(..) => self.bound.get(&set).map_or(0, BTreeMap::len),
             SetRef::Group(set) => self.shared.groups.get(&set).map_or(0, |group| group.elements),
-            SetRef::Segments(direction, family) => self.shared.segments_of(direction, family),
+            SetRef::Segments(direction, family) => {
+                self.shared.segments.keys().filter(|(of, local)| *of == direction && Family::of(*local) == family).count()
+            }
         }
     }
 
@@ -307,9 +316,9 @@ pub(super) fn restore_of(set: SetRef, actual: &KernelState, committed: &KernelSt
         }
         SetRef::Group(_) | SetRef::Segments(..) => {
             let mut plan = Plan::default();
-            shared::plan_set(&mut plan, set, &actual.shared, &committed.shared);
-            let change = plan.changes.pop();
-            return change.unwrap_or(SetChange { set, remove: Vec::new(), put: Vec::new() });
+            shared::plan(&mut plan, &actual.shared, &committed.shared.desired(), true);
+            let change = plan.changes.into_iter().find(|change| change.set == set);
+            change.map_or_else(Default::default, |change| (change.remove, change.put))
         }
     };
     SetChange { set, remove, put }

@@ -63,25 +63,31 @@ fn read_ports(socket: &mut NetfilterSocket) -> Result<BTreeSet<String>, ReadBack
     Err(ReadBackError::Busy { set: what(), attempts: DUMP_ATTEMPTS })
 }
 
-/// The elements in one message of a dump of a set, with their comments. Of a set whose intervals are two elements each
-/// ([`is_interval_of_one_field`]) they are no entries yet: [`intervals`].
+/// The elements in one message of a dump of a set, with their comments.
 pub(super) fn each_element(set: SetRef, received: &Received<'_>, mut take: impl FnMut(Entry, &str)) -> Result<(), String> {
-    each_raw(received, |RawElement { first, last, comment, ends: _, chain }| {
+    let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
+    for item in list.nested() {
+        let RawElement { first, last, comment, ends: _, chain } = read_element(item.nested()).ok_or("an element without a key")?;
         let entry = match set {
             SetRef::Segments(direction, family) => decode_segment(direction, family, first, chain),
-            SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Bound(..) | SetRef::Group(_) => {
+            SetRef::Group(_) | SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Bound(..) => {
+                if is_interval_of_one_field(set) {
+                    return Err("a bound of an interval tells nothing by itself".to_owned());
+                }
                 decode(set, first, last)
             }
         };
         take(entry.map_err(|misfit| format!("element {first:02x?}-{last:02x?}: {misfit}"))?, comment);
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
-fn each_raw(received: &Received<'_>, mut take: impl FnMut(RawElement<'_>) -> Result<(), String>) -> Result<(), String> {
+/// The keys of a message of elements of an interval set of one field, and whether each ends an interval.
+fn each_bound(received: &Received<'_>, mut take: impl FnMut(&[u8], bool)) -> Result<(), String> {
     let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
     for item in list.nested() {
-        take(read_element(item.nested()).ok_or("an element without a key")?)?;
+        let RawElement { first, last: _, comment: _, ends, chain: _ } = read_element(item.nested()).ok_or("an element without a key")?;
+        take(first, ends);
     }
     Ok(())
 }
@@ -91,12 +97,9 @@ fn read_set(socket: &mut NetfilterSocket, set: SetRef, comments: &mut Comments, 
     for _ in 0..DUMP_ATTEMPTS {
         let mut elements = Vec::new();
         let mut bounds: Vec<(Vec<u8>, bool)> = Vec::new();
-        let take = |received: &Received<'_>| {
+        let take = |received: &Received<'_>| -> Result<(), String> {
             if is_interval_of_one_field(set) {
-                return each_raw(received, |raw| {
-                    bounds.push((raw.first.to_owned(), raw.ends));
-                    Ok(())
-                });
+                return each_bound(received, |key, ends| bounds.push((key.to_owned(), ends)));
             }
             each_element(set, received, |entry, comment| elements.push((entry, comments.share(comment))))
         };

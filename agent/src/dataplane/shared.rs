@@ -102,30 +102,6 @@ impl HeldShared {
         }
     }
 
-    /// Whether a set holds this element with this comment.
-    pub(super) fn has(&self, set: SetRef, entry: &Entry, comment: &str) -> bool {
-        match (set, entry) {
-            (SetRef::Group(set), Entry::Group(key)) => self.groups.get(&set).is_some_and(|group| group.members.contains(&key.member())),
-            (SetRef::Segments(direction, _), Entry::Segment(local, chain)) => {
-                self.segments.get(&(direction, *local)).is_some_and(|(held, said)| held == chain && *tidy(said) == *comment)
-            }
-            (
-                SetRef::Group(_)
-                | SetRef::Segments(..)
-                | SetRef::KnownInterfaces(_)
-                | SetRef::Workloads(_)
-                | SetRef::Policy(_)
-                | SetRef::Bound(..),
-                Entry::Group(_) | Entry::Segment(..) | Entry::Interface(_) | Entry::Policy(_) | Entry::Bound(_),
-            ) => false,
-        }
-    }
-
-    /// How many elements a map of segments has.
-    pub(super) fn segments_of(&self, direction: Direction, family: Family) -> usize {
-        self.segments.keys().filter(|(of, local)| *of == direction && Family::of(*local) == family).count()
-    }
-
     /// The count of a set's elements after a change of it.
     pub(super) fn count(&mut self, set: GroupSet, put: usize, removed: usize) {
         if let Some(group) = self.groups.get_mut(&set) {
@@ -162,17 +138,6 @@ pub(super) fn plan(plan: &mut Plan, actual: &HeldShared, desired: &Shared, rewri
         for family in FAMILIES {
             plan_segments(plan, actual, desired, direction, family);
         }
-    }
-}
-
-/// What has to change in one set for it to hold again what was committed.
-pub(super) fn plan_set(plan: &mut Plan, set: SetRef, actual: &HeldShared, committed: &HeldShared) {
-    let none = Members::default();
-    let members = |state: &HeldShared, set: GroupSet| state.groups.get(&set).map_or(none.clone(), |group| group.members.clone());
-    match set {
-        SetRef::Group(set) => plan_group(plan, set, &members(actual, set), &members(committed, set)),
-        SetRef::Segments(direction, family) => plan_segments(plan, actual, &committed.desired(), direction, family),
-        SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Bound(..) => {}
     }
 }
 
