@@ -6,6 +6,7 @@
 mod connect;
 mod dataplane;
 mod eval;
+mod flow_rate;
 mod flows;
 mod follower;
 mod members;
@@ -73,6 +74,8 @@ enum Part {
     Connect,
     /// The real binaries, end to end.
     System,
+    /// Flow records into the controller.
+    Flows,
     /// `firebreak eval`.
     Eval,
     /// Memory of an idle agent.
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
             Part::Members => members::measure(&mut report),
             Part::Connect => connect::measure(&mut report),
             Part::System => system::measure(&mut report),
+            Part::Flows => flow_rate::measure(&mut report),
             Part::Eval => eval::measure(&mut report),
             Part::Memory => memory::measure(&mut report),
         };
