@@ -79,7 +79,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let links = CutLinks { view: ends.clone(), records: records.clone(), status: status_sender.clone() };
     let file = StateFile::new(folder.path(), node.clone());
     let marker = Marker::open(folder.path(), &boot_id)?;
-    let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
+    let (kernel_side, mut opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
     // An owned table is changed by nobody else, and listening would cost each of our own commits.
     let change_watch = if opened.owned { None } else { watch_changes(kernel_side.port()) };
     if let Err(error) = ready::tell_systemd(std::env::var_os("NOTIFY_SOCKET").as_deref()) {
@@ -121,7 +121,9 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         }
         Err(error) => tracing::error!(reason = %error, "no control socket: `firebreak-agent observe` will not reach this agent"),
     }
-    let task = tamper::run(kernel_thread.clone(), change_watch, status_sender.clone(), records.clone(), stop.clone());
+    let changed = std::mem::take(&mut opened.changed);
+    let task =
+        tamper::run(kernel_thread.clone(), change_watch, status_sender.clone(), records.clone(), stats.clone(), changed, stop.clone());
     spawn(&mut tasks, "tables", async move { Ok(task.await?) });
     let task = tell_start(opened, refused, enforce, records.clone(), applied.clone(), stop.clone());
     spawn(&mut tasks, "start", task.map(Ok));

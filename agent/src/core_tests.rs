@@ -50,7 +50,14 @@ fn mac(index: u32) -> MacAddress {
 }
 
 fn interface(index: u32, addresses: BTreeSet<NetworkAddress>) -> LocalInterface {
-    LocalInterface { name: InterfaceName::from(format!("veth{index}")), addresses, mac: Some(mac(index)), vouched: None, link: 1 }
+    LocalInterface {
+        name: InterfaceName::from(format!("veth{index}")),
+        addresses,
+        mac: Some(mac(index)),
+        vouched: None,
+        not_routed: BTreeSet::new(),
+        link: 1,
+    }
 }
 
 /// What discovery says: workloads by name, ifindex, addresses.

@@ -58,6 +58,11 @@ pub trait Kernel: Send + 'static {
         Ok(Vec::new())
     }
 
+    /// Whether the next part goes on with what was begun.
+    fn is_mid_check(&self) -> bool {
+        false
+    }
+
     /// Puts right what is not.
     ///
     /// # Errors
@@ -86,6 +91,10 @@ impl Kernel for Dataplane {
 
     fn check(&mut self, how: Check) -> Result<Vec<String>, ReadBackError> {
         Dataplane::check(self, how)
+    }
+
+    fn is_mid_check(&self) -> bool {
+        Dataplane::is_mid_check(self)
     }
 
     fn repair(&mut self) -> Result<CommitReport, CommitError> {
@@ -117,14 +126,29 @@ pub struct EnforceStats {
     pub failures: AtomicU64,
     /// Elements that our sets hold.
     pub elements: AtomicU64,
+    /// How often somebody else had changed our tables.
+    pub tampered: AtomicU64,
+    /// How often they were put right.
+    pub repairs: AtomicU64,
+    /// Attempts at it that failed.
+    pub repair_failures: AtomicU64,
 }
 
 enum Job {
     Apply { committed: Arc<Committed>, local: Arc<LocalWorkloads>, reply: oneshot::Sender<Outcome> },
     Observe { wanted: Option<(Duration, String)>, reply: oneshot::Sender<Result<(), ObserveError>> },
     Observing { reply: oneshot::Sender<Result<Option<ObserveElement>, ObserveError>> },
-    Check { how: Check, reply: oneshot::Sender<Result<Vec<String>, ReadBackError>> },
+    Check { how: Check, reply: oneshot::Sender<Result<Checked, ReadBackError>> },
     Repair { reply: oneshot::Sender<Result<CommitReport, CommitError>> },
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Checked {
+    /// What is not as it should be, in words.
+    pub(crate) found: Vec<String>,
+    /// Whether the next part goes on with what was begun.
+    pub(crate) has_more: bool,
 }
 
 struct Outcome {
@@ -168,7 +192,7 @@ impl KernelThread {
     }
 
     /// What is not as it should be.
-    pub(crate) async fn check(&self, how: Check) -> Result<Result<Vec<String>, ReadBackError>, KernelGone> {
+    pub(crate) async fn check(&self, how: Check) -> Result<Result<Checked, ReadBackError>, KernelGone> {
         self.ask(|reply| Job::Check { how, reply }).await
     }
 
@@ -209,7 +233,8 @@ impl<K: Kernel> Worker<K> {
                 let _ = reply.send(self.kernel.observing());
             }
             Job::Check { how, reply } => {
-                let _ = reply.send(self.kernel.check(how));
+                let found = self.kernel.check(how);
+                let _ = reply.send(found.map(|found| Checked { found, has_more: self.kernel.is_mid_check() }));
             }
             Job::Repair { reply } => {
                 let repaired = self.kernel.repair();

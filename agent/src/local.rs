@@ -75,11 +75,13 @@ pub struct LocalInterface {
     pub mac: Option<MacAddress>,
     /// What somebody outside the workload says of it; `None` when nobody does.
     pub vouched: Option<Vouched>,
+    /// Addresses that are set inside, that nobody vouches for and that the node's routes do not lead here: not the workload's.
+    pub not_routed: BTreeSet<IpAddr>,
     /// The link that it is on: the ifindex of its bridge, or its own where it is routed.
     pub link: u32,
 }
 
-/// What an engine says that it gave to a workload. A workload cannot change it from inside.
+/// What an engine says that it gave to a workload, or a manifest lists. A workload cannot change it from inside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vouched {
     /// Its MAC addresses, of all its interfaces.
@@ -121,6 +123,8 @@ pub enum Problem {
     ClaimedTwice(InterfaceName),
     /// It holds more addresses than the node keeps apart.
     TooManyAddresses(usize),
+    /// The node sends packets for all that it holds elsewhere, and nobody vouches for it.
+    NotRouted(BTreeSet<IpAddr>),
 }
 
 impl fmt::Display for ExemptReason {
@@ -132,6 +136,10 @@ impl fmt::Display for ExemptReason {
     }
 }
 
+/// What to do where the node does not send packets for an address to the workload that holds it.
+pub const NOT_ROUTED_REMEDY: &str =
+    "If it is right, add a route to it by the workload's interface or its bridge, or list the workload's addresses in its manifest";
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -141,6 +149,11 @@ impl fmt::Display for Problem {
             Self::Exempt(name, reason) => write!(f, "interface {name} {reason}"),
             Self::ClaimedTwice(name) => write!(f, "interface {name} is claimed by another workload too; it is denied"),
             Self::TooManyAddresses(most) => write!(f, "holds more than {most} addresses; it is denied"),
+            Self::NotRouted(addresses) => {
+                let some: Vec<String> = addresses.iter().take(4).map(ToString::to_string).collect();
+                let more = if addresses.len() > some.len() { ", ..." } else { "" };
+                write!(f, "no route of the node leads to it for {}{more}; it is denied. {NOT_ROUTED_REMEDY}", some.join(", "))
+            }
         }
     }
 }

@@ -77,6 +77,9 @@ impl Scrape {
         counter(encoder, "commits", "Kernel transactions that changed something", stats.commits.load(Ordering::Relaxed))?;
         counter(encoder, "commit_failures", "Changes that the kernel refused, retries too", stats.failures.load(Ordering::Relaxed))?;
         gauge(encoder, "elements", "Elements that our sets hold", stats.elements.load(Ordering::Relaxed))?;
+        counter(encoder, "tampered", "How often somebody else had changed our tables", stats.tampered.load(Ordering::Relaxed))?;
+        counter(encoder, "repairs", "How often our tables were put right", stats.repairs.load(Ordering::Relaxed))?;
+        counter(encoder, "repair_failures", "Attempts to put them right that failed", stats.repair_failures.load(Ordering::Relaxed))?;
         if let Some(applied) = self.sources.applied.borrow().as_ref() {
             gauge(encoder, "generation", "The generation that was last brought to the kernel", applied.generation.0)?;
             gauge(encoder, "revision", "Its policy revision", applied.revision.0)?;
@@ -102,6 +105,11 @@ impl Scrape {
         counter(encoder, "sessions", "Sessions with the controller that began", sessions.sessions.load(Ordering::Relaxed))?;
         gauge(encoder, "enforcing", "1 when the node enforces", flag(status.enforcing()))?;
         gauge(encoder, "tables_whole", "1 when our tables are in the kernel and as they should be", flag(status.tables_whole))?;
+        gauge(encoder, "observing", "1 while the node lets through what policy denies", flag(status.observing.is_some()))?;
+        if let Some(observing) = &status.observing {
+            let until = observing.until.duration_since(UNIX_EPOCH).unwrap_or_default();
+            gauge(encoder, "observing_until_timestamp_seconds", "Until when, in seconds since 1970", until.as_secs_f64())?;
+        }
         gauge(encoder, "able", "1 when nothing is missing that enforcement needs", flag(status.able))?;
         gauge(encoder, "discovery_in_sync", "1 when every source of workloads has told all it has", flag(local.in_sync))?;
         let enforced = local.workloads.values().filter(|workload| workload.problem.is_none()).count();

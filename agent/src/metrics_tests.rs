@@ -3,13 +3,20 @@
 use super::*;
 use crate::dataplane::names::Layer;
 use crate::local::Warning;
+use crate::observe::Observing;
 use firebreak_policy::model::{Generation, InterfaceName, Revision};
 use std::time::{Duration, SystemTime};
 
 #[test]
 fn what_the_agent_knows_is_written_in_openmetrics() {
-    let status =
-        NodeStatus { tables_whole: true, able: true, warnings: [Warning::new("NoTableOwner", "in words")].into(), observing: None };
+    let until = SystemTime::UNIX_EPOCH + Duration::from_secs(2000);
+    let observing = Observing { until, principal: "ops".to_owned(), reason: "locked out".to_owned() };
+    let status = NodeStatus {
+        tables_whole: true,
+        able: true,
+        warnings: [Warning::new("NoTableOwner", "in words")].into(),
+        observing: Some(observing),
+    };
     let unknown = [(7, InterfaceName::new("veth7"))].into();
     let local = LocalWorkloads { in_sync: true, unknown, ..LocalWorkloads::default() };
     let applied = Applied {
@@ -30,6 +37,8 @@ fn what_the_agent_knows_is_written_in_openmetrics() {
         local: watch::channel(Arc::new(local)).1,
     };
     sources.enforcement.commits.store(3, Ordering::Relaxed);
+    sources.enforcement.tampered.store(2, Ordering::Relaxed);
+    sources.enforcement.repairs.store(1, Ordering::Relaxed);
     FlowsStats::add(&sources.flows.records_dropped, 4);
     let counters = vec![KernelCounter { layer: Layer::Bridge, name: "unknown_interface_in".to_owned(), packets: 9, bytes: 900 }];
     assert!(sources.ready());
@@ -42,6 +51,11 @@ fn what_the_agent_knows_is_written_in_openmetrics() {
         "firebreak_agent_generation_refused 0",
         "firebreak_agent_applied_timestamp_seconds 1000.0",
         "firebreak_agent_applied_seconds 0.002",
+        "firebreak_agent_tampered_total 2",
+        "firebreak_agent_repairs_total 1",
+        "firebreak_agent_repair_failures_total 0",
+        "firebreak_agent_observing 1",
+        "firebreak_agent_observing_until_timestamp_seconds 2000.0",
         "firebreak_agent_connected 0",
         "firebreak_agent_sessions_total 0",
         "firebreak_agent_enforcing 1",

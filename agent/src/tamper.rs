@@ -5,9 +5,11 @@
 //! changed while it has no owner, and a notification can be lost.
 
 use crate::dataplane::{ChangeWatch, Check, ForeignChange};
-use crate::enforce::{KernelGone, KernelThread};
+use crate::enforce::{Checked, EnforceStats, KernelGone, KernelThread};
 use crate::flows::{NodeEventKind, NodeTold, OBJECTS_NAMED, Record};
 use crate::session::NodeStatus;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
@@ -15,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Between two steps of the background check; the whole is looked at once in some five minutes.
 const STEP: Duration = Duration::from_secs(6);
+/// Between two parts of one set: a tenth of the time goes into it.
+const WITHIN: Duration = Duration::from_millis(200);
 /// A repair that failed is tried again after so long.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Watches until `shutdown`.
+/// Watches until `shutdown`. `at_start` is what was changed while no agent ran.
 ///
 /// # Errors
 /// When the dataplane's thread is gone.
@@ -27,25 +31,36 @@ pub async fn run(
     mut notifications: Option<AsyncFd<ChangeWatch>>,
     status: watch::Sender<NodeStatus>,
     records: mpsc::Sender<Vec<Record>>,
+    stats: Arc<EnforceStats>,
+    at_start: Vec<String>,
     shutdown: CancellationToken,
 ) -> Result<(), KernelGone> {
+    let links = Links { kernel: &kernel, status: &status, records: &records, stats: &stats };
+    if !at_start.is_empty() {
+        put_right(&links, (ForeignChange::default(), at_start), None, &shutdown).await?;
+    }
+    let mut rest = STEP;
     loop {
         let (change, how) = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             change = heard(&mut notifications) => (change, Check::All),
-            () = tokio::time::sleep(STEP) => (ForeignChange::default(), Check::Step),
+            () = tokio::time::sleep(rest) => (ForeignChange::default(), Check::Step),
         };
         let seen = Instant::now();
         let is_notified = how == Check::All;
         let found = match kernel.check(how).await? {
-            Ok(found) => found,
+            Ok(Checked { found, has_more }) => {
+                rest = if has_more { WITHIN } else { STEP };
+                found
+            }
             Err(error) => {
+                rest = STEP;
                 tracing::warn!(reason = %error, "what the kernel holds cannot be compared");
                 continue;
             }
         };
         if !found.is_empty() {
-            put_right(&kernel, &status, &records, (change, found), is_notified.then_some(seen), &shutdown).await?;
+            put_right(&links, (change, found), is_notified.then_some(seen), &shutdown).await?;
         }
     }
 }
@@ -65,17 +80,24 @@ async fn heard(notifications: &mut Option<AsyncFd<ChangeWatch>>) -> ForeignChang
     }
 }
 
+/// Whom it concerns.
+struct Links<'a> {
+    kernel: &'a KernelThread,
+    status: &'a watch::Sender<NodeStatus>,
+    records: &'a mpsc::Sender<Vec<Record>>,
+    stats: &'a EnforceStats,
+}
+
 /// `since` is when it was noticed, if that was at once.
 async fn put_right(
-    kernel: &KernelThread,
-    status: &watch::Sender<NodeStatus>,
-    records: &mpsc::Sender<Vec<Record>>,
+    Links { kernel, status, records, stats }: &Links<'_>,
     (change, found): (ForeignChange, Vec<String>),
     since: Option<Instant>,
     shutdown: &CancellationToken,
 ) -> Result<(), KernelGone> {
     let principal = change.process.unwrap_or_default();
     tracing::error!(by = %principal, changed = ?found, "somebody else changed our tables; putting them right");
+    stats.tampered.fetch_add(1, Ordering::Relaxed);
     set_whole(status, false);
     let (count, objects) = (found.len(), found.into_iter().take(OBJECTS_NAMED).collect::<Vec<_>>());
     let message = format!("somebody else changed the node's tables: {count} objects");
@@ -84,6 +106,7 @@ async fn put_right(
     loop {
         let failed = match kernel.repair().await? {
             Ok(_) => {
+                stats.repairs.fetch_add(1, Ordering::Relaxed);
                 let open = since.map(|since| since.elapsed());
                 let message = match open {
                     Some(_) => "the node's tables are as they should be again",
@@ -99,6 +122,7 @@ async fn put_right(
             }
             Err(error) => error,
         };
+        stats.repair_failures.fetch_add(1, Ordering::Relaxed);
         tracing::error!(reason = %failed, retry_in = ?RETRY, "our tables could not be put right");
         if !told.is_empty() {
             let _ = records.send(std::mem::take(&mut told)).await;

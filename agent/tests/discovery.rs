@@ -80,11 +80,14 @@ impl Node {
         full
     }
 
-    /// A veth from the node into a container's namespace, with an address in there.
+    /// A veth from the node into a container's namespace, with an address in there; the node has a route to a single address.
     fn veth(&self, host: &str, container: &str, address: &str) {
         self.ip(&format!("link add {host} type veth peer name eth0 netns {container}"));
         self.ip(&format!("link set {host} up"));
         sh(&format!("ip -n {container} addr add {address} dev eth0; ip -n {container} link set eth0 up"));
+        if address.ends_with("/32") {
+            self.ip(&format!("route add {address} dev {host}"));
+        }
     }
 
     fn declare(&self, workloads: &[(&str, Location)]) {
@@ -97,6 +100,7 @@ impl Node {
             published_ports: Vec::new(),
             network: None,
             location: location.clone(),
+            addresses: BTreeSet::new(),
         });
         self.declared.send_replace(Some(Arc::new(list.collect())));
     }
@@ -161,6 +165,12 @@ fn a_routed_container_is_found_by_its_interface_and_followed_until_it_goes() {
 
     // Changes that only the container sees.
     sh(&format!("ip -n {container} addr add fd00:1::2/128 dev eth0 nodad"));
+    let at = |local: &LocalWorkloads| local.workloads[container_id("shop.a")].interfaces.values().next().cloned().unwrap();
+    let local = node.see("an address that the node does not send there", |local| at(local).not_routed.len() == 1);
+    assert_eq!(addresses(&local, "shop.a"), set(&["10.1.0.2"]));
+    let is_told = |local: &LocalWorkloads| local.warnings.iter().any(|warning| warning.message.contains("fd00:1::2 (shop/a at veth-a)"));
+    node.see("a warning of it", is_told);
+    node.ip("route add fd00:1::2/128 dev veth-a");
     node.see("the IPv6 address", |local| addresses(local, "shop.a") == set(&["10.1.0.2", "fd00:1::2"]));
     sh(&format!("ip -n {container} addr del 10.1.0.2/32 dev eth0"));
     node.see("the address gone", |local| addresses(local, "shop.a") == set(&["fd00:1::2"]));
@@ -218,6 +228,10 @@ fn a_bridged_container_is_found_by_its_named_namespace() {
     node.ip("link del veth-b");
     node.see("the interface gone", |local| index(local).is_empty());
     node.veth("veth-b", &container, "10.2.0.2/24");
+    node.see("that no route leads to it before it is on the bridge", |local| {
+        matches!(local.workloads[container_id("shop.b")].problem, Some(Problem::NotRouted(_)))
+    });
+    node.ip("link set veth-b master br0");
     let local = node.see("the interface again", |local| !index(local).is_empty());
     assert_ne!(index(&local), before);
 }
@@ -344,7 +358,7 @@ fn a_hundred_containers_that_come_at_once_are_all_found_and_all_gone_again() {
     let container = node.container("many");
     // One namespace with many veths is enough for a flood of notifications.
     let batch: String = (0..100)
-        .map(|number| format!("link add veth{number} type veth peer name e{number} netns {container}\nlink set veth{number} up\n"))
+        .map(|number| format!("link add veth{number} type veth peer name e{number} netns {container}\nlink set veth{number} up\nroute add 10.6.0.{number}/32 dev veth{number}\n"))
         .collect();
     let inside: String = (0..100).map(|number| format!("addr add 10.6.0.{number}/32 dev e{number}\nlink set e{number} up\n")).collect();
     let run = |namespace: &str, lines: &str| {

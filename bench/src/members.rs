@@ -118,8 +118,18 @@ fn locals(state: &NodeState) -> LocalWorkloads {
             image_labels: BTreeMap::new(),
             named_ports: Vec::new(),
             published_ports: Vec::new(),
-            interfaces: [(index, LocalInterface { name: format!("veth{index}").into(), addresses, mac: None, vouched: None, link: index })]
-                .into(),
+            interfaces: [(
+                index,
+                LocalInterface {
+                    name: format!("veth{index}").into(),
+                    addresses,
+                    mac: None,
+                    vouched: None,
+                    not_routed: BTreeSet::new(),
+                    link: index,
+                },
+            )]
+            .into(),
             host_network: false,
             source: WorkloadSource::Manifest,
             problem: None,

@@ -1,14 +1,16 @@
 //! Workloads between agent and controller: what a node runs goes up, what manifests declare for it comes down.
 
 use crate::convert::{
-    Refusal, address_from_wire, address_to_wire, port_from_wire, ported_from_wire, published_from_wire, required, text_from_wire,
+    Refusal, address_from_wire, address_to_wire, addresses_from_wire, addresses_to_wire, port_from_wire, ported_from_wire,
+    published_from_wire, required, text_from_wire,
 };
 use crate::v1;
 use firebreak_policy::model::{
     ContainerId, InterfaceName, Labels, NamedPort, NamespaceName, NetworkAddress, NetworkName, PublishedPort, Workload, WorkloadId,
     WorkloadSource,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// A workload as its node reports it: the model's words, and what only people read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,6 +171,8 @@ pub struct DeclaredWorkload {
     pub network: Option<NetworkName>,
     /// Where it is.
     pub location: Location,
+    /// Its addresses where the manifest lists them: it has no others. Empty where they are discovered.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// Where the agent finds a declared workload.
@@ -182,7 +186,7 @@ pub enum Location {
 
 impl From<&DeclaredWorkload> for v1::DeclaredWorkload {
     fn from(declared: &DeclaredWorkload) -> Self {
-        let DeclaredWorkload { container, name, namespace, labels, named_ports, published_ports, network, location } = declared;
+        let DeclaredWorkload { container, name, namespace, labels, named_ports, published_ports, network, location, addresses } = declared;
         Self {
             container: container.as_str().to_owned(),
             name: name.clone(),
@@ -195,6 +199,7 @@ impl From<&DeclaredWorkload> for v1::DeclaredWorkload {
                 Location::Interface(name) => v1::declared_workload::Location::Interface(name.as_str().to_owned()),
                 Location::NetworkNamespace(name) => v1::declared_workload::Location::NetworkNamespace(name.clone()),
             }),
+            addresses: addresses_to_wire(addresses),
         }
     }
 }
@@ -203,7 +208,7 @@ impl TryFrom<v1::DeclaredWorkload> for DeclaredWorkload {
     type Error = Refusal;
 
     fn try_from(wire: v1::DeclaredWorkload) -> Result<Self, Refusal> {
-        let v1::DeclaredWorkload { container, name, namespace, labels, named_ports, published_ports, network, location } = wire;
+        let v1::DeclaredWorkload { container, name, namespace, labels, named_ports, published_ports, network, location, addresses } = wire;
         let location = match required(location, "location")? {
             v1::declared_workload::Location::Interface(name) => {
                 Location::Interface(InterfaceName::from(text_from_wire(name, "interface")?))
@@ -224,6 +229,7 @@ impl TryFrom<v1::DeclaredWorkload> for DeclaredWorkload {
             published_ports: published_from_wire(published_ports)?,
             network: Some(network).filter(|network| !network.is_empty()).map(NetworkName::from),
             location,
+            addresses: addresses_from_wire(&addresses, "addresses")?,
         })
     }
 }

@@ -411,6 +411,7 @@ fn a_declared_workload_must_say_where_it_is() {
             name: "db".to_owned(),
             namespace: "shop".to_owned(),
             location,
+            addresses: vec![vec![10, 0, 0, 7].into()],
             ..v1::DeclaredWorkload::default()
         };
         match (DeclaredWorkload::try_from(wire.clone()), expected) {

@@ -8,8 +8,11 @@ use firebreak_tests::sctp::{self, Association, Chunks};
 use firebreak_tests::session::{Over, Session};
 use firebreak_tests::site::Site;
 use firebreak_tests::wait;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt};
 use serde_json::Value;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 /// How long after the change was enforced a connection may live (issue 3).
@@ -381,6 +384,60 @@ fn what_is_allowed_again_goes_on() {
             Ok(())
         })
         .unwrap();
+    }
+}
+
+/// Connects from a port of its own choice and hears one byte.
+fn connect_from(port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let (family, any): (_, IpAddr) = match to {
+        SocketAddr::V4(_) => (AddressFamily::Inet, Ipv4Addr::UNSPECIFIED.into()),
+        SocketAddr::V6(_) => (AddressFamily::Inet6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    let stream = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&stream, sockopt::ReuseAddr, &true)?;
+    bind(stream.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, port)))?;
+    connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
+    let mut stream = TcpStream::from(stream);
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.read_exact(&mut [0])?;
+    Ok(stream)
+}
+
+#[test]
+fn an_attempt_from_the_port_of_a_cut_connection_waits_and_gets_through_once_it_is_allowed() {
+    const FROM: u16 = 9_100;
+    let site = site("k13");
+    for (number, to) in ["shop/db-bridged", "shop/db-routed"].into_iter().enumerate() {
+        for address in site.addresses(to).unwrap() {
+            let from = FROM + u16::try_from(number).unwrap();
+            let to_port = SocketAddr::new(address, from);
+            let listener = site.namespace(to).unwrap().run(move || TcpListener::bind(to_port).unwrap()).unwrap();
+            let greeter = std::thread::spawn(move || {
+                let greet = |_| {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    stream.write_all(b"x").unwrap();
+                    stream
+                };
+                (0..2).map(greet).collect::<Vec<_>>()
+            });
+            let client = site.namespace("shop/web-bridged").unwrap();
+            let mut first = client.run(move || connect_from(from, to_port)).unwrap().unwrap();
+            site.controller.apply(&close_db()).unwrap();
+            wait::until("the first connection to be cut", Duration::from_secs(5), || {
+                anyhow::ensure!(first.write(b"x").is_err(), "it goes on");
+                Ok(())
+            })
+            .unwrap();
+            // Its ends know that it is over; conntrack keeps it, with the label.
+            drop(first);
+            let attempt = client.spawn(move || connect_from(from, to_port)).unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(!attempt.is_finished(), "{to_port}: refused: {:?}", attempt.join());
+            site.delete(&close_db()).unwrap();
+            let came = attempt.join().unwrap().unwrap();
+            assert!(came.is_ok(), "{to_port}: {came:?}");
+            greeter.join().unwrap();
+        }
     }
 }
 

@@ -186,6 +186,28 @@ fn tables_that_were_flushed_while_no_agent_ran_are_back_at_its_start_without_a_c
 }
 
 #[test]
+fn rules_that_were_changed_while_no_agent_ran_are_put_right_at_its_start_and_told() {
+    let mut shop = Shop::start("fbm8").unwrap();
+    shop.controller.apply(&usual_policies()).unwrap();
+    shop.agents.get_mut("node-b").unwrap().kill().unwrap();
+    // Nobody knows what happens on a node that is not heard of: its workloads stay, and do not count as enforced.
+    wait::until("the node to be lost", PATIENCE, || {
+        let workloads = shop.controller.ask(&["get", "workloads"])?;
+        let lost = workloads.lines().filter(|line| line.contains("no: node node-b is lost since")).count();
+        anyhow::ensure!(lost > 0 && lost == workloads.lines().filter(|line| line.contains(" node-b ")).count(), "{workloads}");
+        Ok(())
+    })
+    .unwrap();
+    shop.nodes["node-b"].namespace.output("nft insert rule inet firebreak forward accept").unwrap();
+    shop.agents.get_mut("node-b").unwrap().start_again(&shop.nodes["node-b"]).unwrap();
+    wait_enforced(&shop, "the repair");
+    let tampered = event(&shop, "Tampered");
+    assert!(tampered["objects"].to_string().contains("rules of table inet firebreak: changed while no agent ran"), "{tampered}");
+    let repaired = event(&shop, "Repaired");
+    assert!(repaired["message"].as_str().unwrap().contains("nobody knows for how long"), "{repaired}");
+}
+
+#[test]
 fn observe_from_the_controller_lets_through_and_tells_and_ends_by_order_and_by_itself() {
     let shop = Shop::start("fbm6").unwrap();
     shop.controller.apply(&usual_policies()).unwrap();

@@ -1,11 +1,12 @@
 //! Compares what the kernel holds with what we put there.
 //!
 //! Rules are compared by a fingerprint of each chain, taken when the rules were brought about or found; elements with what was
-//! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or one set.
+//! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or a part of one set.
 
 use super::error::ReadBackError;
 use super::names::{Layer, SetRef, TABLE, is_port_chain};
-use super::plan::{KernelState, plan_restore};
+use super::plan::{KernelState, SetChange, restore_of};
+use super::ports;
 use super::read_back::read_back_of;
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::DUMP_ATTEMPTS;
@@ -24,13 +25,26 @@ pub enum Check {
 /// What each chain is, by table and name.
 pub(super) type Prints = BTreeMap<(Layer, String), blake3::Hash>;
 
-/// Takes the fingerprints of what is there.
-pub(super) fn prints(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<Prints, ReadBackError> {
+/// The rules as they are.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) prints: Prints,
+    /// The guards' base chains that do not say what they are to say, in words.
+    pub(super) wrong_ports: Vec<String>,
+}
+
+/// Takes the fingerprints of what is there, and looks into the guards' base chains.
+pub(super) fn rules(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<Rules, ReadBackError> {
     let mut prints = Prints::new();
+    // By chain, whether it is right so far, and how many rules it has.
+    let mut ports: BTreeMap<String, (bool, usize)> = BTreeMap::new();
     for layer in layers {
         let mut chains: HashMap<String, blake3::Hasher> = HashMap::new();
         dump(socket, *layer, Message::GetChain, chain::TABLE, |received| {
-            if let Some(name) = text(received, chain::NAME).filter(|name| !is_port(*layer, name)) {
+            let Some(name) = text(received, chain::NAME) else { return };
+            if is_port(*layer, &name) {
+                ports.insert(name, (ports::is_right_chain(received), 0));
+            } else {
                 let hasher = chains.entry(name).or_default();
                 // Not its handle, its counters, or how often it is used.
                 for kind in [chain::HOOK, chain::POLICY, chain::TYPE] {
@@ -41,16 +55,24 @@ pub(super) fn prints(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<P
         })?;
         dump(socket, *layer, Message::GetRule, rule::TABLE, |received| {
             let expressions = received.attributes().find(rule::EXPRESSIONS);
-            if let (Some(name), Some(expressions)) = (text(received, rule::CHAIN).filter(|name| !is_port(*layer, name)), expressions) {
+            let (Some(name), Some(expressions)) = (text(received, rule::CHAIN), expressions) else { return };
+            if is_port(*layer, &name) {
+                let (is_right, count) = ports.entry(name).or_insert((false, 0));
+                *is_right &= ports::is_right_rule(expressions.nested());
+                *count += 1;
+            } else {
                 hash_rule(chains.entry(name).or_default(), expressions.nested());
             }
         })?;
         prints.extend(chains.into_iter().map(|(name, hasher)| ((*layer, name), hasher.finalize())));
     }
-    Ok(prints)
+    let is_wrong = |(_, (is_right, count)): &(String, (bool, usize))| !is_right || *count != 1;
+    let wrong_ports =
+        ports.into_iter().filter(is_wrong).map(|(chain, _)| format!("chain {} {TABLE} {chain}: changed", Layer::Netdev)).collect();
+    Ok(Rules { prints, wrong_ports })
 }
 
-/// The guards' base chains come and go with commits; which there are is compared with those.
+/// The guards' base chains come and go with commits, and are all the same.
 fn is_port(layer: Layer, chain: &str) -> bool {
     layer == Layer::Netdev && is_port_chain(chain)
 }
@@ -136,10 +158,10 @@ pub(super) fn port_differences(
         Err(ReadBackError::Refused { source, .. }) if source.errno == nix::errno::Errno::ENOENT => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let ports = plan_restore(&held, committed).ports;
+    let (held, committed) = (held.ports.unwrap_or_default(), committed.ports.clone().unwrap_or_default());
     let word = |port: &String, what| format!("guard of interface {port}: {what}");
-    let gone = ports.put.iter().map(|port| word(port, "gone"));
-    Ok(gone.chain(ports.remove.iter().map(|port| word(port, "added"))).collect())
+    let gone = committed.difference(&held).map(|port| word(port, "gone"));
+    Ok(gone.chain(held.difference(&committed).map(|port| word(port, "added"))).collect())
 }
 
 /// What differs between the elements of some sets, in words.
@@ -163,9 +185,9 @@ pub(super) fn element_differences(
             }
             Err(error) => return Err(error),
         };
-        let plan = plan_restore(&held, committed);
-        for change in plan.changes.iter().filter(|change| change.set == set) {
-            words.push(format!("set {set}: {} elements missing or changed, {} to be removed", change.put.len(), change.remove.len()));
+        let SetChange { set, remove, put } = restore_of(set, &held, committed);
+        if !(remove.is_empty() && put.is_empty()) {
+            words.push(format!("set {set}: {} elements missing or changed, {} to be removed", put.len(), remove.len()));
         }
     }
     Ok(words)

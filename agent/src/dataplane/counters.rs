@@ -1,6 +1,7 @@
 //! The named counters of our tables, read and never reset. Over a socket of its own, beside the one that holds the tables.
 
 use super::error::OpenError;
+use super::mark;
 use super::names::{Layer, TABLE};
 use super::skeleton::Stamp;
 use super::socket::{NetfilterSocket, RequestError};
@@ -51,11 +52,11 @@ pub(super) fn of_table(socket: &mut NetfilterSocket, layer: Layer) -> Result<Vec
     Ok(Vec::new())
 }
 
-/// A counter of ours; the skeleton's stamp, which counts nothing, is none.
+/// A counter of ours; the skeleton's stamp and the mark of the rules, which count nothing, are none.
 fn read(received: &Received<'_>, layer: Layer) -> Option<KernelCounter> {
     let find = |kind| received.attributes().find(kind);
     let is_ours = received.family() == Some(layer.number()) && find(object::TABLE)?.as_text() == Some(TABLE);
-    let name = find(object::NAME)?.as_text().filter(|name| Stamp::parse(name).is_none())?;
+    let name = find(object::NAME)?.as_text().filter(|name| Stamp::parse(name).is_none() && !mark::is_mark(name))?;
     let data = find(object::DATA)?.nested();
     let counter = find(object::TYPE)?.as_u32() == Some(object::COUNTER);
     let (packets, bytes) = (data.find(object::PACKETS)?.as_u64()?, data.find(object::BYTES)?.as_u64()?);

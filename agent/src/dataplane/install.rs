@@ -1,17 +1,18 @@
 //! The fixed rules, brought into the kernel: at a first install, after an upgrade, after somebody else changed them. Always in one
 //! transaction over all tables, with the elements where sets are made anew, so that no packet meets half a state.
 
+use super::check::Prints;
 use super::config::DataplaneConfig;
 use super::element_text;
 use super::error::{CommitError, OpenError};
 use super::feature::Feature;
-use super::names::{Layer, SetRef};
+use super::names::{Layer, SetRef, TABLE};
 use super::plan::{KernelState, Plan};
 use super::read_back::read_back_of;
 use super::skeleton::{Present, Skeleton, Transition};
 use super::socket::NetfilterSocket;
 use super::wire::table;
-use super::{nft, tables};
+use super::{mark, nft, tables};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 
@@ -35,6 +36,17 @@ impl Site {
         tables::stamp(&self.present).is_some_and(|stamp| stamp == *self.skeleton.stamp())
     }
 
+    /// Whether our rules are there and carry the mark of what they were.
+    pub(super) fn is_current(&self) -> bool {
+        self.is_ours() && mark::found(&self.present).is_some()
+    }
+
+    /// What differs from the mark, in words. Rules that are to be replaced are nobody's concern.
+    pub(super) fn changed(&self, prints: &Prints) -> Option<String> {
+        let found = mark::found(&self.present).filter(|_| self.is_ours())?;
+        (found != mark::name(prints, self.layer)).then(|| format!("rules of table {} {TABLE}: changed while no agent ran", self.layer))
+    }
+
     /// Whether the rules can be replaced and no set that we write need be made anew.
     pub(super) fn elements_can_stay(&self) -> bool {
         self.is_empty() || self.skeleton.elements_can_stay(&self.present)
@@ -52,7 +64,7 @@ impl Site {
 /// Which tables are brought to their rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Which {
-    /// Those that are not there, or carry another stamp.
+    /// Those that are not there, carry another stamp, or do not say what they were.
     Stale,
     /// All: somebody may have changed them under their stamp.
     All,
@@ -156,7 +168,7 @@ pub(super) fn bring_about(
             },
         }
         standing.layers.push(site.layer);
-        if which == Which::Stale && site.is_ours() {
+        if which == Which::Stale && site.is_current() {
             continue;
         }
         if let Some(found) = site.found {

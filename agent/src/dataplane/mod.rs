@@ -14,6 +14,7 @@ mod error;
 mod feature;
 mod guard_counts;
 mod install;
+mod mark;
 pub mod names;
 mod nft;
 mod observe;
@@ -28,6 +29,7 @@ mod skeleton;
 mod socket;
 mod tables;
 mod uninstall;
+mod walk;
 mod watch;
 mod wire;
 

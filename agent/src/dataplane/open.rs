@@ -12,10 +12,17 @@ use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
-use super::tables;
+use super::walk::{Stands, Walk};
+use super::{mark, tables};
 use nix::errno::Errno;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+
+/// How long a part of the background check takes: a commit may have to wait for it.
+const PART: Duration = Duration::from_millis(20);
+
+/// A set that changed too often in so many rounds is compared in one go, however long that takes: some half an hour without a look is enough.
+const MOST_LEFT: u32 = 5;
 
 /// The kernel's tables, held open. One per network namespace; dropping it leaves them in force.
 #[derive(Debug)]
@@ -32,6 +39,12 @@ pub struct Dataplane {
     prints: Prints,
     /// The next part of the background check.
     step: usize,
+    /// The set that it is at.
+    walk: Option<Walk>,
+    /// The sets that changed too often, and in how many rounds.
+    left: BTreeMap<SetRef, u32>,
+    /// How many commits changed something.
+    commits: u64,
     /// Until when the node observes, and why, if this process was told.
     observing: Option<(Instant, String)>,
     config: DataplaneConfig,
@@ -51,7 +64,7 @@ impl Dataplane {
             SkeletonState::Outdated
         } else if sites.iter().any(Site::is_empty) {
             SkeletonState::Installed
-        } else if sites.iter().all(Site::is_ours) {
+        } else if sites.iter().all(Site::is_current) {
             SkeletonState::Adopted
         } else {
             SkeletonState::Replaced
@@ -75,6 +88,9 @@ impl Dataplane {
             is_outdated,
             prints: Prints::new(),
             step: 0,
+            walk: None,
+            left: BTreeMap::new(),
+            commits: 0,
             observing: None,
             config: config.clone(),
         };
@@ -82,9 +98,20 @@ impl Dataplane {
         let readable: BTreeSet<SetRef> = sites.iter().flat_map(Site::readable).collect();
         let layers = &this.layers;
         let actual = read_back_of(&mut this.socket, layers, |set| !is_outdated || readable.contains(&set))?;
-        let opened = Opened { skeleton, owned: persists, elements: actual.len() };
+        let elements = actual.len();
         this.actual = Some(actual);
-        this.prints = check::prints(&mut this.socket, &this.layers)?;
+        let found = check::rules(&mut this.socket, &this.layers)?;
+        let mut changed = Vec::new();
+        match skeleton {
+            SkeletonState::Installed | SkeletonState::Replaced => this.mark(&found.prints)?,
+            SkeletonState::Adopted => {
+                changed.extend(sites.iter().filter_map(|site| site.changed(&found.prints)));
+                changed.extend(found.wrong_ports);
+            }
+            SkeletonState::Outdated => {}
+        }
+        this.prints = found.prints;
+        let opened = Opened { skeleton, owned: persists, elements, changed };
         if let Ok(Some(ObserveElement { left, note })) = this.observing() {
             this.observing = Some((Instant::now() + left, note));
         }
@@ -95,6 +122,16 @@ impl Dataplane {
         if self.owned {
             for layer in &self.layers {
                 tables::adopt(&mut self.socket, *layer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves what the rules are beside them, where it is not.
+    fn mark(&mut self, prints: &Prints) -> Result<(), OpenError> {
+        for layer in &self.layers {
+            if mark::found(&tables::look_into(&mut self.socket, *layer)?).is_none() {
+                mark::write(&mut self.socket, *layer, &mark::name(prints, *layer))?;
             }
         }
         Ok(())
@@ -138,6 +175,7 @@ impl Dataplane {
     pub fn read_back(&mut self) -> Result<usize, ReadBackError> {
         let actual = read_back(&mut self.socket, &self.layers)?;
         let elements = actual.len();
+        self.walk = None;
         self.actual = Some(actual);
         Ok(elements)
     }
@@ -182,31 +220,65 @@ impl Dataplane {
         self.adopt()?;
         done?;
         self.actual = None;
+        self.walk = None;
         self.actual = Some(read_back(&mut self.socket, &self.layers).map_err(OpenError::from)?);
-        self.prints = check::prints(&mut self.socket, &self.layers).map_err(OpenError::from)?;
+        self.prints = check::rules(&mut self.socket, &self.layers).map_err(OpenError::from)?.prints;
+        self.mark(&self.prints.clone())?;
         self.observe_again();
         Ok(())
     }
 
     /// Compares what the kernel holds with what we put there, and says what differs, in words. [`Check::Step`] looks at the rules
-    /// or at one set, in turn. Tables of another version are not compared.
+    /// or at a part of one set, in turn, and takes some 20 ms. Tables of another version are not compared.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn check(&mut self, how: Check) -> Result<Vec<String>, ReadBackError> {
         let Some(committed) = self.actual.as_ref().filter(|_| !self.is_outdated) else { return Ok(Vec::new()) };
-        let sets = SetRef::all();
-        let step = self.step;
-        self.step = (step + 1) % (sets.len() + 1);
-        let is_rules = how == Check::All || step == 0;
         let mut words = Vec::new();
+        let is_rules = how == Check::All || (self.step == 0 && self.walk.is_none());
         if is_rules {
-            words = check::differences(&self.prints, &check::prints(&mut self.socket, &self.layers)?);
+            let found = check::rules(&mut self.socket, &self.layers)?;
+            words = check::differences(&self.prints, &found.prints);
+            words.extend(found.wrong_ports);
             words.extend(check::port_differences(&mut self.socket, committed, &self.layers)?);
         }
-        let chosen = |set: SetRef| how == Check::All || (!is_rules && sets.get(step - 1) == Some(&set));
+        let mut suspect = None;
+        if how == Check::Step {
+            let until = Instant::now() + PART;
+            let mut walk = self.walk.take();
+            if walk.is_none() {
+                let sets: Vec<SetRef> = SetRef::all().into_iter().filter(|set| self.layers.contains(&set.layer())).collect();
+                let set = self.step.checked_sub(1).and_then(|at| sets.get(at));
+                self.step = if self.step >= sets.len() { 0 } else { self.step + 1 };
+                walk = set.map(|set| Walk::begin(*set, self.commits)).transpose()?;
+            }
+            if let Some(mut walk) = walk {
+                match walk.go_on(committed, self.commits, until)? {
+                    Stands::More => self.walk = Some(walk),
+                    Stands::Same => drop(self.left.remove(&walk.set())),
+                    Stands::Busy => {
+                        let times = self.left.entry(walk.set()).or_default();
+                        *times += 1;
+                        if *times >= MOST_LEFT {
+                            suspect = Some(walk.set());
+                        }
+                    }
+                    Stands::Unsure => suspect = Some(walk.set()),
+                }
+            }
+        }
+        if let Some(set) = suspect {
+            self.left.remove(&set);
+        }
+        let chosen = |set: SetRef| how == Check::All || suspect == Some(set);
         words.extend(check::element_differences(&mut self.socket, committed, &self.layers, chosen)?);
         Ok(words)
+    }
+
+    /// Whether the next [`Check::Step`] goes on with a set that was begun.
+    pub fn is_mid_check(&self) -> bool {
+        self.walk.is_some()
     }
 
     /// Lets what policy denies through for a time (`None` ends that), with a note for people; ends by itself.
@@ -272,6 +344,7 @@ impl Dataplane {
         match outcome {
             Outcome::Committed => {
                 let (added, removed) = plan.counts();
+                self.commits += 1;
                 let actual = self.actual.get_or_insert_default();
                 actual.apply(plan);
                 Ok(CommitReport { added, removed, bytes: batch.bytes.len(), elements: actual.len() })

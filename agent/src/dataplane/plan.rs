@@ -85,6 +85,30 @@ impl KernelState {
         }
     }
 
+    /// Whether a set holds this element with this comment.
+    pub(super) fn has(&self, set: SetRef, entry: &Entry, comment: &str) -> bool {
+        let held = match (set, entry) {
+            (SetRef::KnownInterfaces(layer), Entry::Interface(index)) => self.known.get(&layer).and_then(|known| known.get(index)),
+            (SetRef::Workloads(_), Entry::Policy(Element::Local(address))) => self.workloads.get(address),
+            (SetRef::Policy(id), Entry::Policy(element)) => self.policy.get(&id).and_then(|elements| elements.get(element)),
+            (SetRef::Bound(..), entry) => self.bound.get(&set).and_then(|elements| elements.get(entry)),
+            (SetRef::KnownInterfaces(_) | SetRef::Workloads(_), Entry::Policy(_))
+            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_))
+            | (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), Entry::Bound(_)) => None,
+        };
+        held.is_some_and(|held| *tidy(held) == *comment)
+    }
+
+    /// How many elements a set holds.
+    pub(super) fn count(&self, set: SetRef) -> usize {
+        match set {
+            SetRef::KnownInterfaces(layer) => self.known.get(&layer).map_or(0, BTreeMap::len),
+            SetRef::Workloads(family) => self.workloads.keys().filter(|address| Family::of(**address) == family).count(),
+            SetRef::Policy(id) => self.policy.get(&id).map_or(0, BTreeMap::len),
+            SetRef::Bound(..) => self.bound.get(&set).map_or(0, BTreeMap::len),
+        }
+    }
+
     fn remove(&mut self, set: SetRef, entry: &Entry) {
         match (set, entry) {
             (SetRef::KnownInterfaces(layer), Entry::Interface(index)) => {
@@ -214,6 +238,35 @@ pub(super) fn plan_restore(actual: &KernelState, committed: &KernelState) -> Pla
     let bound = |set| committed.bound.get(&set).cloned().unwrap_or_default();
     plan_guards(&mut plan, actual, bound, committed.ports.as_ref().unwrap_or(&BTreeSet::new()));
     plan
+}
+
+/// What has to change in one set for it to hold again what was committed.
+pub(super) fn restore_of(set: SetRef, actual: &KernelState, committed: &KernelState) -> SetChange {
+    let nothing = BTreeMap::new();
+    let no_bound = BTreeMap::new();
+    let no_element = BTreeMap::new();
+    let (remove, put) = match set {
+        SetRef::KnownInterfaces(layer) => {
+            let actual = actual.known.get(&layer).unwrap_or(&nothing);
+            difference(actual, committed.known.get(&layer).unwrap_or(&nothing), Entry::Interface)
+        }
+        SetRef::Workloads(family) => {
+            let of_family = |state: &KernelState| -> BTreeMap<IpAddr, Comment> {
+                let one = |(address, comment): (&IpAddr, &Comment)| (Family::of(*address) == family).then(|| (*address, comment.clone()));
+                state.workloads.iter().filter_map(one).collect()
+            };
+            difference(&of_family(actual), &of_family(committed), |address| Entry::Policy(Element::Local(address)))
+        }
+        SetRef::Policy(id) => {
+            let actual = actual.policy.get(&id).unwrap_or(&no_element);
+            difference(actual, committed.policy.get(&id).unwrap_or(&no_element), Entry::Policy)
+        }
+        SetRef::Bound(..) => {
+            let actual = actual.bound.get(&set).unwrap_or(&no_bound);
+            difference(actual, committed.bound.get(&set).unwrap_or(&no_bound), std::convert::identity)
+        }
+    };
+    SetChange { set, remove, put }
 }
 
 fn plan_to(

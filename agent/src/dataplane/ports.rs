@@ -12,8 +12,8 @@
 
 use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain, port_chain};
 use super::plan::PortChange;
-use super::wire::{CREATE, LIST_ELEMENT, Message, Received, Writer, chain, rule};
-use serde_json::json;
+use super::wire::{Attributes, CREATE, LIST_ELEMENT, Message, Received, Writer, chain, expression, rule};
+use serde_json::{Value, json};
 
 /// Before connection tracking and everybody else.
 const PRIORITY: i32 = -500;
@@ -70,21 +70,49 @@ pub(super) fn remove(writer: &mut Writer, sequence: &mut u32, device: &str) {
 
 /// The same, coming and going, as commands for `nft -j`.
 pub(super) fn text(change: &PortChange) -> Vec<String> {
-    let (family, priority) = (Layer::Netdev.as_str(), PRIORITY);
+    let family = Layer::Netdev.as_str();
     let gone = change
         .remove
         .iter()
         .map(|device| json!({ "delete": { "chain": { "family": family, "table": TABLE, "name": port_chain(device) } } }));
     let come = change.put.iter().flat_map(|device| {
         let name = port_chain(device);
-        let hook = json!({ "family": family, "table": TABLE, "name": name, "type": "filter", "hook": "ingress", "dev": device, "prio": priority, "policy": "drop" });
         let jump = json!({ "jump": { "target": CHAIN_FROM_WORKLOAD } });
-        [
-            json!({ "add": { "chain": hook } }),
-            json!({ "add": { "rule": { "family": family, "table": TABLE, "chain": name, "expr": [jump] } } }),
-        ]
+        [command(&name, device), json!({ "add": { "rule": { "family": family, "table": TABLE, "chain": name, "expr": [jump] } } })]
     });
     gone.chain(come).map(|command| command.to_string()).collect()
+}
+
+/// The command for `nft -j` that makes the chain of an interface, or one that is there so again.
+pub(super) fn command(name: &str, device: &str) -> Value {
+    let (family, priority) = (Layer::Netdev.as_str(), PRIORITY);
+    json!({ "add": { "chain": { "family": family, "table": TABLE, "name": name, "type": "filter", "hook": "ingress", "dev": device, "prio": priority, "policy": "drop" } } })
+}
+
+/// Whether a chain of a dump is as [`put`] makes it.
+pub(super) fn is_right_chain(received: &Received<'_>) -> bool {
+    let find = |kind| received.attributes().find(kind);
+    let hook = |kind| find(chain::HOOK)?.nested().find(kind)?.as_u32();
+    find(chain::POLICY).and_then(|policy| policy.as_u32()) == Some(chain::DROP)
+        && find(chain::TYPE).and_then(|kind| kind.as_text()) == Some("filter")
+        && hook(chain::HOOK_NUMBER) == Some(chain::INGRESS)
+        && hook(chain::HOOK_PRIORITY) == Some(u32::from_ne_bytes(PRIORITY.to_ne_bytes()))
+}
+
+/// Whether a rule is the one of [`put`]: no condition, and the jump.
+pub(super) fn is_right_rule(expressions: Attributes<'_>) -> bool {
+    let mut several = expressions.filter(|item| item.kind == LIST_ELEMENT);
+    let (Some(only), None) = (several.next(), several.next()) else { return false };
+    let is_immediate = only.nested().find(expression::NAME).and_then(|name| name.as_text()) == Some("immediate");
+    let jumps_to = || {
+        let data = only.nested().find(rule::EXPRESSION_DATA)?;
+        let register = data.nested().find(rule::IMMEDIATE_REGISTER)?.as_u32()?;
+        let verdict = data.nested().find(rule::IMMEDIATE_DATA)?.nested().find(rule::DATA_VERDICT)?;
+        let code = verdict.nested().find(rule::VERDICT_CODE)?.as_u32()?;
+        let chain = verdict.nested().find(rule::VERDICT_CHAIN)?.as_text()?;
+        Some((register, code, chain))
+    };
+    is_immediate && jumps_to() == Some((rule::REGISTER_VERDICT, rule::JUMP, CHAIN_FROM_WORKLOAD))
 }
 
 /// The device of one chain of a dump; `None` when the chain is no interface's.

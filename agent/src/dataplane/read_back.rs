@@ -1,13 +1,13 @@
 //! What the kernel holds, read from the kernel: at start, and when an answer was lost. Never on the way of a commit.
 
-use super::element::{Comments, RawElement, decode, read_element};
+use super::element::{Comments, Entry, RawElement, decode, read_element};
 use super::error::ReadBackError;
 use super::names::{Layer, SetRef, TABLE};
 use super::plan::KernelState;
 use super::ports;
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::DUMP_ATTEMPTS;
-use super::wire::{Message, Received, chain, element};
+use super::wire::{Message, Received, Writer, chain, element};
 use std::collections::BTreeSet;
 
 /// Reads every set that the agent writes, of the tables that are there.
@@ -51,28 +51,27 @@ fn read_ports(socket: &mut NetfilterSocket) -> Result<BTreeSet<String>, ReadBack
     Err(ReadBackError::Busy { set: what(), attempts: DUMP_ATTEMPTS })
 }
 
+/// The elements in one message of a dump of a set, with their comments.
+pub(super) fn each_element(set: SetRef, received: &Received<'_>, mut take: impl FnMut(Entry, &str)) -> Result<(), String> {
+    let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
+    for item in list.nested() {
+        let RawElement { first, last, comment } = read_element(item.nested()).ok_or("an element without a key")?;
+        let entry = decode(set, first, last).map_err(|misfit| format!("element {first:02x?}-{last:02x?}: {misfit}"))?;
+        take(entry, comment);
+    }
+    Ok(())
+}
+
 fn read_set(socket: &mut NetfilterSocket, set: SetRef, comments: &mut Comments, state: &mut KernelState) -> Result<(), ReadBackError> {
     let name = set.name();
     for _ in 0..DUMP_ATTEMPTS {
         let mut elements = Vec::new();
-        let take = |received: &Received<'_>| -> Result<(), String> {
-            let Some(list) = received.attributes().find(element::LIST_ELEMENTS) else { return Ok(()) };
-            for item in list.nested() {
-                let RawElement { first, last, comment } = read_element(item.nested()).ok_or("an element without a key")?;
-                let entry = decode(set, first, last).map_err(|misfit| format!("element {first:02x?}-{last:02x?}: {misfit}"))?;
-                elements.push((entry, comments.share(comment)));
-            }
-            Ok(())
+        let take = |received: &Received<'_>| each_element(set, received, |entry, comment| elements.push((entry, comments.share(comment))));
+        let asked = |writer: &mut Writer| {
+            writer.text(element::LIST_TABLE, TABLE);
+            writer.text(element::LIST_SET, &name);
         };
-        let dumped = socket.dump(
-            Message::GetSetElement,
-            Some(set.layer()),
-            |writer| {
-                writer.text(element::LIST_TABLE, TABLE);
-                writer.text(element::LIST_SET, &name);
-            },
-            take,
-        );
+        let dumped = socket.dump(Message::GetSetElement, Some(set.layer()), asked, take);
         match dumped {
             Ok(Ok(())) => {
                 for (entry, comment) in elements {

@@ -13,6 +13,8 @@ pub struct Opened {
     pub owned: bool,
     /// How many elements our sets hold.
     pub elements: usize,
+    /// What somebody changed in the rules while no agent ran, in words; [`super::Dataplane::repair`] puts it right.
+    pub changed: Vec<String>,
 }
 
 /// What became of the fixed rules at start.

@@ -64,6 +64,14 @@ pub(super) enum RequestError {
     Interrupted,
 }
 
+/// A dump that is being read.
+#[derive(Debug)]
+pub(super) struct Dump {
+    sequence: u32,
+    /// The ruleset changed since it began: what it gave is of no one moment.
+    pub(super) interrupted: bool,
+}
+
 impl std::fmt::Display for RequestError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -231,6 +239,24 @@ impl NetfilterSocket {
         attributes: impl FnOnce(&mut Writer),
         mut take: impl FnMut(&Received<'_>) -> Result<(), E>,
     ) -> Result<Result<(), E>, RequestError> {
+        let mut dump = self.begin_dump(message, layer, attributes)?;
+        let mut result = Ok(());
+        let mut take = |message: &Received<'_>| {
+            if result.is_ok() {
+                result = take(message);
+            }
+        };
+        while !self.go_on(&mut dump, &mut take)? {}
+        if dump.interrupted { Err(RequestError::Interrupted) } else { Ok(result) }
+    }
+
+    /// Asks for a dump that [`Self::go_on`] reads. The kernel works it out as it is read, and a socket has one at a time.
+    pub(super) fn begin_dump(
+        &mut self,
+        message: Message,
+        layer: Option<Layer>,
+        attributes: impl FnOnce(&mut Writer),
+    ) -> Result<Dump, RequestError> {
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
         let mut writer = Writer::default();
@@ -239,23 +265,24 @@ impl NetfilterSocket {
         writer.end(open);
         self.drain();
         self.socket.send(&writer.into_bytes(), 0)?;
-        let mut interrupted = false;
-        let mut result = Ok(());
-        loop {
-            self.receive(false)?;
-            for message in Messages::new(&self.buffer).filter(|message| message.sequence == sequence) {
-                interrupted |= message.flags & DUMP_INTERRUPTED != 0;
-                if message.kind == NLMSG_DONE {
-                    return if interrupted { Err(RequestError::Interrupted) } else { Ok(result) };
-                }
-                match read_error(&message) {
-                    Some(Some(complaint)) => return Err(RequestError::Refused(complaint.refusal)),
-                    Some(None) => {}
-                    None if result.is_ok() => result = take(&message),
-                    None => {}
-                }
+        Ok(Dump { sequence, interrupted: false })
+    }
+
+    /// Hands the next messages of a dump to `take`; says whether it is at its end.
+    pub(super) fn go_on(&mut self, dump: &mut Dump, take: &mut dyn FnMut(&Received<'_>)) -> Result<bool, RequestError> {
+        self.receive(false)?;
+        for message in Messages::new(&self.buffer).filter(|message| message.sequence == dump.sequence) {
+            dump.interrupted |= message.flags & DUMP_INTERRUPTED != 0;
+            if message.kind == NLMSG_DONE {
+                return Ok(true);
+            }
+            match read_error(&message) {
+                Some(Some(complaint)) => return Err(RequestError::Refused(complaint.refusal)),
+                Some(None) => {}
+                None => take(&message),
             }
         }
+        Ok(false)
     }
 
     /// Asks for one thing and hands the answer to `take`.

@@ -6,6 +6,7 @@
 
 use super::error::{OpenError, Refusal};
 use super::names::{BoundForm, COUNTER_UNKNOWN_IN, Layer, SET_KNOWN_IF, TABLE};
+use super::ports;
 use super::skeleton::{Present, SetShape, Stamp};
 use super::socket::{NetfilterSocket, RequestError};
 use super::wire::{CREATE, Message, Received, chain, object, set, table};
@@ -99,7 +100,9 @@ pub(super) fn delete(socket: &mut NetfilterSocket, layer: Layer) -> std::io::Res
 /// What is in our table. Anonymous sets come and go with their rules and are not told.
 pub(super) fn look_into(socket: &mut NetfilterSocket, layer: Layer) -> Result<Present, OpenError> {
     let named = |received: &Received<'_>, name| received.attributes().find(name)?.as_text().map(str::to_owned);
-    let chains = list(socket, layer, Message::GetChain, chain::TABLE, |received| named(received, chain::NAME))?;
+    let chains = list(socket, layer, Message::GetChain, chain::TABLE, |received| {
+        Some((named(received, chain::NAME)?, ports::device(received).map(str::to_owned)))
+    })?;
     let sets = list(socket, layer, Message::GetSet, set::TABLE, |received| {
         let flags = received.attributes().find(set::FLAGS).and_then(|flags| flags.as_u32()).unwrap_or(0);
         let name = named(received, set::NAME).filter(|_| flags & set::FLAG_ANONYMOUS == 0)?;
@@ -108,7 +111,9 @@ pub(super) fn look_into(socket: &mut NetfilterSocket, layer: Layer) -> Result<Pr
     let objects = list(socket, layer, Message::GetObject, object::TABLE, |received| {
         Some((received.attributes().find(object::TYPE)?.as_u32()?, named(received, object::NAME)?))
     })?;
-    let mut present = Present { chains, sets: sets.into_iter().collect(), ..Present::default() };
+    let ports = chains.iter().filter_map(|(name, device)| Some((name.clone(), device.clone()?))).collect();
+    let chains = chains.into_iter().map(|(name, _)| name).collect();
+    let mut present = Present { chains, ports, sets: sets.into_iter().collect(), ..Present::default() };
     for (kind, name) in objects {
         match object::word(kind) {
             _ if kind == object::COUNTER => present.counters.push(name),

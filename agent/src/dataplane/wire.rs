@@ -55,6 +55,7 @@ pub(super) enum Message {
     DelSetElement = (SUBSYSTEM << 8) | 14,
     NewGeneration = (SUBSYSTEM << 8) | 15,
     GetGeneration = (SUBSYSTEM << 8) | 16,
+    NewObject = (SUBSYSTEM << 8) | 18,
     GetObject = (SUBSYSTEM << 8) | 19,
 }
 

@@ -5,7 +5,7 @@
 //! 2. An interface belongs to one workload. Where two claim it, a manifest goes before an engine; two of a kind are both denied.
 //! 3. An interface that matches a pattern and belongs to nobody is unknown, and unknown is denied.
 
-use super::rtnl::{HeldAddress, Link, PeerNamespace, Scope};
+use super::rtnl::{HeldAddress, Link, PeerNamespace, Route, Scope};
 use crate::dataplane::InterfacePattern;
 use crate::local::{ExemptInterface, ExemptReason, LocalInterface, LocalWorkload, LocalWorkloads, Problem, Vouched, local_id};
 use firebreak_policy::model::{
@@ -24,12 +24,36 @@ pub const MAX_ADDRESSES: usize = 64;
 pub struct Kernel {
     /// Every interface of the node.
     pub links: Vec<Link>,
-    /// The ifindexes that default routes lead out of.
-    pub default_routes: BTreeSet<u32>,
+    /// The routes of the node.
+    pub routes: BTreeSet<Route>,
     /// What is in each namespace that a veth leads into, by the namespace's id.
     pub peers: HashMap<i32, Arc<PeerNamespace>>,
     /// The addresses of the node.
     pub own: Vec<HeldAddress>,
+}
+
+impl Kernel {
+    /// Whether a default route leads out of the interface.
+    fn leads_out(&self, index: u32) -> bool {
+        self.routes.iter().any(|route| route.interface == index && route.destination.prefix_len() == 0)
+    }
+
+    /// Whether the node sends packets for this address to this interface, or straight to the bridge that it is a port of. Where nobody vouches
+    /// for what a workload calls its own, the node's routes do: root in a container can give itself any address, and would else be whatever a
+    /// block of addresses allows. By the default route the node sends to a router, whatever the interface, and over a bridge a route by a
+    /// router is the router's. A bridge on which the node has no address of the family has no route; there the workload's word stands
+    /// for what the node sends nowhere else.
+    fn sends(&self, address: IpAddr, link: &Link) -> bool {
+        let leads = |route: &&Route| route.destination.prefix_len() > 0 && route.destination.contains(&address);
+        if let Some(longest) = self.routes.iter().filter(leads).map(|route| route.destination.prefix_len()).max() {
+            let here = |route: &Route| route.interface == link.index || (Some(route.interface) == link.controller && !route.by_gateway);
+            return self.routes.iter().filter(leads).any(|route| route.destination.prefix_len() == longest && here(route));
+        }
+        link.controller.is_some_and(|bridge| {
+            let is_there = |own: &&HeldAddress| own.interface == bridge && own.scope == Scope::Global;
+            !self.own.iter().filter(is_there).any(|own| own.address.is_ipv4() == address.is_ipv4())
+        })
+    }
 }
 
 /// A workload as its source knows it.
@@ -101,6 +125,11 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
                 settle(link, position, identities, &claims)?;
                 interfaces.insert(link.index, interface(node, link, &by_index, kernel, &identity.networks, identity.vouched.as_ref())?);
             }
+            let not_routed: BTreeSet<IpAddr> = interfaces.values().flat_map(|interface| &interface.not_routed).copied().collect();
+            let mut left = interfaces.values().flat_map(|interface| &interface.addresses);
+            if !not_routed.is_empty() && left.all(|at| own_affair(at.address)) {
+                return Err(Problem::NotRouted(not_routed));
+            }
             Ok(interfaces)
         });
         let (interfaces, problem) = match outcome {
@@ -171,7 +200,7 @@ pub fn wanted_peers(patterns: &[InterfacePattern], links: &[Link], identities: &
 }
 
 fn exempt_reason(link: &Link, kernel: &Kernel) -> Option<ExemptReason> {
-    if kernel.default_routes.contains(&link.index) {
+    if kernel.leads_out(link.index) {
         Some(ExemptReason::DefaultRoute)
     } else if !link.veth {
         Some(ExemptReason::NotVeth)
@@ -227,6 +256,11 @@ fn settle(link: &Link, position: usize, identities: &[Identity], claims: &HashMa
     Ok(())
 }
 
+/// A link-local IPv6 address is nobody's peer, and every interface gives itself one.
+fn own_affair(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
 fn interface(
     node: &NodeName,
     link: &Link,
@@ -262,13 +296,16 @@ fn interface(
     if held.len() > MAX_ADDRESSES {
         return Err(Problem::TooManyAddresses(MAX_ADDRESSES));
     }
+    let (held, not_routed): (BTreeSet<_>, BTreeSet<_>) =
+        held.into_iter().partition(|(address, _)| vouched.is_some() || own_affair(*address) || kernel.sends(*address, link));
+    let not_routed: BTreeSet<IpAddr> = not_routed.into_iter().map(|(address, _)| address).collect();
     let addresses = held
         .into_iter()
         .map(|(address, scope)| NetworkAddress { network: if scope == Scope::Link { on_link.clone() } else { network.clone() }, address })
         .collect();
     let mac = kernel.peers.get(&nsid).and_then(|inside| inside.macs.get(&peer)).copied();
     let on = link.controller.unwrap_or(link.index);
-    Ok(LocalInterface { name: InterfaceName::new(&link.name), addresses, mac, vouched: vouched.cloned(), link: on })
+    Ok(LocalInterface { name: InterfaceName::new(&link.name), addresses, not_routed, mac, vouched: vouched.cloned(), link: on })
 }
 
 #[cfg(test)]

@@ -59,7 +59,14 @@ fn kernel(links: Vec<Link>) -> Kernel {
         held(9, "10.9.9.9", Scope::Global),
     ];
     let inside = Arc::new(PeerNamespace { addresses, macs: BTreeMap::from([(2, MAC), (9, MacAddress([2, 0, 0, 0, 0, 9]))]) });
-    Kernel { links, peers: HashMap::from([(0, inside.clone()), (1, inside)]), ..Kernel::default() }
+    // The node sends the addresses to whatever they are behind.
+    let routes =
+        links.iter().flat_map(|link| [Some(link.index), link.controller]).flatten().map(|index| route("10.0.0.0/8", index)).collect();
+    Kernel { links, peers: HashMap::from([(0, inside.clone()), (1, inside)]), routes, ..Kernel::default() }
+}
+
+fn route(destination: &str, interface: u32) -> Route {
+    Route { destination: destination.parse().unwrap(), interface, by_gateway: false }
 }
 
 fn run(kernel: &Kernel, identities: &[Identity]) -> LocalWorkloads {
@@ -177,11 +184,77 @@ fn a_workload_is_where_its_source_says_or_the_reason_is_told() {
 #[test]
 fn the_way_out_is_exempt_whoever_claims_it() {
     let mut kernel = kernel(vec![veth(7, "veth7", Some(0), None), veth(8, "veth8", Some(0), None)]);
-    kernel.default_routes.insert(7);
+    kernel.routes.insert(route("0.0.0.0/0", 7));
     let local = run(&kernel, &[manifest("a", behind("veth7")), engine("b", Place::Namespace(0))]);
     assert_eq!(told(&local), ["a: interface veth7 carries a default route", "b: veth8 10.0.0.2 fe80::2%n1/veth8"]);
     assert_eq!(local.exempt.keys().copied().collect::<Vec<_>>(), [7]);
     assert!(local.unknown.is_empty());
+}
+
+#[test]
+fn without_anybody_to_vouch_an_address_is_a_workloads_only_where_the_node_sends_its_packets_there() {
+    const ELSEWHERE: u32 = 4;
+    const BRIDGE: u32 = 3;
+    let by_gateway = |destination, interface| Route { by_gateway: true, ..route(destination, interface) };
+    let way_out = || by_gateway("0.0.0.0/0", ELSEWHERE);
+    let own = |address: &str| vec![held(BRIDGE, address, Scope::Global)];
+    let none = Vec::new;
+    type Case = (&'static str, Option<u32>, Vec<Route>, Vec<HeldAddress>, bool);
+    let table: Vec<Case> = vec![
+        ("its own route", None, vec![route("10.0.0.2/32", 7), way_out()], none(), true),
+        ("a route by a router inside", None, vec![by_gateway("10.0.0.0/24", 7), way_out()], none(), true),
+        ("no route", None, vec![], none(), false),
+        ("the default route", None, vec![way_out()], none(), false),
+        ("a longer route elsewhere", None, vec![route("10.0.0.0/24", 7), route("10.0.0.2/32", ELSEWHERE)], none(), false),
+        ("a longer route here", None, vec![route("10.0.0.0/24", ELSEWHERE), route("10.0.0.2/32", 7)], none(), true),
+        ("one of several ways", None, vec![route("10.0.0.0/24", ELSEWHERE), route("10.0.0.0/24", 7)], none(), true),
+        ("the bridge's subnet", Some(BRIDGE), vec![route("10.0.0.0/24", BRIDGE), way_out()], own("10.0.0.254"), true),
+        ("outside the bridge's subnet", Some(BRIDGE), vec![route("10.1.0.0/24", BRIDGE), way_out()], own("10.1.0.254"), false),
+        (
+            "the bridge is the way out",
+            Some(BRIDGE),
+            vec![route("10.1.0.0/24", BRIDGE), by_gateway("0.0.0.0/0", BRIDGE)],
+            own("10.1.0.254"),
+            false,
+        ),
+        ("behind a router on the bridge", Some(BRIDGE), vec![by_gateway("10.0.0.0/24", BRIDGE)], own("10.1.0.254"), false),
+        ("straight by the bridge", Some(BRIDGE), vec![route("10.0.0.2/32", BRIDGE), way_out()], own("10.1.0.254"), true),
+        ("a bridge without an address", Some(BRIDGE), vec![way_out()], none(), true),
+        ("and the node sends elsewhere", Some(BRIDGE), vec![route("10.0.0.0/24", ELSEWHERE), way_out()], none(), false),
+        ("a bridge with an address of the other family", Some(BRIDGE), vec![], own("fd00::1"), true),
+        ("and one of its own on the link", Some(BRIDGE), vec![], vec![held(BRIDGE, "169.254.0.1", Scope::Link)], true),
+    ];
+    let address: IpAddr = "10.0.0.2".parse().unwrap();
+    for (case, controller, routes, own, expected) in table {
+        let mut kernel = kernel(vec![Link { peer_index: Some(2), ..veth(7, "veth7", Some(0), controller) }, other(BRIDGE, "br9")]);
+        kernel.routes = routes.into_iter().collect();
+        kernel.own = own;
+        let local = run(&kernel, &[manifest("a", behind("veth7"))]);
+        let workload = local.workloads.values().next().unwrap();
+        assert_eq!(workload.addresses().contains(&address), expected, "{case}");
+        // It is the only one: without it nothing is left to enforce, and its owner hears why.
+        let problem = (!expected).then(|| Problem::NotRouted([address].into()));
+        assert_eq!((workload.problem.clone(), local.unknown.contains_key(&7)), (problem, !expected), "{case}");
+        let given = Vouched { addresses: [address].into(), macs: [].into() };
+        let vouched = Identity { vouched: Some(given), ..manifest("a", behind("veth7")) };
+        let local = run(&kernel, &[vouched]);
+        assert!(local.workloads.values().any(|it| it.addresses().contains(&address)), "{case}: somebody vouches");
+    }
+}
+
+#[test]
+fn an_address_without_a_route_is_left_out_and_told_and_the_others_stay() {
+    let addresses = ["10.0.0.2", "203.0.113.9", "169.254.0.9", "2001:db8::9", "fe80::2"].map(|address| {
+        let scope = if crate::local::is_link_local(address.parse().unwrap()) { Scope::Link } else { Scope::Global };
+        held(2, address, scope)
+    });
+    let inside = Arc::new(PeerNamespace { addresses: addresses.to_vec(), macs: BTreeMap::new() });
+    let kernel = Kernel { peers: HashMap::from([(0, inside)]), ..kernel(vec![veth(7, "veth7", Some(0), None)]) };
+    let local = run(&kernel, &[manifest("a", behind("veth7"))]);
+    assert_eq!(told(&local), ["a: veth7 10.0.0.2 fe80::2%n1/veth7"]);
+    let interface = &local.workloads[&ContainerId::new("a")].interfaces[&7];
+    let not_routed: Vec<String> = interface.not_routed.iter().map(ToString::to_string).collect();
+    assert_eq!(not_routed, ["169.254.0.9", "203.0.113.9", "2001:db8::9"]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ const DOCKER_NAMESPACE: &str = "docker";
 
 /// A workload that a manifest declares.
 pub fn declared(workload: &DeclaredWorkload, place: Place) -> Identity {
-    let DeclaredWorkload { container, name, namespace, labels, named_ports, published_ports, network, location: _ } = workload;
+    let DeclaredWorkload { container, name, namespace, labels, named_ports, published_ports, network, location: _, addresses } = workload;
     Identity {
         container: container.clone(),
         name: name.clone(),
@@ -30,7 +30,7 @@ pub fn declared(workload: &DeclaredWorkload, place: Place) -> Identity {
         source: WorkloadSource::Manifest,
         place,
         networks: Networks::Fixed(network.clone().unwrap_or_else(NetworkName::default_network)),
-        vouched: None,
+        vouched: (!addresses.is_empty()).then(|| Vouched { macs: BTreeSet::new(), addresses: addresses.clone() }),
     }
 }
 
@@ -87,6 +87,7 @@ pub fn told_place(container: &Container) -> Option<Place> {
 mod tests {
     use super::*;
     use crate::discovery::docker::{Bridge, Port};
+    use firebreak_proto::workload::Location;
 
     fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -104,6 +105,26 @@ mod tests {
             given: vec![Given { mac: Some([2, 66, 172, 17, 0, 2]), addresses: vec![IpAddr::from([172, 17, 0, 2])] }],
             ports: vec![Port { protocol: 6, host_address: None, host_port: 8080, container_port: 80 }],
         }
+    }
+
+    #[test]
+    fn a_manifest_vouches_for_the_addresses_that_it_lists() {
+        let address = IpAddr::from([10, 0, 0, 7]);
+        let mut workload = DeclaredWorkload {
+            container: ContainerId::new("shop.db"),
+            name: "db".to_owned(),
+            namespace: NamespaceName::new("shop"),
+            labels: Labels::default(),
+            named_ports: Vec::new(),
+            published_ports: Vec::new(),
+            network: None,
+            location: Location::NetworkNamespace("db".to_owned()),
+            addresses: BTreeSet::new(),
+        };
+        assert_eq!(declared(&workload, Place::Namespace(1)).vouched, None);
+        workload.addresses.insert(address);
+        let vouched = Vouched { macs: BTreeSet::new(), addresses: [address].into() };
+        assert_eq!(declared(&workload, Place::Namespace(1)).vouched, Some(vouched));
     }
 
     #[test]

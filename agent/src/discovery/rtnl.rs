@@ -9,11 +9,12 @@
 
 use crate::dataplane::MacAddress;
 use futures::StreamExt;
+use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
@@ -62,6 +63,17 @@ pub struct PeerNamespace {
     pub addresses: Vec<HeldAddress>,
     /// The MAC addresses of its interfaces, by their ifindex in there.
     pub macs: BTreeMap<u32, MacAddress>,
+}
+
+/// Where the node sends packets for a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// For whom.
+    pub destination: IpNet,
+    /// Out of this interface.
+    pub interface: u32,
+    /// To a router there, and not to the destination itself.
+    pub by_gateway: bool,
 }
 
 /// An address on an interface.
@@ -170,20 +182,20 @@ impl Rtnl {
         Ok(addresses)
     }
 
-    /// The interfaces that a default route leads out of, in any routing table. Routes that a router advertisement made do not
-    /// count: a container can send one.
-    pub async fn default_routes(&mut self) -> Result<BTreeSet<u32>, RtnlError> {
-        let mut interfaces = BTreeSet::new();
+    /// The routes of the node, in any routing table, but those to its own addresses and to groups, and those that a container can make it
+    /// learn.
+    pub async fn routes(&mut self) -> Result<BTreeSet<Route>, RtnlError> {
+        let mut routes = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             for answer in self.dump("routes", RouteNetlinkMessage::GetRoute(message)).await? {
                 if let RouteNetlinkMessage::NewRoute(route) = answer {
-                    interfaces.extend(ways_out(&route));
+                    routes.extend(read_route(&route));
                 }
             }
         }
-        Ok(interfaces)
+        Ok(routes)
     }
 
     /// The id that a namespace (`/proc/PID/ns/net`, `/run/netns/NAME`) has in ours; `None` when it has none: no interface leads
@@ -291,22 +303,35 @@ fn read_address(message: &AddressMessage) -> Option<HeldAddress> {
     Some(HeldAddress { interface: message.header.index, address, scope })
 }
 
-fn ways_out(route: &RouteMessage) -> Vec<u32> {
-    let counts = route.header.destination_prefix_length == 0
-        && route.header.kind == RouteType::Unicast
-        && route.header.protocol != RouteProtocol::Ra;
-    if !counts {
+/// What the route says of each of its next hops. Not counted is what a workload can bring about: what came of router advertisements, of
+/// redirects, and what the kernel noted of single destinations (`RTM_F_CLONED`, which an old-style dump lists too).
+fn read_route(route: &RouteMessage) -> Vec<Route> {
+    let learnt = matches!(route.header.protocol, RouteProtocol::Ra | RouteProtocol::IcmpRedirect);
+    if route.header.kind != RouteType::Unicast || learnt || route.header.flags.contains(RouteFlags::Cloned) {
         return Vec::new();
     }
-    let mut interfaces = Vec::new();
+    let mut address = match route.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0_u16; 8]),
+        _ => return Vec::new(),
+    };
+    let is_gateway = |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+    let by_gateway = route.attributes.iter().any(is_gateway);
+    let mut hops = Vec::new();
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Oif(index) => interfaces.push(*index),
-            RouteAttribute::MultiPath(hops) => interfaces.extend(hops.iter().map(|hop| hop.interface_index)),
+            RouteAttribute::Oif(index) => hops.push((*index, by_gateway)),
+            RouteAttribute::MultiPath(several) => {
+                hops.extend(several.iter().map(|hop| (hop.interface_index, hop.attributes.iter().any(is_gateway))));
+            }
+            RouteAttribute::Destination(RouteAddress::Inet(to)) => address = (*to).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(to)) => address = (*to).into(),
             _ => {}
         }
     }
-    interfaces
+    // The kernel has no route with a longer prefix than its family has bits.
+    let Ok(destination) = IpNet::new(address, route.header.destination_prefix_length) else { return Vec::new() };
+    hops.into_iter().map(|(interface, by_gateway)| Route { destination, interface, by_gateway }).collect()
 }
 
 /// What a notification was about.
@@ -316,8 +341,8 @@ pub enum Change {
     Links,
     /// Addresses in a namespace that has an id in ours, or of the node; in another namespace interfaces too, for their MAC addresses.
     Addresses(Option<i32>),
-    /// A default route.
-    DefaultRoute,
+    /// Routes of the node.
+    Routes,
     /// The kernel dropped notifications: everything has to be read again.
     Overrun,
 }
@@ -414,7 +439,6 @@ fn read_notifications(mut bytes: &[u8], nsid: Option<i32>) -> BTreeSet<Change> {
             changes.insert(Change::Overrun);
             break;
         }
-        let payload = &bytes[NLMSG_HEADER_BYTES..length];
         match (u16::from_ne_bytes([header[4], header[5]]), nsid) {
             (RTM_NEWLINK | RTM_DELLINK, None) | (RTM_DELLINK, Some(_)) => {
                 changes.insert(Change::Links);
@@ -422,9 +446,8 @@ fn read_notifications(mut bytes: &[u8], nsid: Option<i32>) -> BTreeSet<Change> {
             (RTM_NEWADDR | RTM_DELADDR, _) | (RTM_NEWLINK, Some(_)) => {
                 changes.insert(Change::Addresses(nsid));
             }
-            // The second byte of struct rtmsg is the length of the destination's prefix.
-            (RTM_NEWROUTE | RTM_DELROUTE, None) if payload.get(1) == Some(&0) => {
-                changes.insert(Change::DefaultRoute);
+            (RTM_NEWROUTE | RTM_DELROUTE, None) => {
+                changes.insert(Change::Routes);
             }
             _ => {}
         }
@@ -437,6 +460,7 @@ fn read_notifications(mut bytes: &[u8], nsid: Option<i32>) -> BTreeSet<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use netlink_packet_route::route::RouteNextHop;
 
     fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(NLMSG_HEADER_BYTES + payload.len()).unwrap_or(0);
@@ -459,8 +483,8 @@ mod tests {
             (message(RTM_DELLINK, &[0; 16]), Some(3), &[Change::Links]),
             (message(RTM_NEWADDR, &[0; 8]), Some(3), &[Change::Addresses(Some(3))]),
             (message(RTM_DELADDR, &[0; 8]), None, &[Change::Addresses(None)]),
-            (message(RTM_NEWROUTE, &default_route), None, &[Change::DefaultRoute]),
-            (message(RTM_DELROUTE, &other_route), None, &[]),
+            (message(RTM_NEWROUTE, &default_route), None, &[Change::Routes]),
+            (message(RTM_DELROUTE, &other_route), None, &[Change::Routes]),
             (message(RTM_NEWROUTE, &default_route), Some(3), &[]),
             ([message(RTM_NEWADDR, &[0; 9]), message(RTM_NEWLINK, &[])].concat(), None, &[Change::Links, Change::Addresses(None)]),
             (vec![0; 16], None, &[Change::Overrun]),
@@ -469,6 +493,42 @@ mod tests {
         ];
         for (bytes, nsid, expected) in table {
             assert_eq!(read_notifications(bytes, *nsid).into_iter().collect::<Vec<_>>(), *expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_a_container_can_make_the_node_learn_does_not_count() {
+        let to = RouteAttribute::Destination(RouteAddress::Inet([10, 0, 0, 2].into()));
+        let gateway = RouteAttribute::Gateway(RouteAddress::Inet([192, 0, 2, 1].into()));
+        let hop = |interface_index, attributes: &[RouteAttribute]| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = interface_index;
+            hop.attributes = attributes.to_vec();
+            hop
+        };
+        let several = RouteAttribute::MultiPath(vec![hop(7, &[]), hop(8, std::slice::from_ref(&gateway))]);
+        type Case<'a> = (&'a str, fn(&mut RouteMessage), Vec<RouteAttribute>, &'a [(u32, bool)]);
+        let table: [Case<'_>; 9] = [
+            ("to it", |_| (), vec![to.clone(), RouteAttribute::Oif(7)], &[(7, false)]),
+            ("by a router", |_| (), vec![to.clone(), gateway.clone(), RouteAttribute::Oif(7)], &[(7, true)]),
+            ("by several", |_| (), vec![to.clone(), several], &[(7, false), (8, true)]),
+            ("to nobody", |_| (), vec![to.clone()], &[]),
+            ("its own address", |it| it.header.kind = RouteType::Local, vec![to.clone(), RouteAttribute::Oif(7)], &[]),
+            ("refused", |it| it.header.kind = RouteType::BlackHole, vec![to.clone(), RouteAttribute::Oif(7)], &[]),
+            ("advertised", |it| it.header.protocol = RouteProtocol::Ra, vec![to.clone(), RouteAttribute::Oif(7)], &[]),
+            ("redirected", |it| it.header.protocol = RouteProtocol::IcmpRedirect, vec![to.clone(), RouteAttribute::Oif(7)], &[]),
+            ("noted", |it| it.header.flags |= RouteFlags::Cloned, vec![to, RouteAttribute::Oif(7)], &[]),
+        ];
+        for (case, change, attributes, expected) in table {
+            let mut message = RouteMessage::default();
+            message.header.address_family = AddressFamily::Inet;
+            message.header.destination_prefix_length = 32;
+            message.header.kind = RouteType::Unicast;
+            message.attributes = attributes;
+            change(&mut message);
+            let routes = read_route(&message);
+            assert!(routes.iter().all(|route| route.destination.to_string() == "10.0.0.2/32"), "{case}");
+            assert_eq!(routes.iter().map(|route| (route.interface, route.by_gateway)).collect::<Vec<_>>(), expected, "{case}");
         }
     }
 }

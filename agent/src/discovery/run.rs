@@ -6,11 +6,13 @@ use super::identity;
 use super::rtnl::{Change, Monitor, PeerNamespace, Rtnl, RtnlError};
 use crate::dataplane::InterfacePattern;
 use crate::helper::Helper;
-use crate::local::{LocalWorkloads, Warning};
+use crate::local::{LocalWorkloads, NOT_ROUTED_REMEDY, Warning};
 use firebreak_policy::model::NodeName;
 use firebreak_proto::workload::{DeclaredWorkload, Location};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
+use std::hash::Hash;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,10 +38,13 @@ pub struct DiscoveryConfig {
 const COLLECT: Duration = Duration::from_millis(10);
 /// Everything is read again this often, for what no notification tells (a file that appears in `/run/netns`).
 const READ_ALL: Duration = Duration::from_secs(30);
-/// For how long an interface may be unknown before people are told: that of a container that starts is, for a moment.
-const UNKNOWN_TOLD: Duration = Duration::from_secs(5);
-/// How many unknown interfaces are named.
-const UNKNOWN_NAMED: usize = 20;
+/// For how long an interface may be unknown, or an address without a route, before people are told: those of a container that starts are, for a
+/// moment.
+const TOLD_AFTER: Duration = Duration::from_secs(5);
+/// How many of a kind are named.
+const NAMED: usize = 20;
+/// Routes are read again for at most this part of the time, whatever a routing daemon does: a node can have a million of them.
+const ROUTES_SHARE: u32 = 20;
 /// How long to wait before a broken socket is replaced.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -52,11 +57,11 @@ pub async fn run(
     out: watch::Sender<Arc<LocalWorkloads>>,
     shutdown: CancellationToken,
 ) {
-    let mut unknown_since = HashMap::new();
+    let mut since = Since::default();
     loop {
         let ended = tokio::select! {
             () = shutdown.cancelled() => return,
-            ended = discover(&config, &mut declared, &mut docker, &out, &mut unknown_since) => ended,
+            ended = discover(&config, &mut declared, &mut docker, &out, &mut since) => ended,
         };
         let Err(error) = ended;
         tracing::error!(reason = %error, retry_in = ?REOPEN, "discovery broke off; what was known stands");
@@ -72,11 +77,11 @@ async fn discover(
     declared: &mut watch::Receiver<Option<Arc<Vec<DeclaredWorkload>>>>,
     docker: &mut watch::Receiver<Arc<DockerView>>,
     out: &watch::Sender<Arc<LocalWorkloads>>,
-    unknown_since: &mut HashMap<u32, Instant>,
+    since: &mut Since,
 ) -> Result<std::convert::Infallible, RtnlError> {
     // The monitor first: what changes while the rest is read is heard of.
     let mut monitor = Monitor::open()?;
-    let mut reader = Reader { rtnl: Rtnl::open()?, kernel: Kernel::default(), leading: HashMap::new(), starts: HashMap::new() };
+    let mut reader = Reader::new(Rtnl::open()?);
     let mut changes = BTreeSet::from([Change::Overrun]);
     let mut read_all = Instant::now() + READ_ALL;
     loop {
@@ -86,12 +91,12 @@ async fn discover(
         let mut local = assemble(&config.node, &config.patterns, &reader.kernel, &identities);
         local.in_sync = listed.is_some() && containers.sync != Sync::Waiting;
         let now = Instant::now();
-        let next_told = warn(&mut local, &containers, unknown_since, now);
+        let next_told = warn(&mut local, &containers, since, now);
         publish(out, local);
 
         changes.clear();
         let quiet_until = now + COLLECT;
-        let wake = next_told.map_or(read_all, |told| told.min(read_all));
+        let wake = [next_told, reader.routes_due].into_iter().flatten().fold(read_all, Instant::min);
         tokio::select! {
             heard = monitor.next() => changes.extend(heard?),
             changed = declared.changed() => gone(changed).await,
@@ -140,27 +145,54 @@ fn tell(before: &LocalWorkloads, now: &LocalWorkloads) {
     }
 }
 
-/// Adds what people should know, and says when there will be more of it.
-fn warn(local: &mut LocalWorkloads, docker: &DockerView, unknown_since: &mut HashMap<u32, Instant>, now: Instant) -> Option<Instant> {
-    unknown_since.retain(|index, _| local.unknown.contains_key(index));
-    let mut told = Vec::new();
-    let mut next = None;
-    for (index, name) in &local.unknown {
-        let due = *unknown_since.entry(*index).or_insert(now) + UNKNOWN_TOLD;
+/// Since when there is what people are told of when it stays.
+#[derive(Debug, Default)]
+struct Since {
+    unknown: HashMap<u32, Instant>,
+    not_routed: HashMap<(u32, IpAddr), Instant>,
+}
+
+/// Of what there is now, what has been there for long enough; and when there will be more of it.
+fn lasting<K: Copy + Eq + Hash, T>(since: &mut HashMap<K, Instant>, there: Vec<(K, T)>, now: Instant) -> (Vec<T>, Option<Instant>) {
+    let keys: HashSet<K> = there.iter().map(|(key, _)| *key).collect();
+    since.retain(|key, _| keys.contains(key));
+    let (mut told, mut next) = (Vec::new(), None);
+    for (key, text) in there {
+        let due = *since.entry(key).or_insert(now) + TOLD_AFTER;
         if due <= now {
-            told.push(name.as_str());
+            told.push(text);
         } else {
             next = Some(next.map_or(due, |next: Instant| next.min(due)));
         }
     }
-    if !told.is_empty() {
-        let more = if told.len() > UNKNOWN_NAMED { format!(" and {} more", told.len() - UNKNOWN_NAMED) } else { String::new() };
-        told.truncate(UNKNOWN_NAMED);
+    (told, next)
+}
+
+/// The first few by name, the rest by number.
+fn some_of(mut names: Vec<String>) -> String {
+    let more = if names.len() > NAMED { format!(" and {} more", names.len() - NAMED) } else { String::new() };
+    names.truncate(NAMED);
+    format!("{}{more}", names.join(", "))
+}
+
+/// Adds what people should know, and says when there will be more of it.
+fn warn(local: &mut LocalWorkloads, docker: &DockerView, since: &mut Since, now: Instant) -> Option<Instant> {
+    let unknown = local.unknown.iter().map(|(index, name)| (*index, name.to_string())).collect();
+    let (unknown, next_unknown) = lasting(&mut since.unknown, unknown, now);
+    if !unknown.is_empty() {
         let message = format!(
-            "nobody knows what is behind {}{more}: denied. Declare a Workload for it, or take it out of workload-interfaces",
-            told.join(", ")
+            "nobody knows what is behind {}: denied. Declare a Workload for it, or take it out of workload-interfaces",
+            some_of(unknown)
         );
         local.warnings.insert(Warning::new("UnknownInterface", message));
+    }
+    let (not_routed, next_not_routed) = lasting(&mut since.not_routed, not_routed(local), now);
+    if !not_routed.is_empty() {
+        let message = format!(
+            "no route of the node leads to {}: not taken for the workload's, and what it sends from there is refused. {NOT_ROUTED_REMEDY}",
+            some_of(not_routed)
+        );
+        local.warnings.insert(Warning::new("AddressNotRouted", message));
     }
     if let Some(trouble) = &docker.trouble {
         let message =
@@ -174,7 +206,19 @@ fn warn(local: &mut LocalWorkloads, docker: &DockerView, unknown_since: &mut Has
         let message = "containers behind a masquerading bridge appear on other nodes as this node: policy there cannot tell them apart";
         local.warnings.insert(Warning::new("SourceNatHidesWorkloads", message));
     }
-    next
+    next_unknown.into_iter().chain(next_not_routed).min()
+}
+
+/// The addresses that workloads hold and that are not taken for theirs.
+fn not_routed(local: &LocalWorkloads) -> Vec<((u32, IpAddr), String)> {
+    let mut not_routed = Vec::new();
+    for workload in local.workloads.values() {
+        for (index, interface) in &workload.interfaces {
+            let told = |address: &IpAddr| ((*index, *address), format!("{address} ({} at {})", workload.title(), interface.name));
+            not_routed.extend(interface.not_routed.iter().map(told));
+        }
+    }
+    not_routed
 }
 
 struct Reader {
@@ -183,11 +227,26 @@ struct Reader {
     /// For each namespace in `kernel.peers`, the interfaces (here, there) that led into it when it was read. An id is given anew
     /// when its namespace is gone, an ifindex is not: where these differ, it is another namespace.
     leading: HashMap<i32, BTreeSet<(u32, u32)>>,
+    /// When the routes may be read again, if they have changed since they were read.
+    routes_due: Option<Instant>,
+    /// When they may be read again if they change.
+    routes_rest: Instant,
     /// When the process of a container started, so that another process with its number is not taken for it.
     starts: HashMap<String, (u32, String)>,
 }
 
 impl Reader {
+    fn new(rtnl: Rtnl) -> Self {
+        Self {
+            rtnl,
+            kernel: Kernel::default(),
+            leading: HashMap::new(),
+            routes_due: None,
+            routes_rest: Instant::now(),
+            starts: HashMap::new(),
+        }
+    }
+
     /// Reads again what the changes can have touched, and finds where the workloads are.
     async fn read(
         &mut self,
@@ -200,8 +259,14 @@ impl Reader {
         if everything || changes.contains(&Change::Links) {
             self.kernel.links = self.rtnl.links().await?;
         }
-        if everything || changes.contains(&Change::Links) || changes.contains(&Change::DefaultRoute) {
-            self.kernel.default_routes = self.rtnl.default_routes().await?;
+        let begun = Instant::now();
+        if changes.contains(&Change::Routes) {
+            self.routes_due = Some(self.routes_rest);
+        }
+        if everything || changes.contains(&Change::Links) || self.routes_due.is_some_and(|due| due <= begun) {
+            self.kernel.routes = self.rtnl.routes().await?;
+            self.routes_rest = begun + begun.elapsed() * ROUTES_SHARE;
+            self.routes_due = None;
         }
         if everything || changes.contains(&Change::Links) || changes.contains(&Change::Addresses(None)) {
             self.kernel.own = self.rtnl.addresses(None).await?;
@@ -317,7 +382,7 @@ mod tests {
 
     #[test]
     fn an_unknown_interface_is_told_when_it_has_been_unknown_for_a_while() {
-        let mut since = HashMap::new();
+        let mut since = Since::default();
         let start = Instant::now();
         let mut told = |names: &[(u32, &str)], after: u64| {
             let unknown: BTreeMap<u32, InterfaceName> = names.iter().map(|(index, name)| (*index, InterfaceName::new(name))).collect();
@@ -333,5 +398,42 @@ mod tests {
         assert_eq!(next, Some(8));
         assert_eq!(told(&[(8, "veth8")], 6), (String::new(), Some(8)), "one that went is forgotten");
         assert_eq!(told(&[(7, "veth7")], 9), (String::new(), Some(14)), "and unknown again when it comes back");
+    }
+
+    #[test]
+    fn an_address_without_a_route_is_told_with_its_workload_and_what_to_do() {
+        use crate::local::{LocalInterface, LocalWorkload};
+        use firebreak_policy::model::{ContainerId, Labels, NamespaceName, WorkloadSource};
+        let interface = LocalInterface {
+            name: InterfaceName::new("veth7"),
+            addresses: BTreeSet::new(),
+            not_routed: [IpAddr::from([203, 0, 113, 9])].into(),
+            mac: None,
+            vouched: None,
+            link: 7,
+        };
+        let workload = LocalWorkload {
+            id: crate::local::local_id(&NodeName::new("n1"), &ContainerId::new("a")),
+            name: "web".to_owned(),
+            namespace: NamespaceName::new("shop"),
+            labels: Labels::default(),
+            image_labels: BTreeMap::new(),
+            named_ports: Vec::new(),
+            published_ports: Vec::new(),
+            interfaces: BTreeMap::from([(7, interface)]),
+            host_network: false,
+            source: WorkloadSource::Manifest,
+            problem: None,
+        };
+        let mut local = LocalWorkloads { workloads: [(ContainerId::new("a"), Arc::new(workload))].into(), ..LocalWorkloads::default() };
+        let (mut since, start) = (Since::default(), Instant::now());
+        let next = warn(&mut local, &DockerView::without_engine(), &mut since, start);
+        assert_eq!((local.warnings.len(), next), (0, Some(start + TOLD_AFTER)), "a route may be about to come");
+        warn(&mut local, &DockerView::without_engine(), &mut since, start + TOLD_AFTER);
+        let told: Vec<&Warning> = local.warnings.iter().collect();
+        assert_eq!(told.iter().map(|warning| warning.code).collect::<Vec<_>>(), ["AddressNotRouted"]);
+        for part in ["203.0.113.9 (shop/web at veth7)", NOT_ROUTED_REMEDY] {
+            assert!(told[0].message.contains(part), "{}", told[0].message);
+        }
     }
 }

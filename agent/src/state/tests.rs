@@ -44,6 +44,7 @@ fn kept(generation: u64) -> Kept {
         published_ports: Vec::new(),
         network: None,
         location: Location::NetworkNamespace("db".to_owned()),
+        addresses: ["10.0.0.7".parse().unwrap()].into(),
     };
     let committed = Committed {
         epoch: "e1".to_owned(),

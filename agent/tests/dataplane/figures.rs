@@ -2,7 +2,7 @@
 
 use crate::install::open;
 use crate::namespace::Namespace;
-use firebreak_agent::dataplane::{CommitError, Delta, Desired};
+use firebreak_agent::dataplane::{Check, CommitError, Dataplane, Delta, Desired};
 use firebreak_policy::kernel_sets::{Comment, Element, KernelSets, SetId, Shape};
 use firebreak_policy::model::{Direction, Family, Protocol};
 use std::collections::BTreeMap;
@@ -75,6 +75,72 @@ fn two_hundred_thousand_elements_are_one_transaction_and_one_more_is_cheap() {
         percentile(&mut by_whole, 50),
     );
     assert!(percentile(&mut by_delta, 50) < Duration::from_millis(5));
+}
+
+/// The background check of a node with a large set holds up no commit, and misses nothing.
+#[test]
+fn a_large_set_is_compared_in_small_parts_and_what_somebody_changed_in_it_is_found() {
+    const COUNT: u32 = 100_000;
+    // More than there are sets and rules.
+    const ROUND: usize = 100;
+    let node = Namespace::new();
+    // Plain tables, which anybody may change.
+    for family in ["inet", "bridge", "arp", "netdev"] {
+        node.command("nft", &format!("add table {family} firebreak"));
+    }
+    let (mut dataplane, _) = open(&node);
+    dataplane.commit(&loaded(COUNT)).unwrap();
+    // A part at a time, of one round; what is found, how many parts, how long they took, and that of a commit between two.
+    let round = |mut dataplane: Dataplane, commits: bool| {
+        node.run(move || {
+            let (mut parts, mut whole, mut times, mut commit) = (0, 0, Vec::new(), Duration::ZERO);
+            let mut found = Vec::new();
+            while whole < ROUND && found.is_empty() {
+                let start = Instant::now();
+                found = dataplane.check(Check::Step).unwrap();
+                times.push(start.elapsed());
+                parts += 1;
+                whole += usize::from(!dataplane.is_mid_check());
+                if commits && dataplane.is_mid_check() && parts % 4 == 0 {
+                    let one = element(COUNT + u32::try_from(parts).unwrap());
+                    let start = Instant::now();
+                    dataplane.commit_delta(&Delta { put: vec![(SET, one, "added".into())], ..Delta::default() }).unwrap();
+                    commit = commit.max(start.elapsed());
+                }
+            }
+            (dataplane, found, parts, times, commit)
+        })
+    };
+    let told = |times: &mut [Duration]| {
+        format!("p50 {:?} p99 {:?} most {:?}", percentile(times, 50), percentile(times, 99), percentile(times, 100))
+    };
+    let (same, found, parts, mut times, _) = round(dataplane, false);
+    println!("{COUNT} elements compared in {parts} parts: {}", told(&mut times));
+    assert_eq!(found, [""; 0]);
+    assert!(parts > ROUND + 2 && percentile(&mut times, 99) < Duration::from_millis(250), "{parts}");
+    // Commits in between make it begin again, then leave the set for later, and are no alarm.
+    let (same, found, parts, mut times, commit) = round(same, true);
+    println!("with commits in between: {parts} parts: {}, commits of at most {commit:?}", told(&mut times));
+    assert_eq!(found, [""; 0]);
+    assert!(percentile(&mut times, 99) < Duration::from_millis(250));
+    let mut dataplane = same;
+    for (change, expected) in [
+        (
+            "delete element inet firebreak in4_peer_port { 10.9.0.3 . 10.16.0.3 . tcp . 443 }",
+            "1 elements missing or changed, 0 to be removed",
+        ),
+        ("add element inet firebreak in4_peer_port { 10.9.0.3 . 192.0.2.1 . tcp . 443 }", "0 elements missing or changed, 1 to be removed"),
+    ] {
+        let done = node.nft_load(change);
+        assert!(done.status.success(), "{change}: {}", String::from_utf8_lossy(&done.stderr));
+        let found;
+        (dataplane, found, ..) = round(dataplane, false);
+        assert!(found.concat().contains(expected), "{change}: {found:?}");
+        dataplane = node.run(move || {
+            dataplane.repair().unwrap();
+            dataplane
+        });
+    }
 }
 
 #[test]

@@ -423,7 +423,14 @@ fn who_gives_itself_a_neighbours_address_gains_nothing_also_after_a_restart() {
 
 /// A workload as discovery finds it, behind an interface.
 fn found(index: u32, name: &str) -> LocalWorkloads {
-    let interface = LocalInterface { name: InterfaceName::new(name), addresses: BTreeSet::new(), mac: None, vouched: None, link: index };
+    let interface = LocalInterface {
+        name: InterfaceName::new(name),
+        addresses: BTreeSet::new(),
+        mac: None,
+        vouched: None,
+        not_routed: BTreeSet::new(),
+        link: index,
+    };
     let workload = LocalWorkload {
         id: WorkloadId::new("n1", "attacker"),
         name: "attacker".to_owned(),

@@ -20,7 +20,7 @@ pub fn open(namespace: &Namespace) -> (Dataplane, Opened) {
 fn the_tables_are_listed_by_nft_and_what_is_listed_can_be_loaded() {
     let node = Namespace::new();
     let (_dataplane, opened) = open(&node);
-    assert_eq!(opened, Opened { skeleton: SkeletonState::Installed, owned: true, elements: 0 });
+    assert_eq!(opened, Opened { skeleton: SkeletonState::Installed, owned: true, elements: 0, changed: Vec::new() });
     let listed = node.stable_ruleset();
     let other = Namespace::new();
     let loaded = other.nft_load(&listed);

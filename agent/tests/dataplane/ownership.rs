@@ -2,8 +2,11 @@
 
 use crate::contents::{everything, generation};
 use crate::install::{config, open};
+use crate::lab::{Lab, Topology, sets};
 use crate::namespace::Namespace;
-use firebreak_agent::dataplane::{ChangeWatch, Dataplane, DataplaneConfig, Feature, OpenError, SkeletonState, UninstallError, uninstall};
+use firebreak_agent::dataplane::{
+    ChangeWatch, Check, Dataplane, DataplaneConfig, Feature, OpenError, SkeletonState, UninstallError, uninstall,
+};
 
 #[test]
 fn other_processes_cannot_change_our_tables_and_flush_ruleset_leaves_them() {
@@ -51,6 +54,90 @@ fn the_next_agent_adopts_what_the_last_one_left_and_writes_nothing() {
     assert_eq!(generation(&node), generation_before);
     assert_eq!(node.stable_ruleset(), before);
     assert!(!node.nft_load("delete table inet firebreak").status.success(), "owned again");
+}
+
+/// What says what the rules were, by table.
+fn marks(node: &Namespace) -> Vec<String> {
+    let listed = node.ruleset();
+    listed.split_whitespace().filter(|word| word.starts_with("rules_")).map(str::to_owned).collect()
+}
+
+/// An orphan's rules are anybody's to change.
+#[test]
+fn rules_that_were_changed_while_no_agent_ran_are_noticed_at_the_next_start_and_put_right() {
+    let lab = Lab::new(Topology::Bridged);
+    let (mut dataplane, _) = open(&lab.node);
+    let desired = lab.desired(sets([]));
+    let elements = dataplane.commit(&desired).unwrap().elements;
+    // The order of counters is that of their making, and what the rules were is said by the numbers of their unnamed sets too.
+    let sorted = || {
+        let listed = lab.node.stable_ruleset();
+        let mut lines: Vec<String> = listed
+            .lines()
+            .filter(|line| !["counter rules_", "tcp timeout", "packets"].iter().any(|word| line.contains(word)))
+            .map(str::to_owned)
+            .collect();
+        lines.sort_unstable();
+        lines
+    };
+    let right = sorted();
+    let differences = |now: &[String]| {
+        let only = |these: &[String], those: &[String]| these.iter().filter(|line| !those.contains(line)).cloned().collect::<Vec<_>>();
+        [only(now, &right), only(&right, now)].concat()
+    };
+    let table = [
+        ("flush chain inet firebreak forward", "rules of table inet firebreak: changed while no agent ran"),
+        ("insert rule inet firebreak input accept", "rules of table inet firebreak: changed while no agent ran"),
+        (
+            "add chain inet firebreak own { type filter hook input priority -900; }",
+            "rules of table inet firebreak: changed while no agent ran",
+        ),
+        ("insert rule bridge firebreak unknown_interface_in accept", "rules of table bridge firebreak: changed while no agent ran"),
+        ("flush chain arp firebreak unknown_interface_in", "rules of table arp firebreak: changed while no agent ran"),
+        ("flush chain netdev firebreak from_workload", "rules of table netdev firebreak: changed while no agent ran"),
+        ("insert rule netdev firebreak port_wl0 accept", "chain netdev firebreak port_wl0: changed"),
+        ("insert rule netdev firebreak port_wl0 ip protocol tcp accept", "chain netdev firebreak port_wl0: changed"),
+        ("flush chain netdev firebreak port_wl1", "chain netdev firebreak port_wl1: changed"),
+        (
+            "add chain netdev firebreak port_wl1 { type filter hook ingress device wl1 priority -500; policy accept; }",
+            "chain netdev firebreak port_wl1: changed",
+        ),
+    ];
+    for (change, expected) in table {
+        drop(dataplane);
+        let output = lab.node.nft_load(change);
+        assert!(output.status.success(), "{change}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_ne!(sorted(), right, "{change}");
+        let opened;
+        (dataplane, opened) = open(&lab.node);
+        assert_eq!((opened.skeleton, opened.elements), (SkeletonState::Adopted, elements), "{change}");
+        assert_eq!(opened.changed, [expected], "{change}");
+        // A repair opens a socket of its own, in the namespace of its thread.
+        dataplane = lab.node.run(move || {
+            dataplane.repair().unwrap();
+            dataplane
+        });
+        assert_eq!(differences(&sorted()), [""; 0], "{change}");
+        assert_eq!(dataplane.check(Check::All).unwrap(), [""; 0], "{change}");
+        assert_eq!(dataplane.commit(&desired).unwrap().bytes, 0, "{change}: the elements stayed");
+        // What was put right is what the next start finds, and it writes nothing.
+        drop(dataplane);
+        let marks = marks(&lab.node);
+        let opened;
+        (dataplane, opened) = open(&lab.node);
+        let before = generation(&lab.node);
+        assert_eq!((opened.skeleton, opened.changed), (SkeletonState::Adopted, Vec::new()), "{change}");
+        assert_eq!(dataplane.commit(&desired).unwrap().bytes, 0, "{change}");
+        assert_eq!((generation(&lab.node), self::marks(&lab.node)), (before, marks), "{change}");
+    }
+    // Rules that do not say what they were are not taken at their word.
+    drop(dataplane);
+    let mark = marks(&lab.node).remove(0);
+    assert!(lab.node.nft_load(&format!("flush chain inet firebreak forward; delete counter inet firebreak {mark}")).status.success());
+    let (mut dataplane, opened) = open(&lab.node);
+    assert_eq!((opened.skeleton, opened.elements), (SkeletonState::Replaced, elements));
+    assert_eq!(differences(&sorted()), [""; 0]);
+    assert_eq!(dataplane.commit(&desired).unwrap().bytes, 0);
 }
 
 #[test]

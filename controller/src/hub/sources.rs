@@ -233,6 +233,7 @@ impl Assembled {
             published_ports: workload.published_ports.clone(),
             network: manifest.spec.network.as_deref().map(NetworkName::new),
             location,
+            addresses: workload.addresses.iter().map(|at| at.address).collect(),
         });
     }
 

@@ -47,26 +47,37 @@ fn addresses_that_a_container_gives_itself_open_nothing() -> anyhow::Result<()> 
             sent.iter().filter(|(_, marker)| arena.heard(&workload("victim", node), *marker) > 0).map(|it| it.0).collect();
         got_in.sort_unstable();
         got_in.dedup();
-        // Not closed yet for workloads that no engine vouches for; docs/threat-model.md names it.
-        if got_in.contains(&WORLD) {
-            println!(
-                "remains on {node}: a declared workload that gives itself {WORLD} is taken for it by policies that name the address as a CIDR"
-            );
-            got_in.retain(|name| *name != WORLD);
-        }
         anyhow::ensure!(got_in.is_empty(), "{node}: it got in with {got_in:?} ({} datagrams)", sent.len());
+        told(&arena, node, &scenes)?;
     }
     arena.remove_enforcement()?;
     for scene in arena.scenes()? {
         at_home(&arena, &scene)?;
         let sent = take(&arena, &scene)?;
         firebreak_tests::wait::until("them to arrive without enforcement", Duration::from_secs(5), || {
-            let count = sent.iter().filter(|(_, marker)| arena.heard(&workload("victim", scene.node), *marker) > 0).count();
+            let arrived = |marker| arena.heard(&workload("victim", scene.node), marker) > 0;
+            let count = sent.iter().filter(|(_, marker)| arrived(*marker)).count();
+            let world = sent.iter().all(|(name, marker)| *name != WORLD || arrived(*marker));
+            anyhow::ensure!(world, "{WORLD} does not arrive without enforcement");
             // The node's own address is a martian source where packets are routed, and the victim's may be anywhere.
             anyhow::ensure!(count + 2 >= sent.len(), "{count} of {}", sent.len());
             Ok(())
         })?;
     }
+    Ok(())
+}
+
+/// People hear which addresses are not taken for the workload's, and what to do where one should be.
+fn told(arena: &Arena, node: &str, scenes: &[Scene]) -> anyhow::Result<()> {
+    firebreak_tests::wait::until("the node to warn of the addresses", Duration::from_secs(15), || {
+        let nodes = arena.site.controller.ask(&["nodes", "-o", "json"])?;
+        for scene in scenes {
+            let address = scene.address("203.0.113.9", "2001:db8::9");
+            anyhow::ensure!(nodes.contains(&address.to_string()), "{node}: nothing about {address} in {nodes}");
+        }
+        anyhow::ensure!(nodes.contains("AddressNotRouted") && nodes.contains("add a route"), "{nodes}");
+        Ok(())
+    })?;
     Ok(())
 }
 

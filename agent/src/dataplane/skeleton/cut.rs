@@ -2,8 +2,8 @@
 
 use super::policy::{WITH_PORTS, allows_with_ports, ip, nfproto, set};
 use super::words::{
-    Rules, accept, back, concat, count, dispatch, drop, field, goto, has_label, in_set, is_direction, is_not, jump, l4proto, meta,
-    not_in_set, prohibit, reset, set_label, to_goto, to_jump, update,
+    Rules, accept, back, concat, count, dispatch, drop, field, goto, has_label, in_set, is_direction, is_not, is_opening, jump, l4proto,
+    meta, not_in_set, prohibit, reset, set_label, to_goto, to_jump, update,
 };
 use crate::dataplane::names::{self, COUNTER_CUT, FAMILIES, SET_MIDSTREAM, SET_OBSERVE, family_digit, revoked};
 use firebreak_policy::kernel_sets::Shape;
@@ -29,6 +29,7 @@ pub(super) fn midstream_name(hook: &str) -> String {
 ///     counter name cut
 ///     ct label set 127
 ///     meta nfproto vmap { ipv4 : jump cut4, ipv6 : jump cut6 }
+///     tcp flags & (fin | syn | rst | ack) == syn drop  # another connection from the same port, perhaps allowed: it asks again
 ///     meta l4proto tcp reject with tcp reset           # both ends learn it with their next packet
 ///     reject with icmpx admin-prohibited
 /// }
@@ -40,6 +41,8 @@ pub(super) fn midstream_name(hook: &str) -> String {
 ///     ct direction reply update @revoked4 { ip saddr . th sport . ip daddr . th dport . meta l4proto }
 /// }
 /// ```
+/// A port that is used again while conntrack keeps the cut connection meets its label. If policy allows the new connection the label is taken away
+/// moments after the commit, so the attempt is dropped, as policy drops one that it forbids, and not answered.
 /// The label is set already where it is set; kernels before 6.18 keep room for labels in new entries only if some rule sets one.
 /// `revoked4` holds what the end that did not begin the connection sends.
 pub(super) fn add(rules: &mut Rules, label: u8) {
@@ -55,6 +58,7 @@ pub(super) fn add(rules: &mut Rules, label: u8) {
     rules.rule("cut", [set_label(label)]);
     let families = FAMILIES.map(|family| (nfproto(family), to_jump(&format!("cut{}", family_digit(family)))));
     rules.rule("cut", [dispatch(meta(MetaKey::Nfproto), families.to_vec())]);
+    rules.rule("cut", [is_opening(), drop()]);
     rules.rule("cut", [reset()]);
     rules.rule("cut", [prohibit()]);
     for hook in HOOKS {

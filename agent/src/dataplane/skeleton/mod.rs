@@ -12,6 +12,7 @@ mod words;
 
 use super::config::DataplaneConfig;
 use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain};
+use super::ports;
 use serde::Serialize;
 use serde_json::{Value, json};
 use sets::SetSpec;
@@ -48,6 +49,8 @@ impl Stamp {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Present {
     pub(super) chains: Vec<String>,
+    /// Of the guards' base chains, the device.
+    pub(super) ports: BTreeMap<String, String>,
     /// Named sets and maps.
     pub(super) sets: BTreeMap<String, SetShape>,
     pub(super) counters: Vec<String>,
@@ -157,11 +160,13 @@ impl Skeleton {
         for counter in self.rules.counters.iter().filter(|name| !present.counters.contains(name)).chain([&stamp]) {
             commands.push(add_object(&words::counter_object(self.layer, counter))?);
         }
-        let mut ports = Rules::new(self.layer);
+        let mut jumps = Rules::new(self.layer);
         for chain in present.chains.iter().filter(|chain| is_port(chain)) {
-            ports.rule(chain, [words::jump(CHAIN_FROM_WORKLOAD)]);
+            jumps.rule(chain, [words::jump(CHAIN_FROM_WORKLOAD)]);
         }
-        for object in self.rules.chains.iter().chain(&self.rules.rules).chain(&ports.rules) {
+        // Their policy may have been changed.
+        commands.extend(present.ports.iter().map(|(chain, device)| ports::command(chain, device)));
+        for object in self.rules.chains.iter().chain(&self.rules.rules).chain(&jumps.rules) {
             commands.push(add_object(object)?);
         }
         Ok(Transition { commands, kept })

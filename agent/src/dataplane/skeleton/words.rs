@@ -183,10 +183,19 @@ pub(super) fn is_for_link_local() -> Statement<'static> {
 
 /// `tcp flags & (fin | syn | rst | ack) != syn`: a segment that cannot begin a connection.
 pub(super) fn is_midstream() -> Statement<'static> {
+    tcp_flags(Operator::NEQ)
+}
+
+/// `tcp flags & (fin | syn | rst | ack) == syn`: a segment that asks for a connection.
+pub(super) fn is_opening() -> Statement<'static> {
+    tcp_flags(Operator::EQ)
+}
+
+fn tcp_flags(than_syn_alone: Operator) -> Statement<'static> {
     const FIN_SYN_RST_ACK: u32 = 0x17;
     const SYN: u32 = 0x02;
     let flags = BinaryOperation::AND(field("tcp", "flags"), Expression::Number(FIN_SYN_RST_ACK));
-    matches(Expression::BinaryOperation(Box::new(flags)), Operator::NEQ, Expression::Number(SYN))
+    matches(Expression::BinaryOperation(Box::new(flags)), than_syn_alone, Expression::Number(SYN))
 }
 
 fn matches(left: Expression<'static>, op: Operator, right: Expression<'static>) -> Statement<'static> {
