@@ -6,6 +6,7 @@ use crate::stats::{median, timed};
 use anyhow::{Context as _, ensure};
 use firebreak_tests::system::binaries;
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -21,7 +22,7 @@ const ROUNDS: usize = 5;
 pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     let folder = scratch::folder()?;
     let (manifests, probes) = (folder.path().join("cluster.yaml"), folder.path().join("probes.jsonl"));
-    std::fs::write(&manifests, cluster()?)?;
+    std::fs::write(&manifests, cluster(Addresses::Discovered)?)?;
     let mut lines = String::new();
     for number in 0..PROBES {
         let (from, to) = (number.wrapping_mul(7_919) % PODS, number.wrapping_mul(104_729).wrapping_add(1) % PODS);
@@ -54,8 +55,30 @@ fn run(manifests: &Path, probes: Option<&Path>) -> anyhow::Result<Duration> {
     Ok(took)
 }
 
-/// 20 namespaces of 10 apps, a NetworkPolicy for each app.
-fn cluster() -> anyhow::Result<String> {
+/// Where the addresses of the made-up workloads are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Addresses {
+    /// Nowhere: a node would find them.
+    Discovered,
+    /// In the manifest.
+    Listed,
+}
+
+/// The address of a workload of [`cluster`] that lists them.
+pub(crate) fn address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0a00_0100 + number)
+}
+
+/// The id that the node of a workload of [`cluster`] knows it by.
+pub(crate) fn container(number: u32) -> String {
+    format!("team-{}.w{number}", number % 20)
+}
+
+/// 20 namespaces of 10 apps, a NetworkPolicy for each app; 1,000 workloads, the nth of which is on node n modulo 10.
+///
+/// # Errors
+/// None: writing to a string does not fail.
+pub(crate) fn cluster(addresses: Addresses) -> anyhow::Result<String> {
     let mut text = String::new();
     for space in 0..20 {
         writeln!(text, "apiVersion: v1\nkind: Namespace\nmetadata: {{name: team-{space}}}\n---")?;
@@ -71,10 +94,14 @@ fn cluster() -> anyhow::Result<String> {
     }
     for number in 0..PODS {
         let (space, app) = (number % 20, number / 20 % 10);
+        let listed = match addresses {
+            Addresses::Discovered => String::new(),
+            Addresses::Listed => format!(", addresses: [{}]", address(number)),
+        };
         writeln!(
             text,
             "apiVersion: firebreak.dev/v1alpha1\nkind: Workload\nmetadata: {{name: w{number}, namespace: team-{space}, labels: {{app: a{app}}}}}\n\
-             spec: {{node: node-{}, networkNamespace: w{number}}}\n---",
+             spec: {{node: node-{}, networkNamespace: w{number}{listed}}}\n---",
             number % 10
         )?;
     }

@@ -6,6 +6,7 @@
 mod connect;
 mod dataplane;
 mod eval;
+mod flow_rate;
 mod flows;
 mod follower;
 mod members;
@@ -75,6 +76,8 @@ enum Part {
     Hits,
     /// The real binaries, end to end.
     System,
+    /// Flow records into the controller.
+    Flows,
     /// `firebreak eval`.
     Eval,
     /// Memory of an idle agent.
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
             Part::Connect => connect::measure(&mut report),
             Part::Hits => connect::measure_hits(&mut report),
             Part::System => system::measure(&mut report),
+            Part::Flows => flow_rate::measure(&mut report),
             Part::Eval => eval::measure(&mut report),
             Part::Memory => memory::measure(&mut report),
         };

@@ -50,6 +50,12 @@ impl Figure {
         Self { goal: Some(goal), holds, ..self }
     }
 
+    /// The value is to be at least this.
+    pub(crate) fn at_least(self, goal: f64) -> Self {
+        let holds = Some(self.value >= goal);
+        Self { goal: Some(goal), holds, ..self }
+    }
+
     /// The ratio is to be at most this.
     pub(crate) fn ratio_at_most(self, goal: f64) -> Self {
         let holds = self.ratio.map(|ratio| ratio <= goal);
@@ -137,6 +143,7 @@ mod tests {
         for (figure, expected) in [
             (figure(), r#"{"name":"f","value":2.0,"unit":"ms","baseline":null,"ratio":null,"goal":null,"holds":null}"#),
             (figure().at_most(3.0), r#"{"name":"f","value":2.0,"unit":"ms","baseline":null,"ratio":null,"goal":3.0,"holds":true}"#),
+            (figure().at_least(3.0), r#"{"name":"f","value":2.0,"unit":"ms","baseline":null,"ratio":null,"goal":3.0,"holds":false}"#),
             (figure().at_most(1.0), r#"{"name":"f","value":2.0,"unit":"ms","baseline":null,"ratio":null,"goal":1.0,"holds":false}"#),
             (
                 figure().against(1.0, 1.9).ratio_at_most(1.1),

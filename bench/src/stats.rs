@@ -17,9 +17,14 @@ pub(crate) fn median(times: &[Duration]) -> Duration {
 
 /// The middle of the rounds' ratios: `ours[n] / theirs[n]`, each pair measured in turn.
 pub(crate) fn median_ratio(ours: &[Duration], theirs: &[Duration]) -> f64 {
-    let mut ratios = ratios(ours, theirs);
-    ratios.sort_unstable_by(f64::total_cmp);
-    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
+    median_of(&ratios(ours, theirs))
+}
+
+/// The middle value; not a number of none.
+pub(crate) fn median_of(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The lowest and the highest of the rounds' ratios: the noise.

@@ -35,27 +35,54 @@ impl Stream {
     pub fn flows(&self) -> usize {
         self.to.len() * self.ports.len()
     }
+
+    /// Parts that together are the whole.
+    fn split(&self, parts: u16) -> Vec<Self> {
+        let (parts, ports) = (parts.clamp(1, 64), u64::from(self.ports.end - self.ports.start));
+        let count = u64::from(parts);
+        let share = |whole: u64, at: u64| whole * (at + 1) / count - whole * at / count;
+        let port = |at: u64| self.ports.start + u16::try_from(ports * at / count).unwrap_or(u16::MAX);
+        let part = |at: u64| Self {
+            to: self.to.clone(),
+            ports: port(at)..port(at + 1),
+            per_second: self.per_second.map(|whole| share(whole, at)),
+            packets: self.packets.map(|whole| share(whole, at)),
+        };
+        (0..count).map(part).collect()
+    }
 }
 
-/// A running flood; one thread.
+/// A running flood; a thread for each sender.
 #[derive(Debug)]
 pub struct Flood {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
-    thread: Option<JoinHandle<anyhow::Result<Duration>>>,
+    threads: Vec<JoinHandle<anyhow::Result<Duration>>>,
 }
 
 impl Flood {
-    /// Begins to send.
+    /// Begins to send, by one sender.
     ///
     /// # Errors
     /// The namespace is not there.
     pub fn start(from: &Namespace, stream: Stream) -> anyhow::Result<Self> {
+        Self::start_by(1, from, stream)
+    }
+
+    /// The same by so many senders, each with its part of the ports, of the rate and of the packets. What a sender's packets cost is done on
+    /// the processor that it runs on, up to the verdict: one for each processor is as much as the machine can send.
+    ///
+    /// # Errors
+    /// The namespace is not there.
+    pub fn start_by(senders: u16, from: &Namespace, stream: Stream) -> anyhow::Result<Self> {
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (ended, counted) = (Arc::clone(&stop), Arc::clone(&sent));
-        let thread = from.spawn(move || send_all(&stream, &ended, &counted))?;
-        let thread = std::thread::spawn(move || thread.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??);
-        Ok(Self { stop, sent, thread: Some(thread) })
+        let threads = stream.split(senders).into_iter().map(|part| {
+            let (ended, counted) = (Arc::clone(&stop), Arc::clone(&sent));
+            let thread = from.spawn(move || send_all(&part, &ended, &counted))?;
+            Ok(std::thread::spawn(move || thread.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??))
+        });
+        let threads = threads.collect::<anyhow::Result<_>>()?;
+        Ok(Self { stop, sent, threads })
     }
 
     /// Datagrams that the kernel took so far.
@@ -68,8 +95,10 @@ impl Flood {
     /// # Errors
     /// Why it could not send.
     pub fn join(mut self) -> anyhow::Result<(u64, Duration)> {
-        let thread = self.thread.take().context("the flood is joined once")?;
-        let lasted = thread.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??;
+        let mut lasted = Duration::ZERO;
+        for thread in std::mem::take(&mut self.threads) {
+            lasted = lasted.max(thread.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??);
+        }
         Ok((self.sent(), lasted))
     }
 
@@ -121,8 +150,8 @@ fn send_all(stream: &Stream, stop: &AtomicBool, counted: &AtomicU64) -> anyhow::
             };
             *at = (*at + sent) % targets.len();
             total += u64::try_from(sent)?;
+            counted.fetch_add(u64::try_from(sent)?, Ordering::Relaxed);
         }
-        counted.store(total, Ordering::Relaxed);
         if let Some(per_second) = stream.per_second {
             let due = Duration::from_secs_f64(total as f64 / per_second.max(1) as f64);
             let ahead = due.saturating_sub(begun.elapsed());
@@ -246,4 +275,22 @@ fn ask(to: SocketAddr, lasting: Duration) -> anyhow::Result<Rate> {
     connects.sort();
     let connect = connects.get(connects.len() / 2).copied().unwrap_or_default();
     Ok(Rate { exchanges: f64::from(exchanges) / begun.elapsed().as_secs_f64(), connect })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_a_stream_are_the_whole_of_it() {
+        let whole = Stream { to: vec![IpAddr::from([10, 0, 0, 1])], ports: 100..111, per_second: Some(1_001), packets: Some(7) };
+        for senders in [1, 2, 3, 11] {
+            let parts = whole.split(senders);
+            assert_eq!(parts.len(), usize::from(senders));
+            let ports: Vec<u16> = parts.iter().flat_map(|part| part.ports.clone()).collect();
+            assert_eq!(ports, whole.ports.clone().collect::<Vec<_>>(), "{senders}");
+            assert_eq!(parts.iter().filter_map(|part| part.per_second).sum::<u64>(), 1_001);
+            assert_eq!(parts.iter().filter_map(|part| part.packets).sum::<u64>(), 7);
+        }
+    }
 }

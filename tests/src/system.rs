@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 /// Where agents find the controller in the lab.
-const CONTROLLER: &str = "192.168.77.254:7443";
+pub const CONTROLLER: &str = "192.168.77.254:7443";
 
 /// The folder of the binaries of the profile that this program was built with; `FIREBREAK_BIN_DIR` names another.
 ///

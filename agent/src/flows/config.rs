@@ -20,7 +20,7 @@ pub struct FlowsConfig {
     pub state_dir: PathBuf,
     /// The NFLOG group that the table's rules log to.
     pub nflog_group: u16,
-    /// How often the kernel's sets are read. Reads slow down by themselves when one takes more than a twentieth of it. Must stay under a quarter of
+    /// How often the kernel's sets are read. Reads slow down by themselves when one takes more than a fiftieth of it, down to one a minute. Must stay under a quarter of
     /// the sets' timeout (5 min), or entries end unread.
     pub read_interval: Duration,
     /// When flows are told of.

@@ -32,7 +32,9 @@ const NFLOG_RETRY: Duration = Duration::from_secs(1);
 const CURSOR_EVERY: Duration = Duration::from_secs(1);
 const CURSOR_EVERY_ENTRY: Duration = Duration::from_micros(200);
 /// A read may take this part of the time at most: under a flood over many flows the traffic that is let through needs the processor more.
-const READ_SHARE: u32 = 20;
+const READ_SHARE: u32 = 50;
+/// And it comes this late at most: an element that nothing hits lives five minutes in the kernel, and is read four times in its life.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Collects and reports denied flows until `shutdown`; then what there is gets two seconds to reach the controller, and the rest is kept in the state
 /// directory. Records that other parts of the agent make come in by `others`. Waits for a table that is not there yet, follows one that is made anew, and goes on without NFLOG while another process has the
@@ -290,6 +292,11 @@ fn read_once(reader: &mut Reader, quiet: &mut Quiet, parts: &mpsc::Sender<Part>)
     Ok(Part::End { took: began.elapsed(), elements })
 }
 
+/// How long to wait after a read that took so long: at least the interval that is wanted, and longer where the sets are large.
+fn pause_after(took: Duration, wanted: Duration) -> Duration {
+    wanted.max(took.saturating_mul(READ_SHARE).min(LONGEST_INTERVAL))
+}
+
 /// What reading was like last time; a line is logged when it changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reading {
@@ -402,7 +409,7 @@ impl Collector {
             }
         };
         *reading = is_now;
-        Some(self.config.read_interval.max(took * READ_SHARE))
+        Some(pause_after(took, self.config.read_interval))
     }
 
     async fn hand_on<I: FnMut() -> FlowId>(&self, aggregator: &mut Aggregator<I>) {
@@ -434,5 +441,23 @@ impl Collector {
             Ok(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, what, "denied flows: not kept"),
             Err(_) => tracing::error!(what, "denied flows: not kept: the writer panicked"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::DataplaneConfig;
+
+    #[test]
+    fn a_read_that_takes_long_comes_less_often_and_four_times_in_the_life_of_an_element() {
+        let wanted = FlowsConfig::DEFAULT_READ_INTERVAL;
+        let table = [(0, 500), (10, 500), (60, 3_000), (700, 35_000), (5_000, 60_000), (60_000, 60_000)];
+        for (took, pause) in table {
+            assert_eq!(pause_after(Duration::from_millis(took), wanted), Duration::from_millis(pause), "{took} ms");
+        }
+        // The read itself included, which is never longer than what it makes the next one wait unless it is bounded.
+        let life = DataplaneConfig::default().denied_timeout;
+        assert!(LONGEST_INTERVAL * 4 < life, "{life:?}");
     }
 }

@@ -21,6 +21,18 @@ const IDLE: &str = "8";
 /// 20,000 flows over both families, and nothing that the policies allow.
 const PORTS: Range<u16> = 20_000..30_000;
 
+/// What the agent may take in a flood, of processor time and not of time that passes: once for each flow that it tells of, and a share of one core
+/// for as long as the flood lasts, whatever its rate. Its reads of the kernel's sets take a fiftieth of the time. A debug build's figures.
+const AGENT_EACH_FLOW: Duration = Duration::from_micros(60);
+const AGENT_CORE_SHARE: f64 = 0.1;
+/// And the most that it may have in memory: what it takes idle, and less than 2 KiB for each of 20,000 flows.
+const AGENT_PEAK_KIB: u64 = 80 * 1024;
+
+/// As many as there are processors: what the machine can send.
+fn senders() -> u16 {
+    std::thread::available_parallelism().map_or(1, |count| u16::try_from(count.get()).unwrap_or(u16::MAX))
+}
+
 /// A field whose bridged node is flooded from `FROM` to `TO`, and what is told of it.
 struct Arena {
     field: Field,
@@ -65,7 +77,7 @@ impl Arena {
     }
 
     fn flood(&self, stream: Stream) -> Flood {
-        Flood::start(self.field.site.namespace(FROM).unwrap(), stream).unwrap()
+        Flood::start_by(senders(), self.field.site.namespace(FROM).unwrap(), stream).unwrap()
     }
 
     fn interface(&self) -> Interface {
@@ -202,6 +214,9 @@ fn every_packet_of_a_denied_flood_is_counted_and_every_flow_reported() {
     assert_eq!(told.sum(), counted, "flows and losses together are what was denied: {told:?}");
     assert_eq!(told.keys, flows, "every flow is reported");
     assert_eq!(told.lost, BTreeMap::new(), "nothing had to be told as lost");
+    let most = AGENT_EACH_FLOW * u32::try_from(flows).unwrap() + lasted.mul_f64(AGENT_CORE_SHARE);
+    assert!(after.cpu - before.cpu <= most, "the agent took {:?} of processor time, and {most:?} is the most", after.cpu - before.cpu);
+    assert!(end.resident_peak_kib <= AGENT_PEAK_KIB, "the agent's memory went up to {} KiB", end.resident_peak_kib);
 }
 
 #[test]
