@@ -199,7 +199,8 @@ fn without_anybody_to_vouch_an_address_is_a_workloads_only_where_the_node_sends_
     let way_out = || by_gateway("0.0.0.0/0", ELSEWHERE);
     let own = |address: &str| vec![held(BRIDGE, address, Scope::Global)];
     let none = Vec::new;
-    let table: Vec<(&str, Option<u32>, Vec<Route>, Vec<HeldAddress>, bool)> = vec![
+    type Case = (&'static str, Option<u32>, Vec<Route>, Vec<HeldAddress>, bool);
+    let table: Vec<Case> = vec![
         ("its own route", None, vec![route("10.0.0.2/32", 7), way_out()], none(), true),
         ("a route by a router inside", None, vec![by_gateway("10.0.0.0/24", 7), way_out()], none(), true),
         ("no route", None, vec![], none(), false),

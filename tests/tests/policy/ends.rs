@@ -178,9 +178,20 @@ fn an_address_that_two_claim_is_nobody_s_peer() -> anyhow::Result<()> {
     site.check("before", &[(WEB, DB, Tcp(80), ALLOW), (CACHE, DB, Tcp(80), ALLOW), (STRANGER, DB, Tcp(80), DENY)])?;
     assert_eq!(conflicts(&site)?, [""; 0]);
     let [v4, v6] = site.addresses(WEB)?;
-    // far, on the other node, takes web's addresses beside its own.
+    // far, on the other node, takes web's addresses beside its own. Its node sends nothing there for them, so it has taken nothing.
     site.namespace(FAR)?.ip(&format!("addr add {v4}/32 dev eth0"))?;
     site.namespace(FAR)?.ip(&format!("addr add {v6}/128 dev eth0 nodad"))?;
+    wait::until("far's node to say that it sends nothing there", Duration::from_secs(20), || {
+        let nodes = site.controller.ask(&["nodes", "-o", "json"])?;
+        anyhow::ensure!(nodes.contains("AddressNotRouted") && nodes.contains(&v4.to_string()), "{nodes}");
+        Ok(())
+    })?;
+    assert_eq!(conflicts(&site)?, [""; 0]);
+    site.check("while nobody believes it", &[(WEB, DB, Tcp(80), ALLOW), (FAR, DB, Tcp(80), DENY)])?;
+    // With a route to it both have a claim. In a table that nothing looks into, so that the answers to web still go to web.
+    let interface = &site.workload_of(FAR)?.interface;
+    site.namespace("routed")?.ip(&format!("route add {v4}/32 dev {interface} table 77"))?;
+    site.namespace("routed")?.ip(&format!("route add {v6}/128 dev {interface} table 77"))?;
     wait::until("the conflict to show", Duration::from_secs(20), || {
         let mut shown = conflicts(&site)?;
         shown.sort();
