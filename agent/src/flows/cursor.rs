@@ -204,11 +204,24 @@ impl StateFiles {
     /// # Errors
     /// When the file cannot be read, removed, or is damaged (it is removed then too).
     pub fn take_unacked(&self) -> Result<Vec<(Option<u64>, Record)>, FlowsError> {
+        self.take_unacked_after(|_| {})
+    }
+
+    /// As [`Self::take_unacked`]; `keep` sees the records before their file goes.
+    pub(super) fn take_unacked_after(&self, keep: impl FnOnce(&[(Option<u64>, Record)])) -> Result<Vec<(Option<u64>, Record)>, FlowsError> {
         let path = self.path("flows-unacked");
         let Some(bytes) = read(&path)? else { return Ok(Vec::new()) };
+        let records = self.decode_unacked(&bytes);
+        if let Ok(records) = &records {
+            keep(records);
+        }
         fs::remove_file(&path).map_err(|source| FlowsError::State { act: "remove", path, source })?;
+        records
+    }
+
+    fn decode_unacked(&self, bytes: &[u8]) -> Result<Vec<(Option<u64>, Record)>, FlowsError> {
         let damaged = FlowsError::Decode { what: "flows-unacked", reason: "not a list of records" };
-        let Ok(file) = UnackedFile::decode(bytes.as_slice()) else { return Err(damaged) };
+        let Ok(file) = UnackedFile::decode(bytes) else { return Err(damaged) };
         let is_this_boot = file.boot_id == self.boot_id;
         let record = |record: v1::FlowRecord| {
             let sequence = (is_this_boot && record.sequence > 0).then_some(record.sequence);

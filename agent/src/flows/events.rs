@@ -46,9 +46,23 @@ impl Events {
         (Self { files, kept: left.len(), looked: None }, left)
     }
 
+    /// Takes back into the outbox what the agent before did not get acknowledged. Stopped in order it left all of that in one file, which goes
+    /// now: the events in it are kept here first, or a kill from here on would lose them.
+    pub(super) fn take_back(files: &StateFiles, outbox: &mut Outbox) -> Self {
+        let (mut events, left) = Self::open(files.clone());
+        let unacked = files.take_unacked_after(|records| events.keep(records.iter().map(|(_, record)| record)));
+        outbox.restore(unacked.unwrap_or_else(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "denied flows: records of the agent before are lost");
+            Vec::new()
+        }));
+        outbox.restore(left.into_iter().map(|record| (None, record)).collect());
+        events
+    }
+
     /// Keeps those of the records that are events.
-    pub(super) fn keep(&mut self, records: &[Record]) {
-        let events: Vec<v1::FlowRecord> = records.iter().filter(|record| is_event(&record.told)).map(|record| record.to_proto(0)).collect();
+    pub(super) fn keep<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) {
+        let events: Vec<v1::FlowRecord> =
+            records.into_iter().filter(|record| is_event(&record.told)).map(|record| record.to_proto(0)).collect();
         if events.is_empty() || self.kept >= MOST {
             return;
         }
@@ -175,5 +189,29 @@ mod tests {
         events.acknowledged(&outbox, now + LOOK);
         assert!(!path.exists() && !outbox.is_empty(), "what still waits is none of them");
         assert_eq!(Events::open(files).1, []);
+    }
+
+    #[test]
+    fn what_an_agent_left_in_order_outlives_the_kill_of_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = StateFiles::open(directory.path(), "boot").unwrap();
+        let stopped = |outbox: &Outbox| files.write_unacked(outbox.unacknowledged()).unwrap();
+        let mut first = Outbox::new(10, 1);
+        first.push(event("one"));
+        stopped(&first);
+        // Each of them is killed before the controller has acknowledged anything.
+        for _ in 0..3 {
+            let mut outbox = Outbox::new(10, 1);
+            let _killed = Events::take_back(&files, &mut outbox);
+            assert_eq!(outbox.next_batch(SystemTime::UNIX_EPOCH).len(), 1);
+        }
+        let mut outbox = Outbox::new(10, 1);
+        let mut events = Events::take_back(&files, &mut outbox);
+        outbox.next_batch(SystemTime::UNIX_EPOCH);
+        outbox.acknowledge(1).unwrap();
+        events.acknowledged(&outbox, Instant::now());
+        let mut outbox = Outbox::new(10, 1);
+        let _ = Events::take_back(&files, &mut outbox);
+        assert!(outbox.is_empty(), "the controller has it");
     }
 }

@@ -145,9 +145,7 @@ fn report(address: std::net::SocketAddr, directory: Arc<tempfile::TempDir>) -> B
     };
     let next = files.read_sequence().unwrap();
     let mut outbox = Outbox::new(limits.records, next);
-    outbox.restore(files.take_unacked().unwrap());
-    let (events, left) = Events::open(files.clone());
-    outbox.restore(left.into_iter().map(|record| (None, record)).collect());
+    let events = Events::take_back(&files, &mut outbox);
     let (sender, records) = mpsc::channel(16);
     let (shutdown, stats) = (CancellationToken::new(), Arc::new(FlowsStats::default()));
     let reporter = Reporter {

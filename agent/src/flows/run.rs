@@ -55,12 +55,7 @@ pub async fn run(
     // A file that cannot be written is found out now, not when the numbers are needed.
     files.write_sequence(next_sequence)?;
     let mut outbox = Outbox::new(config.limits.records, next_sequence);
-    outbox.restore(files.take_unacked().unwrap_or_else(|error| {
-        tracing::error!(error = &error as &dyn std::error::Error, "denied flows: records of the agent before are lost");
-        Vec::new()
-    }));
-    let (events, left) = Events::open(files.clone());
-    outbox.restore(left.into_iter().map(|record| (None, record)).collect());
+    let events = Events::take_back(&files, &mut outbox);
 
     let (packets_in, packets) = mpsc::channel(64);
     let (requests, requests_out) = mpsc::channel(1);
