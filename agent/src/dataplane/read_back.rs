@@ -1,7 +1,7 @@
 //! What the kernel holds, read from the kernel: at start, and when an answer was lost. Never on the way of a commit.
 
 use super::element::{Comments, Entry, RawElement, decode, decode_segment, read_element};
-use super::error::ReadBackError;
+use super::error::{OpenError, ReadBackError};
 use super::names::{Layer, SetRef, TABLE, parse_group_set, parse_segment_chain};
 use super::plan::KernelState;
 use super::ports;
@@ -31,8 +31,14 @@ pub(super) fn read_back_of(
         state.ports = Some(read_ports(socket)?);
     }
     if layers.contains(&Layer::Inet) {
-        let present = look_into(socket, Layer::Inet)
-            .map_err(|error| ReadBackError::Foreign { set: format!("{} {TABLE}", Layer::Inet), reason: error.to_string() })?;
+        let present = look_into(socket, Layer::Inet).map_err(|error| {
+            let set = format!("{} {TABLE}", Layer::Inet);
+            // Such as that the table is gone.
+            if let OpenError::Kernel { source, .. } = error {
+                return ReadBackError::Refused { set, source };
+            }
+            ReadBackError::Foreign { set, reason: error.to_string() }
+        })?;
         state.shared.chains = present.chains.iter().filter_map(|name| Some((parse_segment_chain(name)?, Vec::new()))).collect();
         for set in present.sets.keys().filter_map(|name| parse_group_set(name)) {
             state.shared.groups.entry(set).or_default();
