@@ -139,11 +139,27 @@ pub struct EnforceStats {
 }
 
 enum Job {
-    Apply { committed: Arc<Committed>, local: Arc<LocalWorkloads>, reply: oneshot::Sender<Outcome> },
-    Observe { wanted: Option<(Duration, String)>, reply: oneshot::Sender<Result<(), ObserveError>> },
-    Observing { reply: oneshot::Sender<Result<Option<ObserveElement>, ObserveError>> },
-    Check { how: Check, reply: oneshot::Sender<Result<Checked, ReadBackError>> },
-    Repair { reply: oneshot::Sender<Result<CommitReport, CommitError>> },
+    /// `judges`: established connections too; what only takes away leftovers changes no verdict.
+    Apply {
+        committed: Arc<Committed>,
+        local: Arc<LocalWorkloads>,
+        judges: bool,
+        reply: oneshot::Sender<Outcome>,
+    },
+    Observe {
+        wanted: Option<(Duration, String)>,
+        reply: oneshot::Sender<Result<(), ObserveError>>,
+    },
+    Observing {
+        reply: oneshot::Sender<Result<Option<ObserveElement>, ObserveError>>,
+    },
+    Check {
+        how: Check,
+        reply: oneshot::Sender<Result<Checked, ReadBackError>>,
+    },
+    Repair {
+        reply: oneshot::Sender<Result<CommitReport, CommitError>>,
+    },
 }
 
 /// What a check found.
@@ -228,7 +244,7 @@ impl<K: Kernel> Worker<K> {
     /// Does one job. Nobody waits for its answer any more when the agent is stopping; the kernel has it all the same.
     fn run(&mut self, job: Job) {
         match job {
-            Job::Apply { committed, local, reply } => self.apply(committed, local, reply),
+            Job::Apply { committed, local, judges, reply } => self.apply(committed, local, judges, reply),
             Job::Observe { wanted, reply } => {
                 let wanted = wanted.as_ref().map(|(duration, note)| (*duration, note.as_str()));
                 let _ = reply.send(self.kernel.observe(wanted));
@@ -249,7 +265,7 @@ impl<K: Kernel> Worker<K> {
         }
     }
 
-    fn apply(&mut self, committed: Arc<Committed>, local: Arc<LocalWorkloads>, reply: oneshot::Sender<Outcome>) {
+    fn apply(&mut self, committed: Arc<Committed>, local: Arc<LocalWorkloads>, judges: bool, reply: oneshot::Sender<Outcome>) {
         let begun = Instant::now();
         let change = self.core.next(&committed.state, &local);
         // Who owns which address changes only with the whole.
@@ -280,7 +296,7 @@ impl<K: Kernel> Worker<K> {
         }
         let is_in_force = result.is_ok();
         let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result });
-        if let Some((cuts, owners)) = self.cuts.as_mut().filter(|_| is_in_force) {
+        if let Some((cuts, owners)) = self.cuts.as_mut().filter(|_| is_in_force && judges) {
             if let Change::Whole(desired) = &change {
                 owners.take(desired);
             }
@@ -317,14 +333,17 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
     let backoff = Backoff { first: Duration::from_millis(250), most: Duration::from_secs(30) };
     let mut failures = 0;
     let mut leftover = false;
+    let mut only_tidies = false;
     // Whether the controller waits for an answer.
     let mut owed = true;
     loop {
         owed |= links.committed.has_changed().unwrap_or(false);
+        let is_news = owed || links.local.has_changed().unwrap_or(false);
+        let judges = !std::mem::take(&mut only_tidies) || is_news;
         let committed = links.committed.borrow_and_update().clone();
         let local = links.local.borrow_and_update().clone();
         if let Some(committed) = committed.filter(|_| local.in_sync) {
-            let outcome = kernel.ask(|reply| Job::Apply { committed: committed.clone(), local, reply }).await?;
+            let outcome = kernel.ask(|reply| Job::Apply { committed: committed.clone(), local, judges, reply }).await?;
             leftover = outcome.result.as_ref().is_ok_and(|report| report.leftover);
             failures = if outcome.result.is_ok() { 0 } else { failures + 1 };
             tell(&links, &committed, outcome, std::mem::take(&mut owed));
@@ -344,7 +363,7 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
         };
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            () = tidy => {}
+            () = tidy => only_tidies = true,
             () = changed(&mut links.committed) => owed = true,
             () = changed(&mut links.local) => {}
             () = kernel.again.notified() => {}

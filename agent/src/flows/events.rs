@@ -63,7 +63,11 @@ impl Events {
     pub(super) fn keep<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>) {
         let events: Vec<v1::FlowRecord> =
             records.into_iter().filter(|record| is_event(&record.told)).map(|record| record.to_proto(0)).collect();
-        if events.is_empty() || self.kept >= MOST {
+        if events.is_empty() {
+            return;
+        }
+        if self.kept >= MOST {
+            tracing::error!(events = events.len(), "too many events wait for the controller: a killed agent would lose these");
             return;
         }
         self.kept += events.len();
