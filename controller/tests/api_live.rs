@@ -5,9 +5,10 @@
 use firebreak_controller::api::OperatorApi;
 use firebreak_controller::api::live::{EndName, FlowTap, Live, LiveError, NodeQuery, Question, WorkloadQuery};
 use firebreak_controller::auth::Principal;
+use firebreak_controller::flows::{End, Kept, Reporter, What};
 use firebreak_controller::metrics::Metrics;
 use firebreak_controller::store::{ObjectKey, Store};
-use firebreak_policy::model::{Labels, NodeName, Revision, Transport, WorkloadId};
+use firebreak_policy::model::{Labels, NodeName, Revision, Transport, Workload, WorkloadId, WorkloadSource};
 use firebreak_proto::v1;
 use firebreak_proto::v1::operator_service_server::OperatorService;
 use futures::StreamExt;
@@ -74,13 +75,13 @@ impl Live for Hub {
 
 /// Keeps the newest flows.
 struct Tap {
-    kept: Mutex<Vec<Arc<v1::AttributedFlow>>>,
+    kept: Mutex<Vec<Arc<Kept>>>,
     keep: usize,
-    live: broadcast::Sender<Arc<v1::AttributedFlow>>,
+    live: broadcast::Sender<Arc<Kept>>,
 }
 
 impl Tap {
-    fn push(&self, flow: v1::AttributedFlow) {
+    fn push(&self, flow: Kept) {
         let flow = Arc::new(flow);
         let mut kept = self.kept.lock().unwrap();
         kept.push(Arc::clone(&flow));
@@ -91,12 +92,12 @@ impl Tap {
 }
 
 impl FlowTap for Tap {
-    fn recent(&self, after: u64, limit: usize) -> Vec<Arc<v1::AttributedFlow>> {
+    fn recent(&self, after: u64, limit: usize) -> Vec<Arc<Kept>> {
         let kept: Vec<_> = self.kept.lock().unwrap().iter().filter(|flow| flow.cursor > after).cloned().collect();
         kept[kept.len().saturating_sub(limit)..].to_vec()
     }
 
-    fn subscribe(&self) -> broadcast::Receiver<Arc<v1::AttributedFlow>> {
+    fn subscribe(&self) -> broadcast::Receiver<Arc<Kept>> {
         self.live.subscribe()
     }
 }
@@ -202,13 +203,35 @@ async fn a_request_without_a_caller_or_from_an_agent_is_refused() {
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "node n1 may not read everything"));
 }
 
-fn flow(cursor: u64, namespace: &str, port: u32) -> v1::AttributedFlow {
-    v1::AttributedFlow {
+fn end(namespace: &str, name: &str) -> Option<End> {
+    let workload = Workload {
+        id: WorkloadId::new("n0", name),
+        name: name.to_owned(),
+        namespace: namespace.into(),
+        labels: Labels::default(),
+        addresses: Vec::new(),
+        named_ports: Vec::new(),
+        published_ports: Vec::new(),
+        interface: None,
+        host_network: false,
+        terminated: false,
+        source: WorkloadSource::Docker,
+    };
+    Some(End { workload: Some(Arc::new(workload)), ..End::default() })
+}
+
+fn flow(cursor: u64, namespace: &str, port: u32) -> Kept {
+    let node = if cursor.is_multiple_of(2) { "n0" } else { "n1" };
+    Kept {
         cursor,
-        node: if cursor.is_multiple_of(2) { "n0" } else { "n1" }.to_owned(),
-        source: Some(v1::Peer { namespace: namespace.to_owned(), name: "web".to_owned(), ..Default::default() }),
-        destination: Some(v1::Peer { namespace: "data".to_owned(), name: "db".to_owned(), ..Default::default() }),
-        event: Some(v1::FlowEvent {
+        reporter: Arc::new(Reporter { node: node.into(), instance: String::new(), boot_id: String::new() }),
+        sequence: cursor,
+        time: v1::Stamp::default(),
+        revision: 0,
+        source: end(namespace, "web"),
+        destination: end("data", "db"),
+        reason: None,
+        what: What::Flow(v1::FlowEvent {
             verdict: v1::Verdict::Drop.into(),
             direction: v1::Direction::Ingress.into(),
             source: vec![10, 0, 0, 1].into(),
@@ -216,7 +239,6 @@ fn flow(cursor: u64, namespace: &str, port: u32) -> v1::AttributedFlow {
             transport: Some(v1::Transport { protocol: 6, port: Some(port), ..Default::default() }),
             ..Default::default()
         }),
-        ..Default::default()
     }
 }
 

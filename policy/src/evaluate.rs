@@ -2,8 +2,10 @@
 
 use crate::compile::Compiled;
 use crate::model::{Direction, Family, HostAccess, PolicyKey, Protocol, Transport, WorkloadId};
-use crate::node_state::{CompiledPeers, CompiledRule, CompiledService, CompiledServices, Isolation, Member, NodeState, RuleRef, Segment};
+use crate::node_judge::is_member;
+use crate::node_state::{CompiledPeers, CompiledRule, CompiledService, CompiledServices, Member, NodeState, RuleRef, Segment};
 use std::fmt;
+use std::fmt::Write as _;
 use std::net::IpAddr;
 
 /// The verdict of one end.
@@ -134,65 +136,97 @@ fn judge(state: &NodeState, segment: &Segment, direction: Direction, peer: PeerV
         Direction::Egress => segment.egress.as_ref(),
     };
     let Some(isolation) = isolation else { return Reason::NotIsolated };
-    if let Some(rule) = isolation.rules.iter().find(|rule| missed(state, rule, peer.address, transport).is_empty()) {
-        return Reason::AllowedBy(rule.origin.clone());
+    let mut nearest: Option<(&CompiledRule, Missed)> = None;
+    for rule in &isolation.rules {
+        let missed = missed(state, rule, peer.address, transport);
+        if missed.is_nothing() {
+            return Reason::AllowedBy(rule.origin.clone());
+        }
+        if nearest.is_none_or(|(_, least)| missed.distance() < least.distance()) {
+            nearest = Some((rule, missed));
+        }
     }
     let from_own_node = direction == Direction::Ingress && state.addresses.contains(&peer.address);
     if from_own_node && isolation.host_access == HostAccess::Allow {
         return Reason::OwnNode;
     }
-    Reason::NoRule { isolating: isolation.policies.clone(), nearest: nearest(state, isolation, peer, transport) }
+    let nearest = nearest.map(|(rule, missed)| near_miss(state, rule, missed, peer, transport));
+    Reason::NoRule { isolating: isolation.policies.clone(), nearest }
 }
 
-/// The fields of the rule that do not match; empty if it allows.
-fn missed(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Vec<Field> {
-    let mut fields = Vec::new();
-    let services = match &rule.services {
+/// The fields of a rule that do not match: the peer, and of what the packet carries the first that is not it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Missed {
+    peer: bool,
+    service: Option<Field>,
+}
+
+impl Missed {
+    /// The rule allows.
+    fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+
+    fn fields(self) -> impl Iterator<Item = Field> {
+        self.peer.then_some(Field::Peer).into_iter().chain(self.service)
+    }
+
+    /// Another port of the right protocol is nearer than another peer, and that is nearer than another protocol.
+    fn distance(self) -> u32 {
+        let of = |field| match field {
+            Field::Port | Field::IcmpType => 2,
+            Field::Peer => 3,
+            Field::Protocol => 4,
+        };
+        self.fields().map(of).sum()
+    }
+}
+
+fn missed(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Missed {
+    let service = match &rule.services {
         CompiledServices::OfMembers => return missed_of_members(state, rule, peer, transport),
         CompiledServices::Any => None,
-        CompiledServices::Only(services) => Some(services.as_slice()),
+        CompiledServices::Only(services) => missed_service(services, transport),
     };
-    if !is_peer(state, &rule.peers, peer) {
-        fields.push(Field::Peer);
-    }
-    if let Some(services) = services {
-        fields.extend(missed_service(services, transport));
-    }
-    fields
+    Missed { peer: !is_peer(state, &rule.peers, peer), service }
 }
 
-fn missed_of_members(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Vec<Field> {
-    let ports: Vec<(Protocol, u16)> = members(state, &rule.peers)
-        .filter_map(|member| match member {
-            Member::Service(address, protocol, port) if *address == peer => Some((*protocol, *port)),
-            Member::Service(..) | Member::Address(_) | Member::Block(_) => None,
-        })
-        .collect();
-    match transport {
-        _ if ports.is_empty() => vec![Field::Peer],
-        Transport::Port(protocol, port) if ports.contains(&(protocol, port)) => Vec::new(),
-        Transport::Port(protocol, _) if ports.iter().any(|(of, _)| *of == protocol) => vec![Field::Port],
-        Transport::Port(..) | Transport::Icmp { .. } | Transport::Other(_) => vec![Field::Protocol],
+fn missed_of_members(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Missed {
+    let missed = |service| Missed { peer: false, service: Some(service) };
+    let mut ports = services_of(state, &rule.peers, peer).peekable();
+    if ports.peek().is_none() {
+        return Missed { peer: true, service: None };
     }
+    let Transport::Port(protocol, port) = transport else { return missed(Field::Protocol) };
+    let mut nearest = Field::Protocol;
+    for (of, wanted) in ports.filter(|(of, _)| *of == protocol) {
+        if (of, wanted) == (protocol, port) {
+            return Missed::default();
+        }
+        nearest = Field::Port;
+    }
+    missed(nearest)
 }
 
 fn is_peer(state: &NodeState, peers: &CompiledPeers, peer: IpAddr) -> bool {
-    let CompiledPeers::Groups(ids) = peers else { return true };
-    ids.iter().filter_map(|id| state.groups.get(id)).any(|group| {
-        group.members.contains(&Member::Address(peer))
-            || group.members.iter().any(|member| match member {
-                Member::Block(block) => block.contains(&peer),
-                Member::Address(_) | Member::Service(..) => false,
-            })
-    })
+    match peers {
+        CompiledPeers::Any => true,
+        CompiledPeers::Groups(ids) => ids.iter().filter_map(|id| state.groups.get(id)).any(|group| is_member(group, peer)),
+    }
 }
 
-fn members<'a>(state: &'a NodeState, peers: &'a CompiledPeers) -> impl Iterator<Item = &'a Member> {
+/// What the groups' members of this address are on: protocol and port.
+fn services_of<'a>(state: &'a NodeState, peers: &'a CompiledPeers, peer: IpAddr) -> impl Iterator<Item = (Protocol, u16)> + 'a {
     let ids = match peers {
         CompiledPeers::Any => &[][..],
         CompiledPeers::Groups(ids) => ids,
     };
-    ids.iter().filter_map(|id| state.groups.get(id)).flat_map(|group| &group.members)
+    let of_peer = Member::Service(peer, Protocol(0), 0)..=Member::Service(peer, Protocol(u8::MAX), u16::MAX);
+    let members = ids.iter().filter_map(|id| state.groups.get(id)).flat_map(move |group| group.members.range(of_peer.clone()));
+    members.filter_map(|member| match member {
+        Member::Service(_, protocol, port) => Some((*protocol, *port)),
+        Member::Address(_) | Member::Block(_) => None,
+    })
 }
 
 fn missed_service(services: &[CompiledService], transport: Transport) -> Option<Field> {
@@ -226,34 +260,20 @@ fn protocol_of(service: CompiledService) -> Protocol {
     }
 }
 
-/// The rule that misses least: another port of the right protocol is nearer than another peer, and that is nearer than another protocol. Of
-/// equal ones the first.
-fn nearest(state: &NodeState, isolation: &Isolation, peer: PeerView<'_>, transport: Transport) -> Option<NearMiss> {
-    let distance = |fields: &[Field]| -> u32 {
-        let of = |field: &Field| match field {
-            Field::Port | Field::IcmpType => 2,
-            Field::Peer => 3,
-            Field::Protocol => 4,
-        };
-        fields.iter().map(of).sum()
-    };
-    let scored = isolation.rules.iter().map(|rule| (missed(state, rule, peer.address, transport), rule));
-    let (fields, rule) = scored.min_by_key(|(fields, _)| distance(fields))?;
-    let mut wanted = Vec::new();
-    let mut got = Vec::new();
-    for field in &fields {
-        match field {
-            Field::Peer => {
-                wanted.push(peers_text(state, &rule.peers));
-                got.push(peer.name.to_owned());
-            }
-            Field::Protocol | Field::Port | Field::IcmpType => {
-                wanted.push(services_text(state, rule, peer.address));
-                got.push(transport.to_string());
-            }
-        }
+/// What a rule wants, and what it got.
+fn near_miss(state: &NodeState, rule: &CompiledRule, missed: Missed, peer: PeerView<'_>, transport: Transport) -> NearMiss {
+    let (mut wanted, mut got) = (String::new(), String::new());
+    if missed.peer {
+        wanted = peers_text(state, &rule.peers);
+        peer.name.clone_into(&mut got);
     }
-    Some(NearMiss { rule: rule.origin.clone(), fields, wanted: wanted.join(" on "), got: got.join(" on ") })
+    if missed.service.is_some() {
+        let (on, services) = (if missed.peer { " on " } else { "" }, services_text(state, rule, peer.address));
+        wanted.extend([on, &services]);
+        // Writing to a string does not fail.
+        let _ = write!(got, "{on}{transport}");
+    }
+    NearMiss { rule: rule.origin.clone(), fields: missed.fields().collect(), wanted, got }
 }
 
 fn peers_text(state: &NodeState, peers: &CompiledPeers) -> String {
@@ -271,15 +291,15 @@ fn peers_text(state: &NodeState, peers: &CompiledPeers) -> String {
 
 fn services_text(state: &NodeState, rule: &CompiledRule, peer: IpAddr) -> String {
     let texts: Vec<String> = match &rule.services {
-        CompiledServices::Any => vec!["any".to_owned()],
-        CompiledServices::Only(services) if services.is_empty() => vec!["no port".to_owned()],
-        CompiledServices::Only(services) => services.iter().map(|service| service_text(*service)).collect(),
-        CompiledServices::OfMembers => members(state, &rule.peers)
-            .filter_map(|member| match member {
-                Member::Service(address, protocol, port) if *address == peer => Some(Transport::Port(*protocol, *port).to_string()),
-                Member::Service(..) | Member::Address(_) | Member::Block(_) => None,
-            })
-            .collect(),
+        CompiledServices::Any => return "any".to_owned(),
+        CompiledServices::Only(services) => match services.as_slice() {
+            [] => return "no port".to_owned(),
+            [only] => return service_text(*only),
+            services => services.iter().map(|service| service_text(*service)).collect(),
+        },
+        CompiledServices::OfMembers => {
+            services_of(state, &rule.peers, peer).map(|(protocol, port)| Transport::Port(protocol, port).to_string()).collect()
+        }
     };
     texts.join(", ")
 }

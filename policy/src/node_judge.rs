@@ -170,7 +170,7 @@ fn is_service(service: CompiledService, transport: Transport) -> bool {
 }
 
 /// By exact lookups: an address, then each block that could hold it, longest first. Does not rely on blocks being disjoint.
-fn is_member(group: &Group, peer: IpAddr) -> bool {
+pub(crate) fn is_member(group: &Group, peer: IpAddr) -> bool {
     if group.members.contains(&Member::Address(peer)) {
         return true;
     }

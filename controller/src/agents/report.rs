@@ -71,7 +71,7 @@ impl Parts {
             return Ok(None);
         }
         // Which of the two came later cannot be told from the whole.
-        if let Some(container) = self.removed.iter().find(|container| self.upserts.contains_key(container)) {
+        if let Some(container) = self.removed.iter().find(|container| self.upserts.contains_key(*container)) {
             return Err(Refusal::new("removed", format!("{container} came and went in one report")));
         }
         let Self { begun: _, full, upserts, removed } = std::mem::take(self);

@@ -4,7 +4,9 @@ use super::live::FlowTap;
 use super::refusal::Violations;
 use super::{Open, OperatorApi, Streamed};
 use crate::auth::{Act, Principal, Target, authorize};
+use crate::flows::{End, Kept, What};
 use bytes::Bytes;
+use firebreak_policy::model::Workload;
 use firebreak_proto::convert::address_from_wire;
 use firebreak_proto::v1;
 use futures::stream;
@@ -47,43 +49,41 @@ struct Seen<'a> {
 }
 
 impl<'a> Seen<'a> {
-    /// `None` of a record that tells of a loss.
-    fn of(flow: &'a v1::AttributedFlow) -> Option<Self> {
-        let of_event = flow.event.as_ref().map(|event| Self {
-            direction: event.direction(),
-            verdict: event.verdict(),
-            source: &event.source,
-            destination: &event.destination,
-            transport: event.transport.as_ref(),
-        });
-        let of_cut = || {
-            flow.cut.as_ref().map(|cut| Self {
+    /// `None` of a record that is about no packets of anybody's.
+    fn of(record: &'a Kept) -> Option<Self> {
+        match &record.what {
+            What::Flow(event) => Some(Self {
+                direction: event.direction(),
+                verdict: event.verdict(),
+                source: &event.source,
+                destination: &event.destination,
+                transport: event.transport.as_ref(),
+            }),
+            What::Cut(cut) => Some(Self {
                 direction: cut.direction(),
                 // Its ends are answered: RST, or ICMP.
                 verdict: v1::Verdict::Reject,
                 source: &cut.source,
                 destination: &cut.destination,
                 transport: cut.transport.as_ref(),
-            })
-        };
-        let of_guard = || {
-            flow.guard.as_ref().map(|guard| Self {
+            }),
+            What::Guard(guard) => Some(Self {
                 direction: v1::Direction::Egress,
                 verdict: v1::Verdict::Drop,
                 source: &guard.source,
                 destination: &guard.destination,
                 transport: None,
-            })
-        };
-        of_event.or_else(of_cut).or_else(of_guard)
+            }),
+            What::Lost(_) | What::NodeEvent(_) => None,
+        }
     }
 }
 
 struct FlowWatch {
     filter: Filter,
     tap: Arc<dyn FlowTap>,
-    ready: VecDeque<Arc<v1::AttributedFlow>>,
-    live: Option<broadcast::Receiver<Arc<v1::AttributedFlow>>>,
+    ready: VecDeque<Arc<Kept>>,
+    live: Option<broadcast::Receiver<Arc<Kept>>>,
     cursor: u64,
     _open: Open,
 }
@@ -120,14 +120,13 @@ impl OperatorApi {
         let mut ready: VecDeque<_> = kept.into_iter().filter(|flow| filter.takes(flow)).collect();
         ready.drain(..ready.len().saturating_sub(wanted));
         let watch = FlowWatch { filter, tap: Arc::clone(&self.flows), ready, live, cursor, _open: open };
-        let events =
-            stream::try_unfold(watch, |mut watch| async move { Ok(watch.next().await?.map(|flow| (Arc::unwrap_or_clone(flow), watch))) });
+        let events = stream::try_unfold(watch, |mut watch| async move { Ok(watch.next().await?.map(|flow| (flow.to_wire(), watch))) });
         Ok(self.until_stopped(events))
     }
 }
 
 impl FlowWatch {
-    async fn next(&mut self) -> Result<Option<Arc<v1::AttributedFlow>>, Status> {
+    async fn next(&mut self) -> Result<Option<Arc<Kept>>, Status> {
         loop {
             if let Some(flow) = self.ready.pop_front() {
                 return Ok(Some(flow));
@@ -159,7 +158,7 @@ impl FlowWatch {
 
 /// DATA_LOSS when flows between the cursor and the kept ones are gone; the message says from where to go on.
 #[allow(clippy::result_large_err, reason = "handlers hand the status on")]
-fn refuse_gap(cursor: u64, kept: &[Arc<v1::AttributedFlow>]) -> Result<(), Status> {
+fn refuse_gap(cursor: u64, kept: &[Arc<Kept>]) -> Result<(), Status> {
     match kept.first().map(|first| first.cursor) {
         Some(first) if first > cursor + 1 => Err(Status::data_loss(format!(
             "flow records after cursor {cursor} are no longer kept: the watch was too slow, or the controller was restarted; \
@@ -238,25 +237,29 @@ impl Filter {
     }
 
     /// Whether the watcher wants it. A record that tells of a loss passes every filter but the node's: what was lost could have been anything.
-    fn takes(&self, flow: &v1::AttributedFlow) -> bool {
-        if !self.node.is_empty() && self.node != flow.node {
+    fn takes(&self, record: &Kept) -> bool {
+        if !self.node.is_empty() && self.node != record.reporter.node.as_str() {
             return false;
         }
-        if self.node_events || flow.node_event.is_some() {
+        let is_node_event = matches!(record.what, What::NodeEvent(_));
+        if self.node_events || is_node_event {
             // It is about everything on its node, and about no flow.
-            return flow.node_event.is_some() && !self.cuts && !self.guards;
+            return is_node_event && !self.cuts && !self.guards;
         }
-        let Some(seen) = Seen::of(flow) else { return true };
+        let Some(seen) = Seen::of(record) else { return true };
         // Both asked for is either.
-        if (self.cuts || self.guards) && !(self.cuts && flow.cut.is_some() || self.guards && flow.guard.is_some()) {
+        let asked = self.cuts && matches!(record.what, What::Cut(_)) || self.guards && matches!(record.what, What::Guard(_));
+        if (self.cuts || self.guards) && !asked {
             return false;
         }
-        let ends = [flow.source.as_ref(), flow.destination.as_ref()];
-        let end = |wanted: &dyn Fn(&v1::Peer) -> bool| ends.iter().flatten().any(|peer| wanted(peer));
+        let named = [&record.source, &record.destination].into_iter().flatten().filter_map(|end: &End| end.workload.as_deref());
+        let end = |wanted: &dyn Fn(&Workload) -> bool| named.clone().any(wanted);
         let transport = seen.transport;
-        (self.namespace.is_empty() || end(&|peer| peer.namespace == self.namespace))
+        (self.namespace.is_empty() || end(&|workload| workload.namespace.as_str() == self.namespace))
             && self.workload.as_ref().is_none_or(|(namespace, name)| {
-                end(&|peer| peer.name == *name && namespace.as_ref().is_none_or(|namespace| *namespace == peer.namespace))
+                end(&|workload| {
+                    workload.name == *name && namespace.as_ref().is_none_or(|namespace| namespace == workload.namespace.as_str())
+                })
             })
             && self.direction.is_none_or(|direction| seen.direction == direction)
             && self.verdict.is_none_or(|verdict| seen.verdict == verdict)

@@ -1,5 +1,6 @@
 //! What the API asks of the running system, beside the store.
 
+use crate::flows::Kept;
 use crate::store::ObjectKey;
 use firebreak_policy::model::{LabelSelector, NamespaceName, NodeName, Revision, Transport, WorkloadId};
 use firebreak_proto::v1;
@@ -106,8 +107,8 @@ pub trait Live: Send + Sync + 'static {
 /// The kept and the coming denied flows.
 pub trait FlowTap: Send + Sync + 'static {
     /// Kept flows with a cursor over `after`, oldest first, at most the newest `limit` of them.
-    fn recent(&self, after: u64, limit: usize) -> Vec<Arc<v1::AttributedFlow>>;
+    fn recent(&self, after: u64, limit: usize) -> Vec<Arc<Kept>>;
 
     /// Flows from now on.
-    fn subscribe(&self) -> broadcast::Receiver<Arc<v1::AttributedFlow>>;
+    fn subscribe(&self) -> broadcast::Receiver<Arc<Kept>>;
 }

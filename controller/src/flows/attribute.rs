@@ -1,148 +1,247 @@
 //! Names both ends of a flow and says why it was denied.
 
+use super::kept::{End, Why};
 use super::owners::{Owner, Owners};
-use crate::hub::published::Published;
-use crate::hub::sources::{reaching, workload_id};
+use super::view::{Question, Reasons, View, Who};
 use crate::hub::wire;
-use firebreak_policy::evaluate::{DirectionVerdict, PeerView};
+use firebreak_policy::evaluate::PeerView;
 use firebreak_policy::model::{Direction, NetworkName, NodeName, PublishedPort, Transport, Workload};
 use firebreak_proto::Refusal;
-use firebreak_proto::convert::{address_from_wire, address_to_wire, protocol_from_wire};
+use firebreak_proto::convert::{address_from_wire, protocol_from_wire};
 use firebreak_proto::v1;
 use jiff::Timestamp;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 /// What is known of an event beside itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Attribution {
-    pub(crate) source: v1::Peer,
-    pub(crate) destination: v1::Peer,
-    pub(crate) reason: Option<v1::DirectionVerdict>,
+    pub(crate) source: End,
+    pub(crate) destination: End,
+    pub(crate) reason: Option<Arc<Why>>,
+}
+
+/// Names ends and tells reasons for the records of one batch, all by one publication.
+pub(crate) struct Attributor<'a> {
+    view: &'a View,
+    owners: &'a Owners,
+    node: &'a NodeName,
+    reasons: MutexGuard<'a, Reasons>,
+    now: Timestamp,
+    everywhere: NetworkName,
+    /// The last that a record named: mostly the next names it too.
+    network: NetworkName,
 }
 
 /// An event whose fields were read.
-struct Event {
-    node: NodeName,
+struct Event<'a> {
     direction: Direction,
     source: IpAddr,
     destination: IpAddr,
     transport: Transport,
-    network: String,
-    container: String,
+    container: &'a str,
     generation: u64,
     denied: bool,
     time: Timestamp,
 }
 
-/// One end as it was found.
-struct End {
-    address: IpAddr,
-    workload: Option<Arc<Workload>>,
-    peer: v1::Peer,
-}
-
-/// Names both ends as of the event's time, and judges again to tell the reason.
-///
-/// # Errors
-/// Names the field that cannot be read.
-pub(crate) fn attribute(
-    published: &Published,
-    owners: &Owners,
-    node: &NodeName,
-    wire: &v1::FlowEvent,
-    now: Timestamp,
-) -> Result<Attribution, Refusal> {
-    let event = read(node, wire, now)?;
-    let (local_address, peer_address) = match event.direction {
-        Direction::Ingress => (event.destination, event.source),
-        Direction::Egress => (event.source, event.destination),
-    };
-    let local = local_end(published, owners, &event, local_address);
-    let peer = remote_end(published, owners, &event, peer_address);
-    let reason = reason(published, &event, &local, &peer);
-    let (source, destination) = match event.direction {
-        Direction::Ingress => (peer.peer, local.peer),
-        Direction::Egress => (local.peer, peer.peer),
-    };
-    Ok(Attribution { source, destination, reason })
-}
-
-/// Names both ends of a cut connection as of the node's time, and judges again to tell the reason.
-///
-/// # Errors
-/// Names the field that cannot be read.
-pub(crate) fn attribute_cut(
-    published: &Published,
-    owners: &Owners,
-    node: &NodeName,
-    cut: &v1::CutEvent,
-    time: Option<prost_types::Timestamp>,
-    now: Timestamp,
-) -> Result<Attribution, Refusal> {
-    if cut.cut_id.len() != 16 {
-        return Err(Refusal::new("cut_id", format!("has {} bytes, not 16", cut.cut_id.len())));
+impl<'a> Attributor<'a> {
+    /// For a node's records. Holds the node's part of the reasons for as long as it is there.
+    pub(crate) fn new(view: &'a View, owners: &'a Owners, node: &'a NodeName, now: Timestamp) -> Self {
+        let everywhere = NetworkName::default_network();
+        Self { view, owners, node, reasons: view.reasons(node), now, network: everywhere.clone(), everywhere }
     }
-    for (field, ends) in [("arrived", &cut.arrived), ("left", &cut.left)] {
-        let Some(ends) = ends else { continue };
-        let ports = [ends.source_port, ends.destination_port].into_iter().flatten();
-        if let Some(port) = ports.into_iter().find(|port| *port > 65_535) {
-            return Err(Refusal::new(field, format!("{port} is no port number")));
+
+    /// Names both ends as of the event's time, and judges again to tell the reason.
+    ///
+    /// # Errors
+    /// Names the field that cannot be read.
+    pub(crate) fn flow(&mut self, wire: &v1::FlowEvent) -> Result<Attribution, Refusal> {
+        if self.network.as_str() != wire.network {
+            self.network = NetworkName::new(&wire.network);
         }
-        packet_address(&ends.source, "source").and(packet_address(&ends.destination, "destination")).map_err(|it| it.within(field))?;
+        let event = read(self.node, &self.network, wire, self.now)?;
+        let (local_address, peer_address) = match event.direction {
+            Direction::Ingress => (event.destination, event.source),
+            Direction::Egress => (event.source, event.destination),
+        };
+        let local = self.local_end(&event, local_address);
+        let peer = self.remote_end(&event, peer_address);
+        let reason = self.reason(&event, (local_address, &local), (peer_address, &peer));
+        let (source, destination) = match event.direction {
+            Direction::Ingress => (peer, local),
+            Direction::Egress => (local, peer),
+        };
+        Ok(Attribution { source, destination, reason })
     }
-    // As the flow that it would be if it began now.
-    let flow = v1::FlowEvent {
-        flow_id: cut.cut_id.clone(),
-        phase: v1::FlowPhase::Opened.into(),
-        verdict: v1::Verdict::Drop.into(),
-        direction: cut.direction,
-        interface: cut.interface.clone(),
-        container: cut.container.clone(),
-        source: cut.source.clone(),
-        destination: cut.destination.clone(),
-        transport: cut.transport,
-        source_port: cut.source_port,
-        generation: cut.generation,
-        network: cut.network.clone(),
-        first_seen: time,
-        ..v1::FlowEvent::default()
-    };
-    attribute(published, owners, node, &flow, now)
-}
 
-/// Names the workload that sent what a guard refused. What the frames say of their source is a claim and names nobody.
-///
-/// # Errors
-/// Names the field that cannot be read.
-pub(crate) fn attribute_guard(owners: &Owners, node: &NodeName, guard: &v1::GuardEvent) -> Result<v1::Peer, Refusal> {
-    if guard.guard_id.len() != 16 {
-        return Err(Refusal::new("guard_id", format!("has {} bytes, not 16", guard.guard_id.len())));
+    /// Names both ends of a cut connection as of the node's time, and judges again to tell the reason.
+    ///
+    /// # Errors
+    /// Names the field that cannot be read.
+    pub(crate) fn cut(&mut self, cut: &v1::CutEvent, time: Option<prost_types::Timestamp>) -> Result<Attribution, Refusal> {
+        if cut.cut_id.len() != 16 {
+            return Err(Refusal::new("cut_id", format!("has {} bytes, not 16", cut.cut_id.len())));
+        }
+        for (field, ends) in [("arrived", &cut.arrived), ("left", &cut.left)] {
+            let Some(ends) = ends else { continue };
+            let ports = [ends.source_port, ends.destination_port].into_iter().flatten();
+            if let Some(port) = ports.into_iter().find(|port| *port > 65_535) {
+                return Err(Refusal::new(field, format!("{port} is no port number")));
+            }
+            packet_address(&ends.source, "source").and(packet_address(&ends.destination, "destination")).map_err(|it| it.within(field))?;
+        }
+        // As the flow that it would be if it began now.
+        let flow = v1::FlowEvent {
+            flow_id: cut.cut_id.clone(),
+            phase: v1::FlowPhase::Opened.into(),
+            verdict: v1::Verdict::Drop.into(),
+            direction: cut.direction,
+            interface: cut.interface.clone(),
+            container: cut.container.clone(),
+            source: cut.source.clone(),
+            destination: cut.destination.clone(),
+            transport: cut.transport,
+            source_port: cut.source_port,
+            generation: cut.generation,
+            network: cut.network.clone(),
+            first_seen: time,
+            ..v1::FlowEvent::default()
+        };
+        self.flow(&flow)
     }
-    if guard.phase() == v1::FlowPhase::Unspecified {
-        return Err(Refusal::new("phase", "is not set"));
+
+    /// Names the workload that sent what a guard refused. What the frames say of their source is a claim and names nobody.
+    ///
+    /// # Errors
+    /// Names the field that cannot be read.
+    pub(crate) fn guard(&self, guard: &v1::GuardEvent) -> Result<End, Refusal> {
+        if guard.guard_id.len() != 16 {
+            return Err(Refusal::new("guard_id", format!("has {} bytes, not 16", guard.guard_id.len())));
+        }
+        if guard.phase() == v1::FlowPhase::Unspecified {
+            return Err(Refusal::new("phase", "is not set"));
+        }
+        if guard.reason() == v1::GuardReason::Unspecified {
+            return Err(Refusal::new("reason", "is not set"));
+        }
+        if guard.ether_type > 0xffff {
+            return Err(Refusal::new("ether_type", format!("{} is no EtherType", guard.ether_type)));
+        }
+        for (field, mac) in [("source_mac", &guard.source_mac), ("destination_mac", &guard.destination_mac)] {
+            if !matches!(mac.len(), 0 | 6) {
+                return Err(Refusal::new(field, format!("has {} bytes, not 6", mac.len())));
+            }
+        }
+        for (field, address) in [("source", &guard.source), ("destination", &guard.destination)] {
+            if !address.is_empty() {
+                packet_address(address, field)?;
+            }
+        }
+        Ok(End { workload: self.container(&guard.container).cloned(), ..End::default() })
     }
-    if guard.reason() == v1::GuardReason::Unspecified {
-        return Err(Refusal::new("reason", "is not set"));
+
+    /// The workload that the node means; none where it names none.
+    fn container(&self, container: &str) -> Option<&'a Arc<Workload>> {
+        if container.is_empty() { None } else { self.owners.workload(self.node, container) }
     }
-    if guard.ether_type > 0xffff {
-        return Err(Refusal::new("ether_type", format!("{} is no EtherType", guard.ether_type)));
-    }
-    for (field, mac) in [("source_mac", &guard.source_mac), ("destination_mac", &guard.destination_mac)] {
-        if !matches!(mac.len(), 0 | 6) {
-            return Err(Refusal::new(field, format!("has {} bytes, not 6", mac.len())));
+
+    /// The judged end: the agent names its container; where that is gone, the address tells.
+    fn local_end(&self, event: &Event<'_>, address: IpAddr) -> End {
+        match self.container(event.container) {
+            Some(workload) => End { address: Some(address), workload: Some(Arc::clone(workload)), ..End::default() },
+            None => self.remote_end(event, address),
         }
     }
-    for (field, address) in [("source", &guard.source), ("destination", &guard.destination)] {
-        if !address.is_empty() {
-            packet_address(address, field)?;
+
+    fn remote_end(&self, event: &Event<'_>, address: IpAddr) -> End {
+        let end = |workload, note| End { address: Some(address), workload, node: None, note };
+        // Where an address can be looked up: the networks that reach the node.
+        let hidden = (!self.network.as_str().is_empty() && !self.network.is_default()).then_some(&self.network);
+        for place in hidden.into_iter().chain([&self.everywhere]) {
+            match self.owners.at(place, address, event.time) {
+                Some(Owner::Workload(workload)) => return end(Some(workload), String::new()),
+                Some(Owner::Former(workload, before)) => {
+                    return end(Some(workload), format!("it had given up the address {} s before", before.as_secs()));
+                }
+                Some(Owner::Several(ids)) => {
+                    let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
+                    return end(None, format!("address claimed by {}", names.join(" and ")));
+                }
+                None => {}
+            }
         }
+        let node = self.view.node_at(self.node, address).cloned();
+        let hiding = node.as_ref().filter(|node| *node != self.node && address == event.source && self.view.hides(node));
+        let note = hiding.map(|node| format!("node {node} hides its workloads behind masquerading: one of them may be the source"));
+        End { address: Some(address), workload: None, note: note.unwrap_or_default(), node }
     }
-    let named = (!guard.container.is_empty()).then(|| owners.workload(&workload_id(node, &guard.container))).flatten();
-    Ok(named.map_or_else(v1::Peer::default, |workload| wire::workload_peer(workload, None)))
+
+    fn reason(&mut self, event: &Event<'_>, local: (IpAddr, &End), peer: (IpAddr, &End)) -> Option<Arc<Why>> {
+        let who = |(address, end): (IpAddr, &End)| (address, Who::of(end));
+        let (source, destination) = match event.direction {
+            Direction::Ingress => (who(peer), who(local)),
+            Direction::Egress => (who(local), who(peer)),
+        };
+        let question = Question {
+            node: self.node.clone(),
+            direction: event.direction,
+            source,
+            destination,
+            transport: event.transport,
+            denied_by: event.denied.then_some(event.generation),
+        };
+        let (view, node) = (self.view, self.node);
+        self.reasons.get(question, || work_out(view, node, event, local, peer).map(Arc::new))
+    }
 }
 
-fn read(node: &NodeName, wire: &v1::FlowEvent, now: Timestamp) -> Result<Event, Refusal> {
+fn work_out(view: &View, node: &NodeName, event: &Event<'_>, local: (IpAddr, &End), peer: (IpAddr, &End)) -> Option<Why> {
+    if let Transport::Port(protocol, port) = event.transport
+        && let Some((target, port)) = view.published_port(node, event.destination, protocol, port)
+    {
+        return Some(through_published_port(view, event, peer, target, port));
+    }
+    let workload = local.1.workload.as_ref()?;
+    let name = name_of(peer);
+    let seen = PeerView { address: peer.0, name: &name };
+    let judged = view.published.compiled.judge_end(&workload.id, event.direction, local.0, seen, event.transport);
+    Some(match judged {
+        // Where the newest policy allows what was denied, the node judged by an older one.
+        Some(verdict) if verdict.allowed() && event.denied => Why::AllowedSince(verdict, event.generation),
+        Some(verdict) => Why::Judged(verdict),
+        None => Why::Ended(event.direction),
+    })
+}
+
+fn through_published_port(view: &View, event: &Event<'_>, source: (IpAddr, &End), target: &Workload, port: &PublishedPort) -> Why {
+    let compiled = &view.published.compiled;
+    let transport = Transport::Port(port.protocol, port.workload_port);
+    let local = target.addresses.iter().find(|at| at.address.is_ipv4() == source.0.is_ipv4()).or_else(|| target.addresses.first());
+    let local = local.map_or(event.destination, |at| at.address);
+    let name = name_of(source);
+    let ingress = compiled.judge_end(&target.id, Direction::Ingress, local, PeerView { address: source.0, name: &name }, transport);
+    let egress = source.1.workload.as_ref().and_then(|workload| {
+        let name = format!("{}/{}", target.namespace, target.name);
+        compiled.judge_end(&workload.id, Direction::Egress, source.0, PeerView { address: local, name: &name }, transport)
+    });
+    Why::Behind {
+        direction: event.direction,
+        port: format!("node port {} leads to {}/{} port {}", port.host_port, target.namespace, target.name, port.workload_port),
+        denied: [egress, ingress].into_iter().flatten().find(|verdict| !verdict.allowed()).ok_or(event.generation),
+    }
+}
+
+fn name_of((address, end): (IpAddr, &End)) -> String {
+    match (&end.workload, &end.node) {
+        (Some(workload), _) if workload.labels.0.is_empty() => format!("{}/{}", workload.namespace, workload.name),
+        (Some(workload), _) => format!("{}/{} [{}]", workload.namespace, workload.name, workload.labels),
+        (None, None) => address.to_string(),
+        (None, Some(node)) => format!("node {node} ({address})"),
+    }
+}
+
+fn read<'a>(node: &NodeName, network: &NetworkName, wire: &'a v1::FlowEvent, now: Timestamp) -> Result<Event<'a>, Refusal> {
     let direction = match wire.direction() {
         v1::Direction::Ingress => Direction::Ingress,
         v1::Direction::Egress => Direction::Egress,
@@ -162,7 +261,7 @@ fn read(node: &NodeName, wire: &v1::FlowEvent, now: Timestamp) -> Result<Event, 
     }
     let transport = wire.transport.as_ref().ok_or_else(|| Refusal::new("transport", "is missing"))?;
     let seen = wire.first_seen.as_ref().and_then(|it| Timestamp::new(it.seconds, it.nanos).ok());
-    if !NetworkName::new(&wire.network).reaches(node) {
+    if !network.reaches(node) {
         return Err(Refusal::new("network", format!("{} belongs to another node; this stream is node {node}'s", wire.network)));
     }
     let (source, destination) = (packet_address(&wire.source, "source")?, packet_address(&wire.destination, "destination")?);
@@ -170,13 +269,11 @@ fn read(node: &NodeName, wire: &v1::FlowEvent, now: Timestamp) -> Result<Event, 
         return Err(Refusal::new("destination", format!("{destination} is not of the family of the source {source}")));
     }
     Ok(Event {
-        node: node.clone(),
         direction,
         source,
         destination,
         transport: packet_transport(transport).map_err(|refusal| refusal.within("transport"))?,
-        network: wire.network.clone(),
-        container: wire.container.clone(),
+        container: &wire.container,
         generation: wire.generation,
         denied: match wire.verdict() {
             v1::Verdict::Drop | v1::Verdict::Reject => true,
@@ -202,138 +299,5 @@ fn packet_transport(wire: &v1::Transport) -> Result<Transport, Refusal> {
             Ok(Transport::Other(protocol_from_wire(*protocol, "protocol")?))
         }
         told => wire::transport(told),
-    }
-}
-
-/// The judged end: the agent names its container; where that is gone, the address tells.
-fn local_end(published: &Published, owners: &Owners, event: &Event, address: IpAddr) -> End {
-    let named = (!event.container.is_empty()).then(|| owners.workload(&workload_id(&event.node, &event.container))).flatten();
-    match named {
-        Some(workload) => End { address, workload: Some(Arc::clone(workload)), peer: wire::workload_peer(workload, Some(address)) },
-        None => remote_end(published, owners, event, address),
-    }
-}
-
-fn remote_end(published: &Published, owners: &Owners, event: &Event, address: IpAddr) -> End {
-    for place in reaching(&event.node, &event.network, address) {
-        match owners.at(&place, event.time) {
-            Some(Owner::Workload(workload)) => {
-                let peer = wire::workload_peer(&workload, Some(address));
-                return End { address, workload: Some(workload), peer };
-            }
-            Some(Owner::Former(workload, before)) => {
-                let mut peer = wire::workload_peer(&workload, Some(address));
-                peer.note = format!("it had given up the address {} s before", before.as_secs());
-                return End { address, workload: Some(workload), peer };
-            }
-            Some(Owner::Several(ids)) => {
-                let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
-                let peer = plain(address, format!("address claimed by {}", names.join(" and ")));
-                return End { address, workload: None, peer };
-            }
-            None => {}
-        }
-    }
-    End { address, workload: None, peer: node_or_stranger(published, event, address) }
-}
-
-fn node_or_stranger(published: &Published, event: &Event, address: IpAddr) -> v1::Peer {
-    let nodes = &published.inventory.nodes;
-    // Bridges of several nodes may have one address; the reporting node's own goes first.
-    let own = nodes.get(&event.node).filter(|node| node.addresses.contains(&address));
-    let Some(node) = own.or_else(|| nodes.values().find(|node| node.addresses.contains(&address))) else {
-        return plain(address, String::new());
-    };
-    let hides = node.name != event.node
-        && published
-            .inventory
-            .workloads
-            .values()
-            .any(|it| it.id.node == node.name && it.addresses.iter().any(|at| !at.network.is_default()));
-    let note = if hides && address == event.source {
-        format!("node {} hides its workloads behind masquerading: one of them may be the source", node.name)
-    } else {
-        String::new()
-    };
-    v1::Peer { node: node.name.to_string(), ..plain(address, note) }
-}
-
-fn plain(address: IpAddr, note: String) -> v1::Peer {
-    v1::Peer { address: address_to_wire(address), note, ..v1::Peer::default() }
-}
-
-fn reason(published: &Published, event: &Event, local: &End, peer: &End) -> Option<v1::DirectionVerdict> {
-    if let Some(found) = published_port(published, event) {
-        return Some(through_published_port(published, event, peer, &found));
-    }
-    let workload = local.workload.as_ref()?;
-    let name = name_of(peer);
-    let view = PeerView { address: peer.address, name: &name };
-    let judged = published.compiled.judge_end(&workload.id, event.direction, local.address, view, event.transport);
-    Some(match judged {
-        Some(verdict) => denied_then(&verdict, event),
-        None => v1::DirectionVerdict {
-            direction: wire::direction(event.direction).into(),
-            verdict: v1::Verdict::Drop.into(),
-            reason: "the workload has ended; its policies are not known any more".to_owned(),
-            ..v1::DirectionVerdict::default()
-        },
-    })
-}
-
-/// The reason of what the node did. Where the newest policy allows what was denied, the node judged by an older one.
-fn denied_then(verdict: &DirectionVerdict, event: &Event) -> v1::DirectionVerdict {
-    let mut wire = wire::direction_verdict(verdict);
-    if verdict.allowed() && event.denied {
-        wire.verdict = v1::Verdict::Drop.into();
-        wire.reason = format!("denied by generation {} of the node; the newest policy allows it ({})", event.generation, verdict.reason);
-    }
-    wire
-}
-
-/// The workload behind a port of the node, when the flow went to one.
-fn published_port<'a>(published: &'a Published, event: &Event) -> Option<(&'a Workload, &'a PublishedPort)> {
-    let Transport::Port(protocol, port) = event.transport else { return None };
-    let node = published.inventory.nodes.get(&event.node).filter(|node| node.addresses.contains(&event.destination))?;
-    let here = published.inventory.workloads.values().filter(|it| it.id.node == node.name && !it.terminated);
-    let mut ports = here.flat_map(|workload| workload.published_ports.iter().map(move |port| (workload, port)));
-    ports.find(|(_, it)| it.protocol == protocol && it.host_port == port && it.host_address.is_none_or(|bound| bound == event.destination))
-}
-
-fn through_published_port(published: &Published, event: &Event, source: &End, found: &(&Workload, &PublishedPort)) -> v1::DirectionVerdict {
-    let (target, port) = found;
-    let transport = Transport::Port(port.protocol, port.workload_port);
-    let local = target.addresses.iter().find(|at| at.address.is_ipv4() == source.address.is_ipv4()).or_else(|| target.addresses.first());
-    let local = local.map_or(event.destination, |at| at.address);
-    let name = name_of(source);
-    let ingress =
-        published.compiled.judge_end(&target.id, Direction::Ingress, local, PeerView { address: source.address, name: &name }, transport);
-    let egress = source.workload.as_ref().and_then(|workload| {
-        let name = format!("{}/{}", target.namespace, target.name);
-        published.compiled.judge_end(&workload.id, Direction::Egress, source.address, PeerView { address: local, name: &name }, transport)
-    });
-    let denying = [egress, ingress].into_iter().flatten().find(|verdict| !verdict.allowed());
-    let behind = format!("node port {} leads to {}/{} port {}", port.host_port, target.namespace, target.name, port.workload_port);
-    match denying {
-        Some(verdict) => {
-            let mut wire = wire::direction_verdict(&verdict);
-            wire.reason = format!("{behind}; {}", wire.reason);
-            wire
-        }
-        None => v1::DirectionVerdict {
-            direction: wire::direction(event.direction).into(),
-            verdict: v1::Verdict::Drop.into(),
-            reason: format!("{behind}; denied by generation {} of the node, the newest policy allows it", event.generation),
-            ..v1::DirectionVerdict::default()
-        },
-    }
-}
-
-fn name_of(end: &End) -> String {
-    match &end.workload {
-        Some(workload) if workload.labels.0.is_empty() => format!("{}/{}", workload.namespace, workload.name),
-        Some(workload) => format!("{}/{} [{}]", workload.namespace, workload.name, workload.labels),
-        None if end.peer.node.is_empty() => end.address.to_string(),
-        None => format!("node {} ({})", end.peer.node, end.address),
     }
 }

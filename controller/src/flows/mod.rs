@@ -2,9 +2,12 @@
 
 mod attribute;
 mod cuts;
+mod kept;
 mod owners;
 mod ring;
+mod view;
 
+pub use kept::{End, Kept, Reporter, What, Why};
 pub use ring::Ring;
 
 use crate::agents::hello::{id, node_name};
@@ -14,7 +17,7 @@ use crate::hub::Hub;
 use crate::hub::published::Published;
 use crate::metrics::Metrics;
 use crate::store::Store;
-use attribute::{attribute, attribute_cut, attribute_guard};
+use attribute::{Attribution, Attributor};
 use cuts::{Cuts, Told};
 use firebreak_policy::model::NodeName;
 use firebreak_proto::v1::flow_record::Record;
@@ -24,7 +27,7 @@ use owners::Owners;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -33,6 +36,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use view::View;
 
 /// Records in one batch (flow.proto).
 const LARGEST_BATCH: usize = 1_000;
@@ -48,6 +52,8 @@ pub struct Flows {
     ring: Ring,
     /// Read by those who name ends; written by the one task that follows publications.
     owners: Arc<RwLock<Owners>>,
+    /// The newest publication that a batch was named by.
+    view: Arc<Mutex<Option<Arc<View>>>>,
     received: Arc<Mutex<Received>>,
     /// Cuts that one end's node has told, so that the other's word of the same is no second event.
     cuts: Arc<Mutex<Cuts>>,
@@ -60,10 +66,10 @@ pub struct Flows {
 const BOOTS: usize = 4;
 
 /// The highest sequence of each of a node's last boots, newest boot last. Each has a lock of its own, so that nodes do not wait for each other.
-type Received = HashMap<NodeName, VecDeque<(Reporter, Arc<Mutex<Option<u64>>>)>>;
+type Received = HashMap<NodeName, VecDeque<(Arc<Reporter>, Arc<Mutex<Option<u64>>>)>>;
 
 /// What became of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelValue)]
 enum Outcome {
     /// A flow, kept and handed on.
     Flow,
@@ -86,14 +92,6 @@ struct Taken {
     outcome: Outcome,
 }
 
-/// A reporter of records. Another installation on the same boot counts from 1 again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Reporter {
-    node: NodeName,
-    instance: String,
-    boot_id: String,
-}
-
 impl Flows {
     /// A service over the hub; records go into the ring. Streams end when `stop` is cancelled.
     pub fn new(hub: Hub, store: Store, ring: Ring, stop: CancellationToken, clock: fn() -> Timestamp) -> Self {
@@ -102,6 +100,7 @@ impl Flows {
             store,
             ring,
             owners: Arc::default(),
+            view: Arc::default(),
             received: Arc::default(),
             cuts: Arc::default(),
             taken: Family::default(),
@@ -141,7 +140,7 @@ impl Flows {
     }
 
     /// Where the highest sequence of a reporter is kept.
-    fn received(&self, reporter: &Reporter) -> Arc<Mutex<Option<u64>>> {
+    fn received(&self, reporter: &Arc<Reporter>) -> Arc<Mutex<Option<u64>>> {
         let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         let boots = received.entry(reporter.node.clone()).or_default();
         if let Some((_, last)) = boots.iter().find(|(known, _)| known == reporter) {
@@ -151,11 +150,21 @@ impl Flows {
             boots.pop_front();
         }
         let last = Arc::default();
-        boots.push_back((reporter.clone(), Arc::clone(&last)));
+        boots.push_back((Arc::clone(reporter), Arc::clone(&last)));
         last
     }
 
-    async fn join(&self, principal: &Principal, inbound: &mut Streaming<v1::FlowMessage>) -> Result<Reporter, Status> {
+    /// The newest publication; what was remembered of the one before goes with it.
+    fn view(&self) -> Option<Arc<View>> {
+        let newest = self.hub.newest()?;
+        let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*view {
+            Some(view) if Arc::ptr_eq(&view.published, &newest) => Some(Arc::clone(view)),
+            Some(_) | None => Some(Arc::clone(view.insert(Arc::new(View::of(newest))))),
+        }
+    }
+
+    async fn join(&self, principal: &Principal, inbound: &mut Streaming<v1::FlowMessage>) -> Result<Arc<Reporter>, Status> {
         let first = tokio::time::timeout(HELLO_PATIENCE, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??
@@ -172,23 +181,25 @@ impl Flows {
         authorize(principal, Act::Join, Target::Node(&node))?;
         pin(&self.store, &node, &instance, (self.clock)()).await?;
         authorize(&Principal::Node(node.clone()), Act::ReportFlows, Target::Node(&node))?;
-        Ok(Reporter { node, instance, boot_id })
+        Ok(Arc::new(Reporter { node, instance, boot_id }))
     }
 
     /// Takes a batch; gives the sequence up to which everything is here.
-    fn take(&self, reporter: &Reporter, batch: v1::FlowBatch) -> Result<u64, Refusal> {
+    fn take(&self, reporter: &Arc<Reporter>, batch: v1::FlowBatch) -> Result<u64, Refusal> {
         if batch.records.len() > LARGEST_BATCH {
             return Err(Refusal::new("records", format!("has {}, over {LARGEST_BATCH}", batch.records.len())));
         }
-        let published = self.hub.newest().ok_or_else(|| Refusal::new("records", "came before the controller was in sync"))?;
+        let view = self.view().ok_or_else(|| Refusal::new("records", "came before the controller was in sync"))?;
         let now = (self.clock)();
         let received = self.received(reporter);
         // Two streams of one reporter take turns; other nodes do not wait.
         let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
-        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
         let mut last = *received;
         let mut records = Vec::with_capacity(batch.records.len());
         let mut duplicates = 0;
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let mut named =
+            Named { attributor: Attributor::new(&view, &owners, &reporter.node, now), published: &view.published, reporter, now };
         for (at, record) in batch.records.into_iter().enumerate() {
             let within = |refusal: Refusal| refusal.within(format_args!("records[{at}]"));
             let sequence = record.sequence;
@@ -201,97 +212,108 @@ impl Flows {
             }
             if let Some(missing) = last.map(|last| sequence - last - 1).filter(|missing| *missing > 0) {
                 let reason = format!("{missing} records between {} and {sequence} never came", sequence - missing - 1);
-                let gap = lost(reporter, sequence, now, v1::LostEvent { reason, ..v1::LostEvent::default() });
-                records.push((Outcome::Gap, gap));
+                records.push((Outcome::Gap, named.gap(sequence, reason)));
             }
-            records.push(attributed(&published, &owners, reporter, record, now).map_err(within)?);
+            records.push(named.record(record).map_err(within)?);
             last = Some(sequence);
         }
+        drop(named);
         drop(owners);
-        for (outcome, record) in records {
-            if record.cut.as_ref().is_some_and(|cut| self.told(reporter, cut, now) == Told::Before) {
-                duplicates += 1;
-                continue;
-            }
-            self.taken.get_or_create(&Taken { outcome }).inc();
-            self.ring.push(record);
+        let taken = self.hand_on(reporter, records, now);
+        duplicates += taken.get(&Outcome::Duplicate).copied().unwrap_or(0);
+        for (outcome, count) in taken.into_iter().filter(|(outcome, _)| *outcome != Outcome::Duplicate) {
+            self.taken.get_or_create(&Taken { outcome }).inc_by(count);
         }
         self.taken.get_or_create(&Taken { outcome: Outcome::Duplicate }).inc_by(duplicates);
         *received = last;
         Ok(last.unwrap_or(0))
     }
-}
 
-impl Flows {
+    /// Keeps what is news; gives how many there were of each.
+    fn hand_on(&self, reporter: &Reporter, records: Vec<(Outcome, Kept)>, now: Timestamp) -> BTreeMap<Outcome, u64> {
+        let mut taken = BTreeMap::new();
+        let news = records.into_iter().filter_map(|(outcome, record)| {
+            let outcome = match &record.what {
+                What::Cut(cut) if self.told(reporter, cut, now) == Told::Before => Outcome::Duplicate,
+                What::Cut(_) | What::Flow(_) | What::Lost(_) | What::NodeEvent(_) | What::Guard(_) => outcome,
+            };
+            *taken.entry(outcome).or_default() += 1;
+            (outcome != Outcome::Duplicate).then_some(record)
+        });
+        self.ring.push(news.collect());
+        taken
+    }
+
     fn told(&self, reporter: &Reporter, cut: &v1::CutEvent, now: Timestamp) -> Told {
         self.cuts.lock().unwrap_or_else(PoisonError::into_inner).tell(&reporter.node, cut, now)
     }
 }
 
-fn lost(reporter: &Reporter, sequence: u64, now: Timestamp, event: v1::LostEvent) -> v1::AttributedFlow {
-    v1::AttributedFlow {
-        node: reporter.node.to_string(),
-        boot_id: reporter.boot_id.clone(),
-        sequence,
-        time: Some(v1::Stamp { node_time: Some(wire_time(now)), controller_time: Some(wire_time(now)) }),
-        lost: Some(event),
-        ..v1::AttributedFlow::default()
-    }
+/// Makes kept records of a batch's.
+struct Named<'a> {
+    attributor: Attributor<'a>,
+    published: &'a Published,
+    reporter: &'a Arc<Reporter>,
+    now: Timestamp,
 }
 
-fn attributed(
-    published: &Published,
-    owners: &Owners,
-    reporter: &Reporter,
-    record: v1::FlowRecord,
-    now: Timestamp,
-) -> Result<(Outcome, v1::AttributedFlow), Refusal> {
-    let v1::FlowRecord { sequence, time, record } = record;
-    let mut flow = lost(reporter, sequence, now, v1::LostEvent::default());
-    flow.time = Some(v1::Stamp { node_time: time, controller_time: Some(wire_time(now)) });
-    flow.revision = published.revision.0;
-    match record.ok_or_else(|| Refusal::new("record", "is not set, or of a kind that this version does not know"))? {
-        Record::Lost(event) => {
-            match event.direction() {
-                v1::Direction::Ingress | v1::Direction::Egress => {}
+impl Named<'_> {
+    /// A record of our own: some of the reporter's did not come.
+    fn gap(&self, sequence: u64, reason: String) -> Kept {
+        let now = wire_time(self.now);
+        Kept {
+            cursor: 0,
+            reporter: Arc::clone(self.reporter),
+            sequence,
+            time: v1::Stamp { node_time: Some(now), controller_time: Some(now) },
+            revision: 0,
+            what: What::Lost(v1::LostEvent { reason, ..v1::LostEvent::default() }),
+            source: None,
+            destination: None,
+            reason: None,
+        }
+    }
+
+    fn record(&mut self, record: v1::FlowRecord) -> Result<(Outcome, Kept), Refusal> {
+        let v1::FlowRecord { sequence, time, record } = record;
+        let record = record.ok_or_else(|| Refusal::new("record", "is not set, or of a kind that this version does not know"))?;
+        let both = |named: Attribution| (Some(named.source), Some(named.destination), named.reason);
+        let (outcome, what, (source, destination, reason)) = match record {
+            Record::Lost(event) => match event.direction() {
+                v1::Direction::Ingress | v1::Direction::Egress => (Outcome::Lost, What::Lost(event), (None, None, None)),
                 v1::Direction::Unspecified => return Err(Refusal::new("lost.direction", "is not set")),
+            },
+            Record::Flow(event) => {
+                let named = self.attributor.flow(&event).map_err(|refusal| refusal.within("flow"))?;
+                (Outcome::Flow, What::Flow(event), both(named))
             }
-            flow.lost = Some(event);
-            Ok((Outcome::Lost, flow))
-        }
-        Record::Flow(event) => {
-            let named = attribute(published, owners, &reporter.node, &event, now).map_err(|refusal| refusal.within("flow"))?;
-            flow.lost = None;
-            flow.source = Some(named.source);
-            flow.destination = Some(named.destination);
-            flow.reason = named.reason;
-            flow.event = Some(event);
-            Ok((Outcome::Flow, flow))
-        }
-        Record::Cut(cut) => {
-            let named = attribute_cut(published, owners, &reporter.node, &cut, time, now).map_err(|refusal| refusal.within("cut"))?;
-            flow.lost = None;
-            flow.source = Some(named.source);
-            flow.destination = Some(named.destination);
-            flow.reason = named.reason;
-            flow.cut = Some(cut);
-            Ok((Outcome::Cut, flow))
-        }
-        Record::NodeEvent(event) => {
-            if event.kind() == v1::NodeEventKind::Unspecified {
-                return Err(Refusal::new("node_event.kind", "is not set, or of a kind that this version does not know"));
+            Record::Cut(cut) => {
+                let named = self.attributor.cut(&cut, time).map_err(|refusal| refusal.within("cut"))?;
+                (Outcome::Cut, What::Cut(Box::new(cut)), both(named))
             }
-            flow.lost = None;
-            flow.node_event = Some(event);
-            Ok((Outcome::NodeEvent, flow))
-        }
-        Record::Guard(guard) => {
-            let sender = attribute_guard(owners, &reporter.node, &guard).map_err(|refusal| refusal.within("guard"))?;
-            flow.lost = None;
-            flow.source = Some(sender);
-            flow.guard = Some(guard);
-            Ok((Outcome::Guard, flow))
-        }
+            Record::NodeEvent(event) => {
+                if event.kind() == v1::NodeEventKind::Unspecified {
+                    return Err(Refusal::new("node_event.kind", "is not set, or of a kind that this version does not know"));
+                }
+                (Outcome::NodeEvent, What::NodeEvent(event), (None, None, None))
+            }
+            Record::Guard(guard) => {
+                let sender = self.attributor.guard(&guard).map_err(|refusal| refusal.within("guard"))?;
+                (Outcome::Guard, What::Guard(Box::new(guard)), (Some(sender), None, None))
+            }
+        };
+        let kept = Kept {
+            cursor: 0,
+            reporter: Arc::clone(self.reporter),
+            sequence,
+            time: v1::Stamp { node_time: time, controller_time: Some(wire_time(self.now)) },
+            revision: self.published.revision.0,
+            what,
+            source,
+            destination,
+            reason,
+        };
+        Ok((outcome, kept))
     }
 }
 
@@ -325,7 +347,7 @@ impl v1::flow_service_server::FlowService for Flows {
 impl Flows {
     async fn converse(
         &self,
-        reporter: &Reporter,
+        reporter: &Arc<Reporter>,
         mut inbound: Streaming<v1::FlowMessage>,
         outgoing: &mpsc::Sender<Result<v1::FlowAck, Status>>,
     ) -> Result<(), Status> {

@@ -1,8 +1,9 @@
 //! Who held an address, and when: a flow is named by its own time, not by the time at which it is read.
 
-use firebreak_policy::model::{Inventory, NetworkAddress, Workload, WorkloadId};
+use firebreak_policy::model::{ContainerId, Inventory, NetworkAddress, NetworkName, NodeName, Workload, WorkloadId};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// How long an owner that has gone is remembered.
@@ -14,8 +15,8 @@ const REPORTING: SignedDuration = SignedDuration::from_secs(10);
 /// Owners of addresses, those of the last minutes included.
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
-    by_address: HashMap<NetworkAddress, Vec<Tenure>>,
-    by_id: HashMap<WorkloadId, Tenure>,
+    by_address: HashMap<NetworkName, HashMap<IpAddr, Vec<Tenure>>>,
+    by_id: HashMap<NodeName, HashMap<ContainerId, Tenure>>,
     /// Tenures that ended, in the order of their ends.
     ended: VecDeque<(Timestamp, Arc<Workload>)>,
 }
@@ -53,7 +54,7 @@ fn holds_addresses(workload: &Workload) -> bool {
 impl Owners {
     /// What is different now; walks everything, writes nothing.
     pub(crate) fn changes(&self, inventory: &Inventory) -> Changes {
-        let current = |id: &WorkloadId| self.by_id.get(id).filter(|tenure| tenure.until.is_none());
+        let current = |id: &WorkloadId| self.tenure(id).filter(|tenure| tenure.until.is_none());
         let gone = |tenure: &&Tenure| {
             tenure.until.is_none() && inventory.workloads.get(&tenure.workload.id).is_none_or(|now| *now != *tenure.workload)
         };
@@ -62,7 +63,7 @@ impl Owners {
             .values()
             .filter(|workload| holds_addresses(workload) && current(&workload.id).is_none_or(|tenure| *tenure.workload != **workload));
         Changes {
-            ends: self.by_id.values().filter(gone).map(|tenure| Arc::clone(&tenure.workload)).collect(),
+            ends: self.by_id.values().flat_map(HashMap::values).filter(gone).map(|tenure| Arc::clone(&tenure.workload)).collect(),
             begins: new.map(|workload| Arc::new(workload.clone())).collect(),
         }
     }
@@ -71,11 +72,11 @@ impl Owners {
     pub(crate) fn take(&mut self, changes: Changes, now: Timestamp) {
         let Changes { ends, begins } = changes;
         for workload in ends {
-            if let Some(tenure) = self.by_id.get_mut(&workload.id) {
+            if let Some(tenure) = self.by_id.get_mut(&workload.id.node).and_then(|here| here.get_mut(&workload.id.container)) {
                 tenure.until = Some(now);
             }
-            for address in &workload.addresses {
-                let tenures = self.by_address.get_mut(address).into_iter().flatten();
+            for NetworkAddress { network, address } in &workload.addresses {
+                let tenures = self.by_address.get_mut(network).and_then(|there| there.get_mut(address)).into_iter().flatten();
                 for tenure in tenures.filter(|tenure| Arc::ptr_eq(&tenure.workload, &workload)) {
                     tenure.until = Some(now);
                 }
@@ -84,10 +85,11 @@ impl Owners {
         }
         for workload in begins {
             let tenure = Tenure { from: now, until: None, workload };
-            for address in tenure.workload.addresses.iter().collect::<BTreeSet<_>>() {
-                self.by_address.entry(address.clone()).or_default().push(tenure.clone());
+            for NetworkAddress { network, address } in tenure.workload.addresses.iter().collect::<BTreeSet<_>>() {
+                self.by_address.entry(network.clone()).or_default().entry(*address).or_default().push(tenure.clone());
             }
-            self.by_id.insert(tenure.workload.id.clone(), tenure);
+            let WorkloadId { node, container } = tenure.workload.id.clone();
+            self.by_id.entry(node).or_default().insert(container, tenure);
         }
         while let Some((_, workload)) = self.ended.pop_front_if(|(until, _)| now.duration_since(*until) >= REMEMBERED) {
             self.forget(&workload);
@@ -95,37 +97,51 @@ impl Owners {
     }
 
     fn forget(&mut self, workload: &Arc<Workload>) {
-        if self.by_id.get(&workload.id).is_some_and(|tenure| Arc::ptr_eq(&tenure.workload, workload)) {
-            self.by_id.remove(&workload.id);
+        let WorkloadId { node, container } = &workload.id;
+        if self.tenure(&workload.id).is_some_and(|tenure| Arc::ptr_eq(&tenure.workload, workload))
+            && let Some(here) = self.by_id.get_mut(node)
+        {
+            here.remove(container);
+            if here.is_empty() {
+                self.by_id.remove(node);
+            }
         }
-        for address in &workload.addresses {
-            let Some(tenures) = self.by_address.get_mut(address) else { continue };
+        for NetworkAddress { network, address } in &workload.addresses {
+            let Some(there) = self.by_address.get_mut(network) else { continue };
+            let Some(tenures) = there.get_mut(address) else { continue };
             tenures.retain(|tenure| !Arc::ptr_eq(&tenure.workload, workload));
             if tenures.is_empty() {
-                self.by_address.remove(address);
+                there.remove(address);
+            }
+            if there.is_empty() {
+                self.by_address.remove(network);
             }
         }
     }
 
-    /// The workload of an id, also when it ended a moment ago.
-    pub(crate) fn workload(&self, id: &WorkloadId) -> Option<&Arc<Workload>> {
-        self.by_id.get(id).map(|tenure| &tenure.workload)
+    fn tenure(&self, id: &WorkloadId) -> Option<&Tenure> {
+        self.by_id.get(&id.node)?.get(&id.container)
+    }
+
+    /// The workload that its node knows by this id, also when it ended a moment ago.
+    pub(crate) fn workload(&self, node: &NodeName, container: &str) -> Option<&Arc<Workload>> {
+        Some(&self.by_id.get(node)?.get(container)?.workload)
     }
 
     /// Who held the address at that time; else who came to hold it a moment later, as reports take their time; else who had held it last;
     /// else who was the first to be known there, for a flow from before anybody was.
-    pub(crate) fn at(&self, address: &NetworkAddress, time: Timestamp) -> Option<Owner> {
-        let tenures = self.by_address.get(address)?;
-        let held: Vec<&Tenure> = tenures.iter().filter(|it| it.from <= time && it.until.is_none_or(|until| time < until)).collect();
-        if !held.is_empty() {
-            return owner(&held);
+    pub(crate) fn at(&self, network: &NetworkName, address: IpAddr, time: Timestamp) -> Option<Owner> {
+        let tenures = self.by_address.get(network)?.get(&address)?;
+        let held = tenures.iter().filter(|it| it.from <= time && it.until.is_none_or(|until| time < until));
+        if let Some(owner) = owner(held) {
+            return Some(owner);
         }
         let next = tenures.iter().filter(|it| it.from > time).map(|it| it.from).min();
         let last = tenures.iter().filter_map(|it| it.until).filter(|until| *until <= time).max();
-        let from_next = |next| owner(&tenures.iter().filter(|it| it.from == next).collect::<Vec<_>>());
+        let from_next = |next| owner(tenures.iter().filter(move |it| it.from == next));
         match (next, last) {
             (Some(next), _) if next.duration_since(time) < REPORTING => from_next(next),
-            (_, Some(last)) => match owner(&tenures.iter().filter(|it| it.until == Some(last)).collect::<Vec<_>>()) {
+            (_, Some(last)) => match owner(tenures.iter().filter(|it| it.until == Some(last))) {
                 Some(Owner::Workload(workload)) => Some(Owner::Former(workload, time.duration_since(last))),
                 other => other,
             },
@@ -135,19 +151,17 @@ impl Owners {
     }
 }
 
-fn owner(holders: &[&Tenure]) -> Option<Owner> {
-    match holders {
-        [] => None,
-        [only] => Some(Owner::Workload(Arc::clone(&only.workload))),
-        several => Some(Owner::Several(several.iter().map(|tenure| tenure.workload.id.clone()).collect())),
-    }
+fn owner<'a>(mut holders: impl Iterator<Item = &'a Tenure>) -> Option<Owner> {
+    let first = holders.next()?;
+    let Some(second) = holders.next() else { return Some(Owner::Workload(Arc::clone(&first.workload))) };
+    Some(Owner::Several([first, second].into_iter().chain(holders).map(|tenure| tenure.workload.id.clone()).collect()))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use firebreak_policy::model::{Labels, NetworkName, WorkloadSource};
+    use firebreak_policy::model::{Labels, WorkloadSource};
 
     fn workload(container: &str, address: &str) -> Workload {
         Workload {
@@ -179,8 +193,7 @@ mod tests {
     }
 
     fn name(owners: &Owners, address: &str, seconds: i64) -> String {
-        let at = NetworkAddress { network: NetworkName::default_network(), address: address.parse().unwrap() };
-        match owners.at(&at, second(seconds)) {
+        match owners.at(&NetworkName::default_network(), address.parse().unwrap(), second(seconds)) {
             Some(Owner::Workload(workload)) => workload.name.clone(),
             Some(Owner::Former(workload, before)) => format!("{} {}s ago", workload.name, before.as_secs()),
             Some(Owner::Several(ids)) => ids.iter().map(|id| id.container.to_string()).collect::<Vec<_>>().join("+"),
@@ -208,7 +221,7 @@ mod tests {
         for (time, expected) in times {
             assert_eq!(name(&owners, "10.0.0.1", time), expected, "{time}");
         }
-        assert!(owners.workload(&WorkloadId::new("n1", "old")).is_some(), "one that went a moment ago is still known by its id");
+        assert!(owners.workload(&"n1".into(), "old").is_some(), "one that went a moment ago is still known by its id");
         observe(&mut owners, &[workload("new", "10.0.0.1"), workload("twin", "10.0.0.1")], 300);
         for (time, expected) in [(299, "new"), (301, "new+twin")] {
             assert_eq!(name(&owners, "10.0.0.1", time), expected, "{time}");

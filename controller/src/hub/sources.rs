@@ -3,8 +3,7 @@
 use crate::store::{ChangeResult, Committed, Loaded, ObjectKey, StoredObject};
 use firebreak_manifest::Object;
 use firebreak_policy::model::{
-    ContainerId, Inventory, Labels, NetworkAddress, NetworkName, Node, NodeName, PolicyKey, PolicyKind, PolicySet, Revision, Workload,
-    WorkloadId,
+    ContainerId, Inventory, Labels, NetworkName, Node, NodeName, PolicyKey, PolicyKind, PolicySet, Revision, Workload,
 };
 use firebreak_proto::v1;
 use firebreak_proto::workload::{DeclaredWorkload, Location, ReportedWorkload};
@@ -260,23 +259,8 @@ impl Assembled {
     }
 }
 
-/// Where an address can be looked up: the networks that reach a node.
-pub(crate) fn reaching(node: &NodeName, network: &str, address: IpAddr) -> Vec<NetworkAddress> {
-    let mut places = vec![NetworkAddress { network: NetworkName::default_network(), address }];
-    let hidden = NetworkName::new(network);
-    if !network.is_empty() && !hidden.is_default() && hidden.reaches(node) {
-        places.insert(0, NetworkAddress { network: hidden, address });
-    }
-    places
-}
-
 /// The policy that an object of the store is; `None` for every other kind.
 pub(crate) fn policy_key(key: &ObjectKey) -> Option<PolicyKey> {
     let kind = [PolicyKind::NetworkPolicy, PolicyKind::SegmentPolicy].into_iter().find(|kind| kind.as_str() == key.kind.as_str())?;
     Some(PolicyKey { kind, namespace: key.namespace.clone()?, name: key.name.clone() })
-}
-
-/// A workload's id of its wire parts.
-pub(crate) fn workload_id(node: &NodeName, container: &str) -> WorkloadId {
-    WorkloadId::new(node.clone(), container)
 }
