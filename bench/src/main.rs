@@ -74,6 +74,8 @@ enum Part {
     Connect,
     /// Of it, what a hit in each kind of set costs.
     Hits,
+    /// What a denied packet pays.
+    Denied,
     /// The real binaries, end to end.
     System,
     /// Flow records into the controller.
@@ -106,6 +108,7 @@ fn main() -> ExitCode {
             Part::Members => members::measure(&mut report),
             Part::Connect => connect::measure(&mut report),
             Part::Hits => connect::measure_hits(&mut report),
+            Part::Denied => connect::measure_denied(&mut report),
             Part::System => system::measure(&mut report),
             Part::Flows => flow_rate::measure(&mut report),
             Part::Eval => eval::measure(&mut report),

@@ -189,11 +189,13 @@ impl Interface {
     }
 }
 
-/// What a client gets out of a permitted pair: new connections, each with some requests.
+/// What a permitted pair gets: connections, each with some requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rate {
-    /// Requests that were answered, a second.
+    /// Requests that were answered, a second: what whoever else used the processors left over for them.
     pub exchanges: f64,
+    /// The same by the median connection, which is one that nothing interrupted: what the kernel's way from one end to the other allows.
+    pub undisturbed: f64,
     /// How long the median connection took to be made.
     pub connect: Duration,
 }
@@ -201,26 +203,21 @@ pub struct Rate {
 /// Requests on each connection.
 const REQUESTS: u32 = 20;
 
-/// A server and a client that asks it in turn.
+/// A client and a server in one thread: nobody has to be woken for a request or its answer.
 #[derive(Debug)]
 pub struct Meter<'a> {
     client: &'a Namespace,
+    listener: TcpListener,
     to: SocketAddr,
-    stop: Arc<AtomicBool>,
 }
 
 impl<'a> Meter<'a> {
-    /// Starts the server.
+    /// Opens the server's socket.
     ///
     /// # Errors
     /// The port is taken.
     pub fn start(client: &'a Namespace, server: &Namespace, to: SocketAddr) -> anyhow::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let listener = server.run(move || TcpListener::bind(to))??;
-        listener.set_nonblocking(true)?;
-        let ended = Arc::clone(&stop);
-        std::thread::spawn(move || serve(&listener, &ended));
-        Ok(Self { client, to, stop })
+        Ok(Self { client, listener: server.run(move || TcpListener::bind(to))??, to })
     }
 
     /// Asks for so long.
@@ -228,53 +225,40 @@ impl<'a> Meter<'a> {
     /// # Errors
     /// A permitted request was not answered.
     pub fn measure(&self, lasting: Duration) -> anyhow::Result<Rate> {
-        let to = self.to;
-        self.client.run(move || ask(to, lasting))?.context("permitted traffic beside the flood")
+        let (to, listener) = (self.to, self.listener.try_clone()?);
+        self.client.run(move || ask(to, &listener, lasting))?.context("permitted traffic beside the flood")
     }
 }
 
-impl Drop for Meter<'_> {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-fn serve(listener: &TcpListener, stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed) {
-        let Ok((mut stream, _)) = listener.accept() else {
-            let _ =
-                nix::poll::poll(&mut [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(listener), nix::poll::PollFlags::POLLIN)], 100_u16);
-            continue;
-        };
-        // One client at a time.
-        let _ = stream.set_nonblocking(false).and_then(|()| stream.set_nodelay(true));
-        let mut buffer = [0_u8; 64];
-        while let Ok(bytes) = stream.read(&mut buffer) {
-            if bytes == 0 || stream.write_all(buffer.get(..bytes).unwrap_or_default()).is_err() {
-                break;
-            }
-        }
-    }
-}
-
-fn ask(to: SocketAddr, lasting: Duration) -> anyhow::Result<Rate> {
+fn ask(to: SocketAddr, listener: &TcpListener, lasting: Duration) -> anyhow::Result<Rate> {
     let begun = Instant::now();
-    let (mut exchanges, mut connects) = (0_u32, Vec::new());
-    while begun.elapsed() < lasting {
+    let (mut connects, mut connections) = (Vec::new(), Vec::new());
+    while begun.elapsed() < lasting || connections.is_empty() {
         let at = Instant::now();
-        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))?;
+        let mut client = TcpStream::connect_timeout(&to, Duration::from_secs(10))?;
         connects.push(at.elapsed());
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        for _ in 0..REQUESTS {
-            stream.write_all(&PAYLOAD)?;
-            stream.read_exact(&mut [0; PAYLOAD.len()])?;
-            exchanges += 1;
+        let (mut server, _) = listener.accept()?;
+        for stream in [&client, &server] {
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         }
+        let at = Instant::now();
+        for _ in 0..REQUESTS {
+            let mut buffer = [0; PAYLOAD.len()];
+            client.write_all(&PAYLOAD)?;
+            server.read_exact(&mut buffer)?;
+            server.write_all(&buffer)?;
+            client.read_exact(&mut buffer)?;
+        }
+        connections.push(at.elapsed());
     }
-    connects.sort();
-    let connect = connects.get(connects.len() / 2).copied().unwrap_or_default();
-    Ok(Rate { exchanges: f64::from(exchanges) / begun.elapsed().as_secs_f64(), connect })
+    let median = |mut list: Vec<Duration>| {
+        list.sort();
+        list.get(list.len() / 2).copied().unwrap_or_default()
+    };
+    let exchanges = f64::from(REQUESTS) * connections.len() as f64 / begun.elapsed().as_secs_f64();
+    let connect = median(connects);
+    Ok(Rate { exchanges, undisturbed: f64::from(REQUESTS) / (connect + median(connections)).as_secs_f64(), connect })
 }
 
 #[cfg(test)]

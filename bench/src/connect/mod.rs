@@ -41,6 +41,30 @@ pub(crate) fn measure_hits(report: &mut Report) -> anyhow::Result<()> {
     hits(report, Topology::Bridged, "bridged")
 }
 
+/// Adds what a denied packet costs the node, of a flow that was denied before, against one plain rule that drops it.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn measure_denied(report: &mut Report) -> anyhow::Result<()> {
+    for (topology, tag) in [(Topology::Routed, "routed"), (Topology::Bridged, "bridged")] {
+        let contenders = [
+            ("one rule", Between::OneRule),
+            ("noise: one rule on another node", Between::OneRule),
+            ("one rule, connections followed", Between::OneRuleTracked),
+            ("everything", Between::Everything { policies: MOST_POLICIES, hit: Hit::Exact }),
+        ];
+        let comparison = Comparison::new(tag, topology, contenders)?;
+        for (family, suffix) in [(Family::V4, "row 8"), (Family::V6, "IPv6, row 8")] {
+            let measured = comparison.run(family, &[Metric::Denied])?;
+            let first = measured.first().context("nothing to compare to")?.of(0)?;
+            for ((name, _), times) in contenders.into_iter().zip(&measured).skip(1) {
+                report.add(figure(format!("{}, {tag}, {name} / one rule ({suffix})", Metric::Denied.name()), times.of(0)?, first, None));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Policy, guards and everything against conntrack alone.
 fn costs(report: &mut Report, topology: Topology, tag: &str) -> anyhow::Result<()> {
     let contenders = [
@@ -79,7 +103,8 @@ fn goal(topology: Topology, between: Between, metric: Metric) -> Option<f64> {
             Topology::Bridged => Some(1.20),
         },
         (Between::Everything { .. }, Metric::RoundTrip | Metric::UdpRoundTrip) => Some(1.08),
-        (Between::Policy { .. } | Between::Everything { .. }, _) | (Between::Conntrack | Between::EmptyHooks | Between::Guards, _) => None,
+        (Between::Policy { .. } | Between::Everything { .. }, _)
+        | (Between::Conntrack | Between::EmptyHooks | Between::OneRule | Between::OneRuleTracked | Between::Guards, _) => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! A node with a client and a server, and what stands between them.
 
-use super::traffic::{Metric, PORT, Traffic};
+use super::traffic::{DENIED_PORTS, Metric, PORT, Traffic};
 use crate::dataplane::open;
 use crate::scratch;
 use anyhow::{Context as _, ensure};
@@ -42,6 +42,10 @@ pub(super) enum Between {
     Conntrack,
     /// The same, and a chain with nothing in it at each hook that our guards use: what no rule of ours can be cheaper than.
     EmptyHooks,
+    /// One rule that drops what is denied, and nothing else: no connection is followed.
+    OneRule,
+    /// The same where connections are followed.
+    OneRuleTracked,
     /// Our policy chains alone, with every element: the guards are taken away.
     Policy { policies: u32 },
     /// Our tables with nobody isolated.
@@ -105,7 +109,12 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn serves_v6(&self, between: Between) -> bool {
         match between {
-            Between::Conntrack | Between::EmptyHooks | Between::Policy { .. } | Between::Guards => true,
+            Between::Conntrack
+            | Between::EmptyHooks
+            | Between::OneRule
+            | Between::OneRuleTracked
+            | Between::Policy { .. }
+            | Between::Guards => true,
             Between::Everything { hit, .. } => hit == Hit::Exact,
         }
     }
@@ -114,6 +123,8 @@ impl Builder<'_> {
         match between {
             Between::Conntrack => self.nft(CONNTRACK_ALONE).map(|()| None),
             Between::EmptyHooks => self.nft(&(CONNTRACK_ALONE.to_owned() + &self.empty_hooks())).map(|()| None),
+            Between::OneRule => self.nft(&one_rule("")).map(|()| None),
+            Between::OneRuleTracked => self.nft(&one_rule("ct state established,related accept;")).map(|()| None),
             Between::Guards => self.enforce(KernelSets::default()).map(Some),
             Between::Everything { policies, hit } => {
                 let dataplane = self.enforce(self.sets(policies, hit))?;
@@ -259,6 +270,11 @@ impl Builder<'_> {
 
 const CONNTRACK_ALONE: &str = "table inet alone { chain forward { type filter hook forward priority 0; \
                                ct state established,related accept; ct state new accept\n }\n}\n";
+
+fn one_rule(before: &str) -> String {
+    let (first, last) = DENIED_PORTS.into_inner();
+    format!("table inet alone {{ chain forward {{ type filter hook forward priority 0; {before} udp dport {first}-{last} drop\n }}\n}}\n")
+}
 
 /// A chain of the segment with one rule per protocol, of one block list of [`BLOCKS`] and the one that is hit.
 fn share(shared: &mut Shared, direction: Direction, local: IpAddr, remote: IpAddr) {

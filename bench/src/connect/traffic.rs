@@ -20,6 +20,9 @@ const MESSAGE: [u8; 64] = [7; 64];
 /// What is sent at once where throughput is measured.
 const BLOCK: usize = 256 * 1024;
 
+/// Ports that no contender lets through.
+pub(super) const DENIED_PORTS: std::ops::RangeInclusive<u16> = 20_000..=20_063;
+
 /// Longer than anything that works takes.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -38,6 +41,8 @@ pub(super) enum Metric {
     UdpRoundTrip,
     /// 256 KiB on an open TCP connection: its inverse is the throughput.
     Throughput,
+    /// A datagram that is denied, of a flow that was denied before: from the system call to its end in the node, which is in the same call.
+    Denied,
 }
 
 impl Metric {
@@ -53,6 +58,7 @@ impl Metric {
             Self::UdpRequest => "UDP request/response from a new socket",
             Self::UdpRoundTrip => "UDP round trip",
             Self::Throughput => "throughput, time of 256 KiB",
+            Self::Denied => "a denied datagram",
         }
     }
 
@@ -61,6 +67,7 @@ impl Metric {
             Self::Connect | Self::Request | Self::UdpRequest => 150,
             Self::RoundTrip | Self::UdpRoundTrip => 250,
             Self::Throughput => 40,
+            Self::Denied => 2_000,
         }
     }
 }
@@ -127,6 +134,10 @@ impl Traffic {
             Metric::RoundTrip => (0..times).map(|_| self.round_trip()).collect::<anyhow::Result<Vec<_>>>()?,
             Metric::UdpRoundTrip => (0..times).map(|_| answered(&self.client_udp, &self.server_udp)).collect::<anyhow::Result<Vec<_>>>()?,
             Metric::Throughput => (0..times).map(|_| self.block()).collect::<anyhow::Result<Vec<_>>>()?,
+            Metric::Denied => {
+                let to = self.to;
+                client.namespace.run(move || denied(to, times))??
+            }
         };
         Ok(median(measured.get(WARM_UP..).context("nothing was measured")?))
     }
@@ -187,6 +198,19 @@ fn connection(to: SocketAddr, listener: &TcpListener, metric: Metric) -> anyhow:
     drop(client);
     drop(server);
     Ok(if metric == Metric::Request { begun.elapsed() } else { connected })
+}
+
+fn denied(to: SocketAddr, times: usize) -> anyhow::Result<Vec<Duration>> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let client = UdpSocket::bind((any, 0))?;
+    let ports = DENIED_PORTS.cycle().take(times);
+    ports
+        .map(|port| {
+            let begun = Instant::now();
+            client.send_to(&MESSAGE, SocketAddr::new(to.ip(), port))?;
+            Ok(begun.elapsed())
+        })
+        .collect()
 }
 
 fn request(to: SocketAddr, server: &UdpSocket) -> anyhow::Result<Duration> {

@@ -1,7 +1,7 @@
 //! Names both ends of a flow and says why it was denied.
 
 use super::kept::{End, Why};
-use super::owners::{Owner, Owners};
+use super::owners::{Addresses, Owner, Owners};
 use super::view::{Question, Reasons, View, Who};
 use crate::hub::wire;
 use firebreak_policy::evaluate::PeerView;
@@ -28,9 +28,10 @@ pub(crate) struct Attributor<'a> {
     node: &'a NodeName,
     reasons: MutexGuard<'a, Reasons>,
     now: Timestamp,
-    everywhere: NetworkName,
-    /// The last that a record named: mostly the next names it too.
-    network: NetworkName,
+    /// Addresses of the network that all nodes share.
+    everywhere: Option<Addresses<'a>>,
+    /// The network that a record named last, mostly the next names it too; and its addresses, where it is a hidden one.
+    network: (NetworkName, Option<Addresses<'a>>),
 }
 
 /// An event whose fields were read.
@@ -49,7 +50,7 @@ impl<'a> Attributor<'a> {
     /// For a node's records. Holds the node's part of the reasons for as long as it is there.
     pub(crate) fn new(view: &'a View, owners: &'a Owners, node: &'a NodeName, now: Timestamp) -> Self {
         let everywhere = NetworkName::default_network();
-        Self { view, owners, node, reasons: view.reasons(node), now, network: everywhere.clone(), everywhere }
+        Self { view, owners, node, reasons: view.reasons(node), now, everywhere: owners.network(&everywhere), network: (everywhere, None) }
     }
 
     /// Names both ends as of the event's time, and judges again to tell the reason.
@@ -57,10 +58,12 @@ impl<'a> Attributor<'a> {
     /// # Errors
     /// Names the field that cannot be read.
     pub(crate) fn flow(&mut self, wire: &v1::FlowEvent) -> Result<Attribution, Refusal> {
-        if self.network.as_str() != wire.network {
-            self.network = NetworkName::new(&wire.network);
+        if self.network.0.as_str() != wire.network {
+            let network = NetworkName::new(&wire.network);
+            let hidden = if network.is_default() { None } else { self.owners.network(&network) };
+            self.network = (network, hidden);
         }
-        let event = read(self.node, &self.network, wire, self.now)?;
+        let event = read(self.node, &self.network.0, wire, self.now)?;
         let (local_address, peer_address) = match event.direction {
             Direction::Ingress => (event.destination, event.source),
             Direction::Egress => (event.source, event.destination),
@@ -157,9 +160,8 @@ impl<'a> Attributor<'a> {
     fn remote_end(&self, event: &Event<'_>, address: IpAddr) -> End {
         let end = |workload, note| End { address: Some(address), workload, node: None, note };
         // Where an address can be looked up: the networks that reach the node.
-        let hidden = (!self.network.as_str().is_empty() && !self.network.is_default()).then_some(&self.network);
-        for place in hidden.into_iter().chain([&self.everywhere]) {
-            match self.owners.at(place, address, event.time) {
+        for place in [self.network.1, self.everywhere].into_iter().flatten() {
+            match place.at(address, event.time) {
                 Some(Owner::Workload(workload)) => return end(Some(workload), String::new()),
                 Some(Owner::Former(workload, before)) => {
                     return end(Some(workload), format!("it had given up the address {} s before", before.as_secs()));

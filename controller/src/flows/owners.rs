@@ -130,8 +130,25 @@ impl Owners {
 
     /// Who held the address at that time; else who came to hold it a moment later, as reports take their time; else who had held it last;
     /// else who was the first to be known there, for a flow from before anybody was.
+    #[cfg(test)]
     pub(crate) fn at(&self, network: &NetworkName, address: IpAddr, time: Timestamp) -> Option<Owner> {
-        let tenures = self.by_address.get(network)?.get(&address)?;
+        self.network(network)?.at(address, time)
+    }
+
+    /// A network's addresses, for those who look up many.
+    pub(crate) fn network(&self, network: &NetworkName) -> Option<Addresses<'_>> {
+        self.by_address.get(network).map(Addresses)
+    }
+}
+
+/// Owners of one network's addresses.
+#[derive(Clone, Copy)]
+pub(crate) struct Addresses<'a>(&'a HashMap<IpAddr, Vec<Tenure>>);
+
+impl Addresses<'_> {
+    /// As [`Owners::at`].
+    pub(crate) fn at(self, address: IpAddr, time: Timestamp) -> Option<Owner> {
+        let tenures = self.0.get(&address)?;
         let held = tenures.iter().filter(|it| it.from <= time && it.until.is_none_or(|until| time < until));
         if let Some(owner) = owner(held) {
             return Some(owner);

@@ -31,7 +31,7 @@ pub(crate) struct Reasons {
 }
 
 /// All that a reason depends on, beside the publication.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Question {
     pub(crate) node: NodeName,
     pub(crate) direction: Direction,
@@ -77,9 +77,25 @@ impl PartialEq for Who {
 
 impl Eq for Who {}
 
-impl Hash for Who {
+/// Packed, as this is done for every record: what tells questions apart in a flood. The rest is compared.
+impl Hash for Question {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.place().hash(state);
+        let bits = |address: IpAddr| match address {
+            IpAddr::V4(v4) => u128::from(v4.to_bits()),
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
+        let transport = match self.transport {
+            Transport::Port(protocol, port) => u64::from(protocol.0) << 16 | u64::from(port),
+            Transport::Icmp { family: _, kind, code } => u64::from(kind) << 8 | u64::from(code),
+            Transport::Other(protocol) => u64::from(protocol.0),
+        };
+        let mut packed = [0; 56];
+        packed[..16].copy_from_slice(&bits(self.source.0).to_ne_bytes());
+        packed[16..32].copy_from_slice(&bits(self.destination.0).to_ne_bytes());
+        packed[32..40].copy_from_slice(&transport.to_ne_bytes());
+        packed[40..48].copy_from_slice(&(self.source.1.place().1 as u64).to_ne_bytes());
+        packed[48..].copy_from_slice(&(self.destination.1.place().1 as u64).to_ne_bytes());
+        state.write(&packed);
     }
 }
 
