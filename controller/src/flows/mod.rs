@@ -230,7 +230,7 @@ impl Flows {
     }
 
     /// Keeps what is news; gives how many there were of each.
-    fn hand_on(&self, reporter: &Reporter, records: Vec<(Outcome, Arc<Kept>)>, now: Timestamp) -> BTreeMap<Outcome, u64> {
+    fn hand_on(&self, reporter: &Reporter, records: Vec<(Outcome, Kept)>, now: Timestamp) -> BTreeMap<Outcome, u64> {
         let mut taken = BTreeMap::new();
         let news = records.into_iter().filter_map(|(outcome, record)| {
             let outcome = match &record.what {
@@ -259,9 +259,9 @@ struct Named<'a> {
 
 impl Named<'_> {
     /// A record of our own: some of the reporter's did not come.
-    fn gap(&self, sequence: u64, reason: String) -> Arc<Kept> {
+    fn gap(&self, sequence: u64, reason: String) -> Kept {
         let now = wire_time(self.now);
-        Arc::new(Kept {
+        Kept {
             cursor: 0,
             reporter: Arc::clone(self.reporter),
             sequence,
@@ -271,10 +271,10 @@ impl Named<'_> {
             source: None,
             destination: None,
             reason: None,
-        })
+        }
     }
 
-    fn record(&mut self, record: v1::FlowRecord) -> Result<(Outcome, Arc<Kept>), Refusal> {
+    fn record(&mut self, record: v1::FlowRecord) -> Result<(Outcome, Kept), Refusal> {
         let v1::FlowRecord { sequence, time, record } = record;
         let record = record.ok_or_else(|| Refusal::new("record", "is not set, or of a kind that this version does not know"))?;
         let both = |named: Attribution| (Some(named.source), Some(named.destination), named.reason);
@@ -302,7 +302,7 @@ impl Named<'_> {
                 (Outcome::Guard, What::Guard(Box::new(guard)), (Some(sender), None, None))
             }
         };
-        let kept = Arc::new(Kept {
+        let kept = Kept {
             cursor: 0,
             reporter: Arc::clone(self.reporter),
             sequence,
@@ -312,7 +312,7 @@ impl Named<'_> {
             source,
             destination,
             reason,
-        });
+        };
         Ok((outcome, kept))
     }
 }

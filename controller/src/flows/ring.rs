@@ -33,15 +33,15 @@ impl Ring {
     }
 
     /// Numbers the records, keeps them, and hands them on. Order of cursors is the order in which followers see records.
-    pub fn push(&self, records: Vec<Arc<Kept>>) {
+    pub fn push(&self, records: Vec<Kept>) {
         let mut gone = Vec::with_capacity(records.len());
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever begins to follow after this looks at the kept ones after it too.
         let followed = self.followers.receiver_count() > 0;
         for mut record in records {
-            // Nobody else has it yet, so nothing is copied.
-            Arc::make_mut(&mut record).cursor = kept.next_cursor;
+            record.cursor = kept.next_cursor;
             kept.next_cursor += 1;
+            let record = Arc::new(record);
             if kept.records.len() == kept.capacity {
                 gone.extend(kept.records.pop_front());
             }
@@ -77,8 +77,8 @@ mod tests {
     use crate::flows::kept::{Reporter, What};
     use firebreak_proto::v1;
 
-    fn record(sequence: u64) -> Arc<Kept> {
-        Arc::new(Kept {
+    fn record(sequence: u64) -> Kept {
+        Kept {
             cursor: 0,
             reporter: Arc::new(Reporter { node: "n1".into(), instance: String::new(), boot_id: String::new() }),
             sequence,
@@ -88,7 +88,7 @@ mod tests {
             source: None,
             destination: None,
             reason: None,
-        })
+        }
     }
 
     #[test]
