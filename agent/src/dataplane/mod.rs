@@ -14,6 +14,7 @@ mod error;
 mod feature;
 mod guard_counts;
 mod install;
+mod literal;
 mod mark;
 mod moves;
 pub mod names;

@@ -4,7 +4,7 @@ use super::element::{Entry, Key, encode, put_comment};
 use super::error::{CommitError, Culprit};
 use super::moves::local;
 use super::names::{SetRef, TABLE, segment_chain};
-use super::plan::Plan;
+use super::plan::{Plan, Port};
 use super::ports;
 use super::render_shared;
 use super::shared::Object;
@@ -30,8 +30,16 @@ pub(super) struct Batch {
 pub(super) enum Part {
     /// Some elements of one set.
     Elements(Elements),
-    /// A guard's base chain comes or goes: where the message begins, which of the plan's list it is, and whether it comes.
-    Port { start: usize, position: usize, puts: bool },
+    /// A guard's base chain: where the message begins, which of the plan's list it is, and what is done.
+    Port { start: usize, position: usize, act: PortAct },
+}
+
+/// What is done to a guard's base chain.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PortAct {
+    Removes,
+    Puts,
+    Rewrites,
 }
 
 impl Part {
@@ -96,12 +104,17 @@ pub(super) fn render(plan: &Plan, first_sequence: u32) -> Result<Batch, CommitEr
     objects(&mut writer, &mut messages, &mut sequence, &plan.before, Source::Before);
     // An interface is guarded before it is known; all of it takes effect at once, but for the hook, which is there a moment earlier.
     for (position, device) in plan.ports.remove.iter().enumerate() {
-        messages.push(Part::Port { start: writer.len(), position, puts: false });
+        messages.push(Part::Port { start: writer.len(), position, act: PortAct::Removes });
         ports::remove(&mut writer, &mut sequence, device);
     }
-    for (position, device) in plan.ports.put.iter().enumerate() {
-        for start in ports::put(&mut writer, &mut sequence, device) {
-            messages.push(Part::Port { start, position, puts: true });
+    for (position, port) in plan.ports.put.iter().enumerate() {
+        for start in ports::put(&mut writer, &mut sequence, port) {
+            messages.push(Part::Port { start, position, act: PortAct::Puts });
+        }
+    }
+    for (position, port) in plan.ports.rewrite.iter().enumerate() {
+        for start in ports::rewrite(&mut writer, &mut sequence, port) {
+            messages.push(Part::Port { start, position, act: PortAct::Rewrites });
         }
     }
     for (index, change) in plan.changes.iter().enumerate() {
@@ -212,7 +225,7 @@ pub(super) fn locate(plan: &Plan, batch: &Batch, sequence: u32, offset: Option<u
     let end = batch.messages.get(position + 1).map_or(batch.bytes.len(), |next| next.start());
     let part = match *part {
         Part::Elements(part) => part,
-        Part::Port { start: _, position, puts } => return port_place(plan, position, puts),
+        Part::Port { start: _, position, act } => return port_place(plan, position, act),
     };
     let change = match part.source {
         Source::Change(index) => plan.changes.get(index)?,
@@ -256,11 +269,20 @@ fn culprit(set: SetRef, entry: Option<&Entry>) -> Option<Culprit> {
     }
 }
 
-fn port_place(plan: &Plan, position: usize, puts: bool) -> Option<Place> {
-    let (act, devices) = if puts { ("adding", &plan.ports.put) } else { ("removing", &plan.ports.remove) };
-    let device = devices.get(position)?;
-    let set = format!("netdev {TABLE} {}", super::names::port_chain(device));
-    Some(Place { set, act, element: format!("the guard of {device}"), culprit: None })
+fn port_place(plan: &Plan, position: usize, act: PortAct) -> Option<Place> {
+    let of = |ports: &'_ [Port]| ports.get(position).map(|port| port.device.clone());
+    let (act, device) = match act {
+        PortAct::Removes => ("removing", plan.ports.remove.get(position).cloned()),
+        PortAct::Puts => ("adding", of(&plan.ports.put)),
+        PortAct::Rewrites => ("rewriting", of(&plan.ports.rewrite)),
+    };
+    let device = device?;
+    Some(Place {
+        set: format!("netdev {TABLE} {}", super::names::port_chain(&device)),
+        act,
+        element: format!("the guard of {device}"),
+        culprit: None,
+    })
 }
 
 /// Where the elements of a message begin, from the message's beginning.

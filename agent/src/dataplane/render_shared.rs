@@ -211,14 +211,14 @@ fn expression(writer: &mut Writer, name: &str, content: impl FnOnce(&mut Writer)
     writer.end_nest(item);
 }
 
-fn meta(writer: &mut Writer, key: u32, to: u32) {
+pub(super) fn meta(writer: &mut Writer, key: u32, to: u32) {
     expression(writer, "meta", |writer| {
         writer.number(e::META_KEY, key);
         writer.number(e::META_TO, to);
     });
 }
 
-fn payload(writer: &mut Writer, base: u32, offset: u32, length: u32, to: u32) {
+pub(super) fn payload(writer: &mut Writer, base: u32, offset: u32, length: u32, to: u32) {
     expression(writer, "payload", |writer| {
         writer.number(e::PAYLOAD_TO, to);
         writer.number(e::PAYLOAD_BASE, base);
@@ -227,7 +227,7 @@ fn payload(writer: &mut Writer, base: u32, offset: u32, length: u32, to: u32) {
     });
 }
 
-fn compare(writer: &mut Writer, operator: u32, value: &[u8]) {
+pub(super) fn compare(writer: &mut Writer, operator: u32, value: &[u8]) {
     expression(writer, "cmp", |writer| {
         writer.number(e::CMP_FROM, e::REGISTER);
         writer.number(e::CMP_OP, operator);
