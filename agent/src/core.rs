@@ -5,13 +5,14 @@
 //! 2. An address that its workload has lost is nobody's: it leaves the local sets and every peer group at once, whatever the
 //!    controller still says, so that the next owner of the address inherits nothing.
 //! 3. An address that a workload has gained is isolated like its others before the controller knows of it.
-//! 4. A workload without any address may not talk: nothing could be judged by it.
+//! 4. A workload without any address may not talk: nothing could be judged by it. The same for every interface that is said to be a
+//!    workload's, whatever keeps the node from enforcing for it: what no name pattern denies is guarded and bound to nothing.
 //! 5. A guard binds an interface to nothing that its workload alone says ([`claim`]).
 //! 6. Missing referents allow nothing: a missing segment denies its workload, a missing group is empty.
 
 use crate::dataplane::{Claim, Delta, Desired, MacAddress, ManagedInterface};
 use crate::local::{LocalInterface, LocalWorkload, LocalWorkloads};
-use firebreak_policy::kernel_sets::KernelSets;
+use firebreak_policy::kernel_sets::{GroupSet, KernelSets};
 use firebreak_policy::model::{InterfaceName, Protocol, WorkloadId};
 use firebreak_policy::node_state::{CompiledPeers, Group, GroupId, LocalEndpoint, Member, NodeState, Segment, SegmentId};
 use firebreak_policy::{Flattened, Limits, Members, Step};
@@ -79,6 +80,11 @@ impl Core {
         Change::Whole(desired)
     }
 
+    /// The groups that a set of what was said last is of.
+    pub(crate) fn groups_of(&self, set: &GroupSet) -> BTreeSet<GroupId> {
+        self.last.as_ref().map(|last| last.flattened.groups_of(set)).unwrap_or_default()
+    }
+
     /// What was said last did not come about: the next change is a whole one.
     pub fn forget(&mut self) {
         self.last = None;
@@ -88,6 +94,18 @@ impl Core {
 impl Last {
     fn alive_with_groups_of(&self, state: &NodeState) -> NodeState {
         let mut alive = self.flattened.state().clone();
+        let mut ids = self.state.groups.keys().zip(state.groups.keys());
+        let is_side_by_side = self.state.groups.len() == state.groups.len() && ids.all(|(id, of)| Arc::ptr_eq(&id.0, &of.0) || id == of);
+        if is_side_by_side {
+            for ((id, before), (_, after)) in self.state.groups.iter().zip(&state.groups) {
+                if !Arc::ptr_eq(before, after)
+                    && let Some(group) = alive.groups.get_mut(id)
+                {
+                    *group = without(after, &self.vacated);
+                }
+            }
+            return alive;
+        }
         for (id, group) in &mut alive.groups {
             match (self.state.groups.get(id), state.groups.get(id)) {
                 (Some(before), Some(after)) if Arc::ptr_eq(before, after) => {}
@@ -216,11 +234,9 @@ fn interfaces(
     acknowledged: &BTreeMap<WorkloadId, Arc<LocalEndpoint>>,
     local: &LocalWorkloads,
 ) -> BTreeMap<u32, ManagedInterface> {
-    alive
-        .endpoints
-        .keys()
-        .filter_map(|id| Some((local.workloads.get(&id.container)?, acknowledged.get(id)?)))
-        .flat_map(|(workload, endpoint)| {
+    let refused = local.declared.iter().map(|(index, (name, title))| (*index, bound_to_nothing(name, title)));
+    let enforced = alive.endpoints.keys().filter_map(|id| Some((local.workloads.get(&id.container)?, acknowledged.get(id)?))).flat_map(
+        |(workload, endpoint)| {
             let title: Arc<str> = workload.title().into();
             workload.interfaces.iter().map(move |(index, interface)| {
                 let managed = ManagedInterface {
@@ -237,8 +253,14 @@ fn interfaces(
                 };
                 (*index, managed)
             })
-        })
-        .collect()
+        },
+    );
+    // What is enforced takes the place of what is refused.
+    refused.chain(enforced).collect()
+}
+
+fn bound_to_nothing(name: &InterfaceName, title: &str) -> ManagedInterface {
+    ManagedInterface { name: name.clone(), workload: title.into(), addresses: BTreeSet::new(), claim: Claim::default() }
 }
 
 /// What the guard of an interface may bind it to. Whoever has root in a container sets its addresses and its MAC address as he
@@ -274,4 +296,4 @@ fn exempt(local: &LocalWorkloads) -> BTreeMap<u32, InterfaceName> {
 
 #[cfg(test)]
 #[path = "core_tests.rs"]
-mod tests;
+pub(crate) mod tests;
