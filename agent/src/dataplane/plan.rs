@@ -242,6 +242,13 @@ pub(super) struct SetChange {
     pub(super) put: Vec<(Entry, Comment)>,
 }
 
+impl SetChange {
+    /// Whether something comes or goes.
+    pub(super) fn is_something(&self) -> bool {
+        !(self.remove.is_empty() && self.put.is_empty())
+    }
+}
+
 impl Plan {
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {

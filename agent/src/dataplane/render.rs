@@ -1,14 +1,15 @@
 //! From a plan to the bytes of one transaction, and from the kernel's complaint back to the element. Pure.
 
 use super::element::{Entry, Key, encode, put_comment};
-use super::error::CommitError;
+use super::error::{CommitError, Culprit};
+use super::moves::local;
 use super::names::{SetRef, TABLE, segment_chain};
 use super::plan::{Plan, Port};
 use super::ports;
 use super::render_shared;
 use super::shared::Object;
 use super::wire::{self, Attributes, CREATE, DATA_VALUE, LIST_ELEMENT, Message, NFGEN_HEADER, NLMSG_HEADER, Writer, element};
-use firebreak_policy::kernel_sets::{GroupForm, GroupSet};
+use firebreak_policy::kernel_sets::{GroupForm, GroupSet, SetId, Shape};
 
 /// The list of one message stays below this, so that its attribute's 16-bit length holds it and one element more.
 const LIST_BYTES: usize = 60_000;
@@ -90,6 +91,7 @@ pub(super) struct Place {
     pub(super) set: String,
     pub(super) act: &'static str,
     pub(super) element: String,
+    pub(super) culprit: Option<Culprit>,
 }
 
 /// Renders a plan. An element that does not fit its set is an error, and nothing is sent.
@@ -246,7 +248,25 @@ pub(super) fn locate(plan: &Plan, batch: &Batch, sequence: u32, offset: Option<u
         set: change.set.to_string(),
         act: if part.puts { "adding" } else { "removing" },
         element: entry.map_or_else(|| format!("one of {} elements", starts.len()), ToString::to_string),
+        culprit: culprit(change.set, entry),
     })
+}
+
+/// Whose an element is, where it is an object's of the controller.
+fn culprit(set: SetRef, entry: Option<&Entry>) -> Option<Culprit> {
+    if let SetRef::Group(set) = set {
+        return Some(Culprit::Group(set));
+    }
+    match (set, entry?) {
+        (SetRef::Policy(SetId { shape: Shape::Published, .. }), _) => None,
+        (SetRef::Policy(_), Entry::Policy(element)) => Some(Culprit::Local(local(element))),
+        (SetRef::Segments(..), Entry::Segment(local, _)) => Some(Culprit::Local(*local)),
+        (SetRef::Group(_), _) => None,
+        (
+            SetRef::Policy(_) | SetRef::Segments(..) | SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Bound(..),
+            Entry::Policy(_) | Entry::Segment(..) | Entry::Group(_) | Entry::Interface(_) | Entry::Bound(_),
+        ) => None,
+    }
 }
 
 fn port_place(plan: &Plan, position: usize, act: PortAct) -> Option<Place> {
@@ -257,7 +277,8 @@ fn port_place(plan: &Plan, position: usize, act: PortAct) -> Option<Place> {
         PortAct::Rewrites => ("rewriting", of(&plan.ports.rewrite)),
     };
     let device = device?;
-    Some(Place { set: format!("netdev {TABLE} {}", super::names::port_chain(&device)), act, element: format!("the guard of {device}") })
+    let set = format!("netdev {TABLE} {}", super::names::port_chain(&device));
+    Some(Place { set, act, element: format!("the guard of {device}"), culprit: None })
 }
 
 /// Where the elements of a message begin, from the message's beginning.
