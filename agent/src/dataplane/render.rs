@@ -277,8 +277,12 @@ fn port_place(plan: &Plan, position: usize, act: PortAct) -> Option<Place> {
         PortAct::Rewrites => ("rewriting", of(&plan.ports.rewrite)),
     };
     let device = device?;
-    let set = format!("netdev {TABLE} {}", super::names::port_chain(&device));
-    Some(Place { set, act, element: format!("the guard of {device}"), culprit: None })
+    Some(Place {
+        set: format!("netdev {TABLE} {}", super::names::port_chain(&device)),
+        act,
+        element: format!("the guard of {device}"),
+        culprit: None,
+    })
 }
 
 /// Where the elements of a message begin, from the message's beginning.
