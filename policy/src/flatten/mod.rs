@@ -232,8 +232,8 @@ impl<'a> Local<'a> {
 
 fn side(segment: &Segment, direction: Direction) -> Option<&Isolation> {
     match direction {
-        Direction::Ingress => segment.ingress.as_ref(),
-        Direction::Egress => segment.egress.as_ref(),
+        Direction::Ingress => segment.rules.ingress.as_ref(),
+        Direction::Egress => segment.rules.egress.as_ref(),
     }
 }
 
