@@ -2,7 +2,8 @@
 //! leaves everything in force.
 
 use crate::config::{Config, DockerSocket};
-use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Severity, absent, preflight};
+use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
+use crate::dataplane::{Dataplane, DataplaneConfig, Finding, Opened, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
@@ -12,7 +13,8 @@ use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
-use crate::session::{self, Applied, Backoff, NodeStatus, SessionConfig, SessionLinks};
+use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
+use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use std::collections::{BTreeSet, HashMap};
@@ -20,7 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -40,24 +42,49 @@ type Tasks = JoinSet<(&'static str, anyhow::Result<()>)>;
 /// What could not be opened, or which task ended and why.
 pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Future<Output = &'static str>) -> anyhow::Result<()> {
     let (helper, helper_life) = helper;
-    let Config { node, node_labels, controller, state_dir, docker, netns_dir, dataplane, metrics_listen, log_format: _, log: _ } = config;
-    let state = StateDir::open(&state_dir)?;
-    let (instance_id, boot_id, kernel) = (state.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
+    let Config {
+        node,
+        node_labels,
+        controller,
+        state_dir,
+        docker,
+        netns_dir,
+        dataplane,
+        set_conntrack_acct,
+        metrics_listen,
+        log_format: _,
+        log: _,
+    } = config;
+    let folder = StateDir::open(&state_dir)?;
+    let (instance_id, boot_id, kernel) = (folder.instance_id()?, identity::boot_id()?, identity::kernel_release()?);
     tracing::info!(node = %node, version = env!("CARGO_PKG_VERSION"), kernel = %kernel, controller = %controller.uri(), "starting");
     let findings = check(&dataplane, false).await?;
     if let Some(finding) = findings.iter().find(|finding| finding.severity == Severity::Fatal) {
         bail!("this node cannot enforce: {} ({})", finding.message, finding.remedy);
     }
     let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
-    let kernel_thread = open_kernel(&dataplane).await?;
+    let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
+    let ends = Arc::new(RecentLocals::new());
+    // Other parts' records are few; a full channel makes them wait.
+    let (records, other_records) = mpsc::channel(64);
+    let links = CutLinks { view: ends.clone(), records, status: status_sender.clone() };
+    let file = StateFile::new(folder.path(), node.clone());
+    let marker = Marker::open(folder.path(), &boot_id)?;
+    let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
+    let Restored { kept, enforce, refused } = state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed);
+    let kernel_thread = KernelThread::start(kernel_side, Some(marker), cuts).context("starting the dataplane's thread")?;
 
     let stop = CancellationToken::new();
     let mut tasks: Tasks = JoinSet::new();
     let (local_sender, local) = watch::channel(LocalWorkloads::unknown());
-    let (declared_sender, declared) = watch::channel(None);
-    let (committed_sender, committed) = watch::channel(None);
+    let (declared_sender, declared) = watch::channel(kept.as_ref().map(|kept| kept.declared.clone()));
+    let (committed_sender, committed) = watch::channel(kept.as_ref().filter(|_| enforce).map(|kept| kept.committed.clone()));
     let (applied_sender, applied) = watch::channel(None);
-    let (status_sender, status) = watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings) });
+    status_sender.send_modify(|status| status.warnings.extend(refused));
+    let kept = kept.unwrap_or_default();
+    let links =
+        KeepLinks { committed: committed.clone(), applied: applied.clone(), declared: declared.clone(), status: status_sender.clone() };
+    spawn(&mut tasks, "state on disk", state::keep(file, kept.clone(), links, stop.clone()).map(Ok));
 
     let task = async move { Ok(helper_life.ended().await?) };
     spawn(&mut tasks, "helper", watched(task, stop.clone()));
@@ -89,10 +116,9 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     }
     let links =
         SessionLinks { local: local.clone(), status, applied: applied.clone(), declared: declared_sender, committed: committed_sender };
-    let task = session::run(config, links, stop.clone());
+    let task = session::run(config, Held::restored(node.clone(), kept.committed), links, stop.clone());
     spawn(&mut tasks, "session", task.map(Ok));
 
-    let ends = Arc::new(RecentLocals::new());
     let task = keep_ends(ends.clone(), local.clone(), applied, stop.clone());
     spawn(&mut tasks, "flow ends", task.map(Ok));
     let config = FlowsConfig {
@@ -100,13 +126,13 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         instance_id,
         boot_id,
         endpoint: controller,
-        state_dir: state.path().to_owned(),
+        state_dir: folder.path().to_owned(),
         nflog_group: dataplane.nflog_group,
         read_interval: FlowsConfig::DEFAULT_READ_INTERVAL,
         timing: flows::Timing::default(),
         limits: Limits::default(),
     };
-    let task = flows::run(config, ends, flows_stats, stop.clone());
+    let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
     let task = check_bridges(dataplane, local, status_sender, stop.clone());
@@ -166,11 +192,44 @@ fn warnings_of(findings: &[Finding]) -> BTreeSet<Warning> {
     findings.iter().map(|finding| Warning::new(finding.code, format!("{} ({})", finding.message, finding.remedy))).collect()
 }
 
-async fn open_kernel(config: &DataplaneConfig) -> anyhow::Result<KernelThread> {
+/// The kernel side, what opening it found, and what ends connections, where that can be had.
+type KernelSide = (Dataplane, Opened, Option<(CutHandle, Owners)>);
+
+async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: CutLinks) -> anyhow::Result<KernelSide> {
     let config = config.clone();
-    let (kernel, opened) = tokio::task::spawn_blocking(move || Dataplane::open(&config)).await?.context("opening the kernel side")?;
+    let opening = tokio::task::spawn_blocking(move || {
+        if set_conntrack_acct {
+            cuts::count_connections();
+        }
+        let (kernel, opened) = Dataplane::open(&config)?;
+        let known = kernel.known_interfaces();
+        let at_start = match opened.skeleton {
+            SkeletonState::Installed => None,
+            SkeletonState::Adopted | SkeletonState::Replaced => Some(known),
+        };
+        let cuts = start_cuts(&config, links).map(|cuts| (cuts, Owners::new(at_start)));
+        Ok::<_, anyhow::Error>((kernel, opened, cuts))
+    });
+    let (kernel, opened, cuts) = opening.await?.context("opening the kernel side")?;
     tracing::info!(rules = ?opened.skeleton, owned = opened.owned, elements = opened.elements, "kernel tables are in force");
-    KernelThread::start(kernel).context("starting the dataplane's thread")
+    Ok((kernel, opened, cuts))
+}
+
+/// Without ctnetlink everything is enforced but for connections that are established already; the node says so.
+fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
+    let status = links.status.clone();
+    match cuts::start(CutConfig { label: config.cut_label, midstream_grace: config.midstream_grace }, links) {
+        Ok(cuts) => Some(cuts),
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "established connections are not cut when policy forbids them");
+            let message =
+                format!("established connections are not cut when policy forbids them: {error} (load the module nf_conntrack_netlink)");
+            status.send_modify(|status| {
+                status.warnings.insert(Warning::new(cuts::WARNING, message));
+            });
+            None
+        }
+    }
 }
 
 /// Enforcement does not depend on who takes the port first: where it cannot be had, the node says so and goes on.

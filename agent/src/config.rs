@@ -113,6 +113,11 @@ options! {
     netns_dir: PathBuf = "FIREBREAK_NETNS_DIR", "PATH";
     /// The NFLOG group of denied packets; no other program may read it. Default: 5
     nflog_group: u16 = "FIREBREAK_NFLOG_GROUP", "NUMBER";
+    /// The bit of the conntrack label that marks cut connections, 0 to 127; no other program may use it in zone 0. Default: 127
+    cut_label: u8 = "FIREBREAK_CUT_LABEL", "BIT";
+    /// Whether net.netfilter.nf_conntrack_acct may be turned on, so that cuts are told with packets and bytes. Default: true
+    #[arg(action = clap::ArgAction::Set)]
+    set_conntrack_acct: bool = "FIREBREAK_SET_CONNTRACK_ACCT", "BOOL";
     /// Whether net.bridge.bridge-nf-call-* may be put right for bridged workloads. Default: true
     #[arg(action = clap::ArgAction::Set)]
     set_bridge_sysctls: bool = "FIREBREAK_SET_BRIDGE_SYSCTLS", "BOOL";
@@ -184,6 +189,8 @@ pub struct Config {
     pub netns_dir: PathBuf,
     /// The kernel side.
     pub dataplane: DataplaneConfig,
+    /// Whether conntrack may be told to count.
+    pub set_conntrack_acct: bool,
     /// Where metrics and health are served; `None` is nowhere.
     pub metrics_listen: Option<SocketAddr>,
     /// How log lines are written.
@@ -216,6 +223,8 @@ impl Config {
             docker_socket,
             netns_dir,
             nflog_group,
+            cut_label,
+            set_conntrack_acct,
             set_bridge_sysctls,
             nft,
             metrics_listen,
@@ -233,12 +242,18 @@ impl Config {
         ensure!(!patterns.is_empty(), "--workload-interfaces is empty: nothing would be denied by default");
         let interface_patterns =
             patterns.iter().map(|text| InterfacePattern::new(text).context("--workload-interfaces")).collect::<Result<_, _>>()?;
+        ensure!(
+            cut_label.is_none_or(|bit| bit < 128),
+            "--cut-label {}: a conntrack label has bits 0 to 127",
+            cut_label.unwrap_or_default()
+        );
         let absent = without_feature.unwrap_or_default().0;
         let absent = absent.iter().map(|name| name.parse().context("--without-feature")).collect::<anyhow::Result<_>>()?;
         let defaults = DataplaneConfig::default();
         let dataplane = DataplaneConfig {
             interface_patterns,
             nflog_group: nflog_group.unwrap_or(defaults.nflog_group),
+            cut_label: cut_label.unwrap_or(defaults.cut_label),
             set_bridge_sysctls: set_bridge_sysctls.unwrap_or(defaults.set_bridge_sysctls),
             nft: nft.map_or_else(|| defaults.nft.clone(), Into::into),
             absent,
@@ -258,6 +273,7 @@ impl Config {
             docker,
             netns_dir: netns_dir.unwrap_or_else(|| PathBuf::from("/run/netns")),
             dataplane,
+            set_conntrack_acct: set_conntrack_acct.unwrap_or(true),
             metrics_listen: metrics_address(metrics_listen.as_deref(), insecure_listen.unwrap_or_default())?,
             log_format: log_format.unwrap_or_default(),
             log: log.unwrap_or_else(|| "info".to_owned()),

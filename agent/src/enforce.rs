@@ -5,9 +5,12 @@
 //! until then the kernel keeps what it has.
 
 use crate::core::desired;
+use crate::cuts::{CutHandle, Owners};
 use crate::dataplane::{CommitError, CommitReport, Dataplane, Desired};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
+use crate::state::Marker;
+use firebreak_policy::model::Generation;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
@@ -75,22 +78,53 @@ struct Outcome {
 pub struct KernelThread(mpsc::Sender<Job>);
 
 impl KernelThread {
-    /// Starts the thread, in the network namespace of the calling one.
+    /// Starts the thread, in the network namespace of the calling one. `marker` is told before each commit, `cuts`
+    /// hears of each one that was made, if there is one.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(mut kernel: impl Kernel) -> io::Result<Self> {
+    pub fn start(mut kernel: impl Kernel, mut marker: Option<Marker>, mut cuts: Option<(CutHandle, Owners)>) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(Job { committed, local, reply }) = jobs.blocking_recv() {
                 let begun = Instant::now();
                 let desired = desired(&committed.state, &local, firebreak_policy::flatten);
+                if let Some((cuts, owners)) = &mut cuts {
+                    cuts.forget(&owners.newly_owned(&desired));
+                }
+                let noted = note(&mut marker, &committed);
                 let result = kernel.commit(&desired);
+                if let (Err(_), Some((epoch, generation))) = (&result, noted) {
+                    // The kernel keeps the generation before. An answer that was lost leaves it open which one it holds.
+                    if !matches!(result, Err(CommitError::Unknown(_))) {
+                        note_as(&mut marker, &epoch, generation);
+                    }
+                }
                 // Nobody waits any more when the agent is stopping; the kernel has it all the same.
+                let is_in_force = result.is_ok();
                 let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result });
+                if let Some((cuts, owners)) = cuts.as_mut().filter(|_| is_in_force) {
+                    owners.take(&desired);
+                    cuts.committed(committed, local);
+                }
             }
         })?;
         Ok(Self(sender))
+    }
+}
+
+/// Notes what is about to be asked of the kernel; gives what was noted before.
+fn note(marker: &mut Option<Marker>, committed: &Committed) -> Option<(String, Generation)> {
+    note_as(marker, &committed.epoch, committed.generation)
+}
+
+fn note_as(marker: &mut Option<Marker>, epoch: &str, generation: Generation) -> Option<(String, Generation)> {
+    match marker.as_mut()?.note(epoch, generation) {
+        Ok(before) => before,
+        Err(error) => {
+            tracing::error!(reason = %error, "the marker of what is enforced cannot be written; a restart waits for the controller");
+            None
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
-use firebreak_policy::model::{Generation, Revision};
+use firebreak_policy::model::Revision;
 use std::sync::mpsc as sync_mpsc;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,7 +31,7 @@ struct Stage {
 
 fn stage(outcomes: Vec<Result<CommitReport, CommitError>>) -> Stage {
     let (sender, seen) = sync_mpsc::channel();
-    let kernel = KernelThread::start(Stand { seen: sender, outcomes: outcomes.into_iter() }).unwrap();
+    let kernel = KernelThread::start(Stand { seen: sender, outcomes: outcomes.into_iter() }, None, None).unwrap();
     let (committed, committed_of_task) = watch::channel(None);
     let (local, local_of_task) = watch::channel(LocalWorkloads::unknown());
     let (applied_of_task, applied) = watch::channel(None);

@@ -25,6 +25,8 @@ pub struct LocalWorkloads {
     pub unknown: BTreeMap<u32, InterfaceName>,
     /// The node's own addresses: of global scope, bridges included.
     pub node_addresses: BTreeSet<IpAddr>,
+    /// The same of every scope: loopback and link-local ones too.
+    pub own_addresses: BTreeSet<IpAddr>,
     /// Whether a workload's interface is a bridge's port: `bridge-nf-call` matters then.
     pub bridged: bool,
     /// What people should know.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use firebreak_agent::local::{LocalWorkload, LocalWorkloads};
-use firebreak_agent::session::{self, Applied, Backoff, Committed, NodeStatus, SessionConfig, SessionLinks};
+use firebreak_agent::session::{self, Applied, Backoff, Committed, Held, NodeStatus, SessionConfig, SessionLinks};
 use firebreak_policy::model::{Generation, Labels, NamespaceName, NodeName, Revision, WorkloadId, WorkloadSource};
 use firebreak_policy::node_state::{NodeState, Segment, SegmentId};
 use firebreak_proto::hash::{self, ObjectKey, ObjectKind};
@@ -160,7 +160,7 @@ impl Stage {
             committed: committed_of_session,
         };
         let shutdown = CancellationToken::new();
-        let session = tokio::spawn(session::run(config, links, shutdown.clone()));
+        let session = tokio::spawn(session::run(config, Held::nothing(node()), links, shutdown.clone()));
         Self { talks, local, status, applied, declared, committed, shutdown, session, server }
     }
 

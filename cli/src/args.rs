@@ -209,6 +209,9 @@ pub struct FlowsArgs {
     /// The destination port.
     #[arg(long)]
     pub port: Option<u16>,
+    /// Only connections that were cut.
+    #[arg(long)]
+    pub cuts: bool,
     /// Begin after this cursor (column `cursor` of -o json).
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "CURSOR")]
     pub after: u64,

@@ -1,4 +1,4 @@
-//! `firebreak flows`: denied flows, as the SOC reads them.
+//! `firebreak flows`: denied flows and cut connections, as the SOC reads them.
 
 use crate::args::{DirectionArg, FlowsArgs, TextFormat, VerdictArg};
 use crate::client::{Client, refusal};
@@ -55,6 +55,7 @@ fn request(arguments: &FlowsArgs) -> anyhow::Result<v1::WatchFlowsRequest> {
         protocol: arguments.protocol.as_deref().map(protocol_number).transpose()?,
         port: arguments.port.map(u32::from),
         after_cursor: arguments.after,
+        cuts: arguments.cuts,
     })
 }
 
@@ -86,6 +87,9 @@ fn text(flow: &v1::AttributedFlow) -> String {
             lost.reason
         );
     }
+    if let Some(cut) = &flow.cut {
+        return cut_text(&at, flow, cut);
+    }
     let Some(event) = &flow.event else { return format!("{at}  EMPTY    record {} of {}\n", flow.sequence, flow.node) };
     let source_port = event.source_port.map(|port| format!(":{port}")).unwrap_or_default();
     let mut out = format!(
@@ -107,6 +111,33 @@ fn text(flow: &v1::AttributedFlow) -> String {
     }
     if !event.note.is_empty() {
         out.push_str(&format!("    note: {}\n", event.note));
+    }
+    out
+}
+
+/// Two lines: which connection was ended, and why.
+fn cut_text(at: &str, flow: &v1::AttributedFlow, cut: &v1::CutEvent) -> String {
+    let source_port = cut.source_port.map(|port| format!(":{port}")).unwrap_or_default();
+    let counted = match (cut.packets_sent, cut.bytes_sent, cut.packets_received, cut.bytes_received) {
+        (Some(packets), Some(bytes), Some(answers), Some(answer_bytes)) => {
+            format!("sent {packets} packets {bytes} bytes, received {answers} packets {answer_bytes} bytes")
+        }
+        _ => "not counted".to_owned(),
+    };
+    let mut out = format!(
+        "{at}  CUT      {} -> {} {}  {} at {}{}  generation {}  {counted}  id {}\n",
+        end(flow.source.as_ref(), &cut.source, &source_port),
+        end(flow.destination.as_ref(), &cut.destination, ""),
+        transport(cut.transport.as_ref()),
+        view::direction(cut.direction()),
+        flow.node,
+        if cut.interface.is_empty() { String::new() } else { format!("/{}", cut.interface) },
+        cut.generation,
+        view::hex(cut.cut_id.get(..4).unwrap_or(&cut.cut_id)),
+    );
+    out.push_str(&why(flow.reason.as_ref()));
+    if !cut.note.is_empty() {
+        out.push_str(&format!("    note: {}\n", cut.note));
     }
     out
 }

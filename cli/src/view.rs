@@ -113,6 +113,30 @@ pub(crate) fn flow(flow: &v1::AttributedFlow) -> Value {
     if let Some(lost) = &flow.lost {
         value["lost"] = json!({"direction": direction(lost.direction()), "packets": lost.packets, "reason": lost.reason});
     }
+    if let Some(cut) = &flow.cut {
+        value["cut"] = json!({
+            "cutId": hex(&cut.cut_id),
+            "packetsSent": cut.packets_sent,
+            "bytesSent": cut.bytes_sent,
+            "packetsReceived": cut.packets_received,
+            "bytesReceived": cut.bytes_received,
+            "arrived": wire_ends(cut.arrived.as_ref()),
+            "left": wire_ends(cut.left.as_ref()),
+        });
+        value["direction"] = json!(direction(cut.direction()));
+        value["interface"] = json!(cut.interface);
+        value["source"] = peer(flow.source.as_ref());
+        value["destination"] = peer(flow.destination.as_ref());
+        value["transport"] = transport(cut.transport.as_ref());
+        value["sourcePort"] = json!(cut.source_port);
+        value["generation"] = json!(cut.generation);
+        value["network"] = json!(cut.network);
+        value["revision"] = json!(flow.revision);
+        value["reason"] = direction_verdict(flow.reason.as_ref());
+        if !cut.note.is_empty() {
+            value["note"] = json!(cut.note);
+        }
+    }
     if let Some(event) = &flow.event {
         value["flowId"] = json!(hex(&event.flow_id));
         value["phase"] = json!(phase(event.phase()));
@@ -137,6 +161,18 @@ pub(crate) fn flow(flow: &v1::AttributedFlow) -> Value {
         }
     }
     value
+}
+
+/// The ends of a connection on the wire.
+fn wire_ends(ends: Option<&v1::WireEnds>) -> Value {
+    ends.map_or(Value::Null, |ends| {
+        json!({
+            "source": address(&ends.source),
+            "sourcePort": ends.source_port,
+            "destination": address(&ends.destination),
+            "destinationPort": ends.destination_port,
+        })
+    })
 }
 
 /// A condition.

@@ -13,6 +13,7 @@ mod flatten;
 pub mod judge;
 pub mod kernel_sets;
 pub mod model;
+pub mod node_judge;
 pub mod node_state;
 #[cfg(feature = "arbitrary")]
 pub mod reference;

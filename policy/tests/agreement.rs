@@ -9,7 +9,8 @@ use firebreak_policy::model::{
     Direction, Endpoint, Family, Flow, Inventory, Mode, NetworkAddress, NetworkName, NodeName, Peers, PolicySet, Rule, Services, Transport,
     Workload, WorkloadId,
 };
-use firebreak_policy::node_state::{CompiledPeers, GroupId, SegmentId};
+use firebreak_policy::node_judge::NodeJudge;
+use firebreak_policy::node_state::{CompiledPeers, GroupId, NodeState, SegmentId};
 use firebreak_policy::reference::Reference;
 use firebreak_policy::{Compiled, Engine, compile, flatten};
 use proptest::collection::vec;
@@ -164,6 +165,45 @@ fn an_audit_policy_changes_no_enforced_verdict() {
             Ok(())
         })
     });
+}
+
+#[test]
+fn a_nodes_state_is_judged_as_its_kernel_sets_are() {
+    let judged = Cell::new((0_u64, 0_u64));
+    check("node judge", 1_500, (clusters(), some_transports()), |((policies, inventory), transports)| {
+        for state in compile(&policies, &inventory).nodes().values() {
+            judged_alike(state, &transports, &judged)?;
+        }
+        Ok(())
+    });
+    let (passed, denied) = judged.get();
+    println!("node judge: {passed} pass, {denied} are denied");
+    assert!(denied * 20 > passed && passed * 20 > denied, "{passed} pass, {denied} are denied");
+}
+
+/// Every path, whether or not packets would take it between these ends: the two functions have no excuse to differ.
+fn judged_alike(state: &NodeState, transports: &[Transport], judged: &Cell<(u64, u64)>) -> TestCaseResult {
+    let (sets, judge) = (flatten(state), NodeJudge::new(state));
+    let locals: BTreeSet<IpAddr> = state.endpoints.values().flat_map(|it| it.addresses.iter().copied()).collect();
+    let others = state.addresses.iter().copied().chain(strangers().into_iter().take(4));
+    let ends: BTreeSet<IpAddr> = locals.iter().copied().chain(others).collect();
+    let published = state.endpoints.values().flat_map(|it| &it.published_ports).map(|it| Transport::Port(it.protocol, it.host_port));
+    let transports: Vec<Transport> = transports.iter().copied().chain(published.take(3)).collect();
+    for (one, other) in locals.iter().flat_map(|one| ends.iter().map(move |other| (*one, *other))) {
+        for transport in transports.iter().filter(|it| suits(**it, one) && one.is_ipv4() == other.is_ipv4()) {
+            for (source, destination) in [(one, other), (other, one)] {
+                for path in [Path::Forwarded, Path::FromNode, Path::ToNode] {
+                    let (by_sets, by_state) =
+                        (sets.judge(path, source, destination, *transport), judge.judge(path, source, destination, *transport));
+                    let (passed, denied) = judged.get();
+                    let passes = u64::from(by_sets == Fate::Passed);
+                    judged.set((passed + passes, denied + 1 - passes));
+                    prop_assert_eq!(by_state, by_sets, "{:?} {} {} {}", path, source, destination, transport);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 #[test]

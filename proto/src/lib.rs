@@ -21,5 +21,8 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 /// No message of the Sync stream is larger than this, in either direction.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
+/// What the message of an `INVALID_ARGUMENT` begins with when one record of a `FlowBatch` is to blame.
+pub const REFUSED_RECORD: &str = "batch.records[";
+
 /// The protocol version that `agent.proto` describes.
 pub const PROTOCOL_VERSION: u32 = 1;

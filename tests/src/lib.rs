@@ -14,6 +14,7 @@ pub mod process;
 pub mod relay;
 pub mod sctp;
 pub mod server;
+pub mod session;
 pub mod shop;
 pub mod site;
 pub mod system;

@@ -19,6 +19,8 @@ pub struct DataplaneConfig {
     pub denied_size: u32,
     /// For how long after a first install TCP connections that are older may be picked up in the middle.
     pub midstream_grace: Duration,
+    /// The bit of the conntrack label that says that a connection was cut, 0 to 127. Labels are also used by Open vSwitch, in zones of its own.
+    pub cut_label: u8,
     /// Whether `net.bridge.bridge-nf-call-*` may be put right.
     pub set_bridge_sysctls: bool,
     /// How `nft` is run: for the fixed rules and the preflight, never for a commit and never at `uninstall`.
@@ -36,6 +38,7 @@ impl Default for DataplaneConfig {
             denied_timeout: Duration::from_secs(300),
             denied_size: 65_536,
             midstream_grace: Duration::from_secs(120),
+            cut_label: 127,
             set_bridge_sysctls: true,
             nft: "nft".into(),
             absent: BTreeSet::new(),

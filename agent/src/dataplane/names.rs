@@ -27,6 +27,8 @@ pub const COUNTER_OVERFLOW_IN: &str = "denied_overflow_in";
 pub const COUNTER_OVERFLOW_OUT: &str = "denied_overflow_out";
 /// Packets of local workloads that belong to no connection and cannot begin one.
 pub const COUNTER_OUT_OF_STATE: &str = "out_of_state";
+/// Packets of connections that were cut.
+pub const COUNTER_CUT: &str = "cut";
 /// Packets that came in through an unknown workload interface.
 pub const COUNTER_UNKNOWN_IN: &str = "unknown_interface_in";
 /// Packets that were to leave through an unknown workload interface.
@@ -36,6 +38,11 @@ pub const COUNTER_UNKNOWN_OUT: &str = "unknown_interface_out";
 pub const SET_KNOWN_IF: &str = "known_if";
 /// Holds `tcp` for as long as connections that are older than the first install may be picked up in the middle.
 pub const SET_MIDSTREAM: &str = "midstream_allowed";
+
+/// The set of what the other end of a cut connection would send, so that it does not pass as new when the entry is gone.
+pub fn revoked(family: Family) -> String {
+    format!("revoked{}", family_digit(family))
+}
 
 /// Which table: its netfilter family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

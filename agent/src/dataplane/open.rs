@@ -13,6 +13,7 @@ use super::skeleton::Skeleton;
 use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::{nft, tables};
 use nix::errno::Errno;
+use std::collections::BTreeSet;
 
 /// The kernel's tables, held open. One per network namespace; dropping it leaves them in force.
 #[derive(Debug)]
@@ -97,6 +98,12 @@ impl Dataplane {
     /// The socket's own address, by which the kernel tells our changes from others'.
     pub fn port(&self) -> u32 {
         self.socket.port()
+    }
+
+    /// The interfaces that may talk, by ifindex, as far as they are known.
+    pub fn known_interfaces(&self) -> BTreeSet<u32> {
+        let known = self.actual.iter().filter_map(|actual| actual.known.get(&Layer::Inet));
+        known.flat_map(|interfaces| interfaces.keys().copied()).collect()
     }
 
     /// Whether the kernel keeps other processes from changing our tables.

@@ -134,7 +134,8 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
     }
     let bridged = managed.iter().chain(unknown.keys()).any(|index| by_index.get(index).is_some_and(|link| link.controller.is_some()));
     let node_addresses = kernel.own.iter().filter(|held| held.scope == Scope::Global).map(|held| held.address).collect();
-    LocalWorkloads { in_sync: false, workloads, exempt, unknown, node_addresses, bridged, warnings: BTreeSet::new() }
+    let own_addresses = kernel.own.iter().map(|held| held.address).collect();
+    LocalWorkloads { in_sync: false, workloads, exempt, unknown, node_addresses, own_addresses, bridged, warnings: BTreeSet::new() }
 }
 
 /// The ids of the namespaces whose addresses [`assemble`] asks for, each with the interfaces that lead into it: everything that

@@ -96,6 +96,7 @@ impl Bench {
                 let Transport::Port(_, port) = flow.key.transport else { panic!("{:?}", flow.key) };
                 format!("{:?} #{} :{port} {} packets {} bytes", flow.phase, flow.id.0[0], flow.packets, flow.bytes)
             }
+            Told::Cut(cut) => format!("cut {cut:?}"),
             Told::Lost { direction, packets, reason } => format!("lost {packets} {} {reason}", direction.as_str()),
         };
         self.aggregator.drain().into_iter().map(one).collect()
@@ -320,7 +321,7 @@ fn a_record_names_the_local_workload_the_generation_and_the_first_source_port() 
         .into_iter()
         .map(|record| match record.told {
             Told::Flow(flow) => flow,
-            Told::Lost { .. } => panic!("nothing is lost"),
+            Told::Lost { .. } | Told::Cut(_) => panic!("nothing is lost or cut"),
         })
         .collect();
     assert_eq!(told[0].local.as_ref().map(|end| end.container.as_str()), Some("c1"));

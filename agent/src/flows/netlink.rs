@@ -93,6 +93,21 @@ pub(crate) fn answer(code: i32) -> Result<(), io::Error> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_neg())) }
 }
 
+/// The answers in a datagram: the sequence of the request, and the kernel's code; 0 is success.
+pub(crate) fn answers(datagram: &[u8]) -> Vec<(u32, i32)> {
+    let mut answers = Vec::new();
+    let mut rest = datagram;
+    while let Some(header) = rest.first_chunk::<NLMSG_HEADER>() {
+        let length = usize::try_from(u32::from_ne_bytes([header[0], header[1], header[2], header[3]])).unwrap_or(usize::MAX);
+        let Some(body) = rest.get(NLMSG_HEADER..length) else { break };
+        if let (NLMSG_ERROR, Some(code)) = (u16::from_ne_bytes([header[4], header[5]]), body.first_chunk::<4>()) {
+            answers.push((u32::from_ne_bytes([header[8], header[9], header[10], header[11]]), i32::from_ne_bytes(*code)));
+        }
+        rest = rest.get(align(length)..).unwrap_or_default();
+    }
+    answers
+}
+
 /// The attributes of a message or of a nested attribute: type and value. What is malformed ends the walk: the kernel never sends it, and a
 /// decoder then misses what it needs and says so.
 #[derive(Clone, Copy)]

@@ -33,6 +33,10 @@ pub struct Outbox {
     droppable: [VecDeque<u64>; 3],
     dropped: [Dropped; 2],
     dropped_total: u64,
+    /// Up to this sequence a record is among those that the controller refused: they go one by one.
+    suspect: Option<u64>,
+    /// The sequence that stands for a refused record; refused itself, it goes without a successor.
+    replaced: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,6 +58,8 @@ impl Outbox {
             droppable: Default::default(),
             dropped: Default::default(),
             dropped_total: 0,
+            suspect: None,
+            replaced: None,
         }
     }
 
@@ -98,7 +104,7 @@ impl Outbox {
                 Phase::Opened => 1,
                 Phase::Closed => 2,
             },
-            Told::Lost { .. } => 2,
+            Told::Lost { .. } | Told::Cut(_) => 2,
         };
         self.unsent.insert(self.next_order, record);
         self.droppable[class].push_back(self.next_order);
@@ -119,10 +125,7 @@ impl Outbox {
             None
         });
         let Some(record) = dropped else { return };
-        let (direction, packets) = match record.told {
-            Told::Flow(flow) => (flow.key.direction, if flow.phase == Phase::Closed { flow.packets } else { 0 }),
-            Told::Lost { direction, packets, reason: _ } => (direction, packets),
-        };
+        let (direction, packets) = loss(&record.told);
         let slot = &mut self.dropped[slot(direction)];
         slot.records += 1;
         slot.packets = slot.packets.saturating_add(packets);
@@ -131,6 +134,9 @@ impl Outbox {
 
     /// Whether [`Self::next_batch`] has something.
     pub fn has_batch(&self) -> bool {
+        if self.is_one_by_one() && self.sent > 0 {
+            return false;
+        }
         let has_new = self.sequenced.len() < WINDOW && !self.unsent.is_empty();
         self.sent < self.sequenced.len() || has_new || self.has_news_of_dropped()
     }
@@ -144,7 +150,8 @@ impl Outbox {
     pub fn next_batch(&mut self, now: SystemTime) -> Vec<v1::FlowRecord> {
         self.sequence_news_of_dropped(now);
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        while batch.len() < BATCH_RECORDS {
+        let most = if self.is_one_by_one() { 1 } else { BATCH_RECORDS };
+        while batch.len() < most {
             if self.sent == self.sequenced.len() && !self.sequence_next() {
                 break;
             }
@@ -207,6 +214,36 @@ impl Outbox {
         Some(count)
     }
 
+    /// The controller refused a record and with it the batch that it is in. First that means that what was sent and not acknowledged goes
+    /// one by one; of a batch of one record it is known which. That record's place is taken by one that says what is lost, so that its
+    /// sequence leaves no gap. Says whether a record was given up.
+    pub fn refused(&mut self, reason: &str, now: SystemTime) -> bool {
+        let Some(last) = self.sent.checked_sub(1).and_then(|last| self.sequenced.get(last)).map(|(sequence, _)| *sequence) else {
+            return false;
+        };
+        if !self.is_one_by_one() {
+            self.suspect = Some(last);
+            return false;
+        }
+        let Some((sequence, record)) = self.sequenced.front_mut() else { return false };
+        if self.replaced == Some(*sequence) {
+            self.sequenced.pop_front();
+            self.sent = self.sent.saturating_sub(1);
+            return true;
+        }
+        let (direction, packets) = loss(&record.told);
+        let reason =
+            Cow::Owned(format!("the controller refused a record ({reason}); the packets are those of a flow that closed, at most"));
+        *record = Record { time: now, told: Told::Lost { direction, packets, reason } };
+        self.replaced = Some(*sequence);
+        true
+    }
+
+    /// Whether the next record to be acknowledged is one of those among which one was refused.
+    fn is_one_by_one(&self) -> bool {
+        self.suspect.is_some_and(|suspect| self.sequenced.front().is_some_and(|(sequence, _)| *sequence <= suspect))
+    }
+
     /// Whether something was sent on this connection that is not acknowledged.
     pub fn awaits_acknowledgement(&self) -> bool {
         self.sent > 0
@@ -221,6 +258,15 @@ impl Outbox {
     pub fn unacknowledged(&self) -> Vec<v1::FlowRecord> {
         let sequenced = self.sequenced.iter().map(|(sequence, record)| record.to_proto(*sequence));
         sequenced.chain(self.unsent.values().map(|record| record.to_proto(0))).collect()
+    }
+}
+
+/// What is lost with a record: at which end, and how many packets nobody else tells of.
+fn loss(told: &Told) -> (Direction, u64) {
+    match told {
+        Told::Flow(flow) => (flow.key.direction, if flow.phase == Phase::Closed { flow.packets } else { 0 }),
+        Told::Lost { direction, packets, reason: _ } => (*direction, *packets),
+        Told::Cut(cut) => (cut.direction, 0),
     }
 }
 

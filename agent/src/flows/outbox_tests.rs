@@ -38,9 +38,51 @@ fn flow(number: u8, phase: Phase) -> Record {
 fn show(batch: &[v1::FlowRecord]) -> Vec<String> {
     let one = |record: &v1::FlowRecord| match record.record.as_ref().unwrap() {
         v1::flow_record::Record::Flow(flow) => format!("{}:{}", record.sequence, flow.flow_id[0]),
+        v1::flow_record::Record::Cut(cut) => format!("{}:cut {}", record.sequence, cut.cut_id[0]),
         v1::flow_record::Record::Lost(lost) => format!("{}:lost {} ({})", record.sequence, lost.packets, &lost.reason[..2].trim()),
     };
     batch.iter().map(one).collect()
+}
+
+#[test]
+fn a_refused_record_is_found_one_by_one_and_its_place_says_what_is_lost() {
+    let mut outbox = Outbox::new(100, 11);
+    outbox.push(flow(1, Phase::Opened));
+    outbox.push(flow(2, Phase::Closed));
+    outbox.push(flow(3, Phase::Opened));
+    assert_eq!(show(&outbox.next_batch(NOW)), ["11:1", "12:2", "13:3"]);
+    assert!(!outbox.refused("bad", NOW), "it is not known which");
+    outbox.rewind();
+    outbox.push(flow(4, Phase::Opened));
+    assert_eq!(show(&outbox.next_batch(NOW)), ["11:1"]);
+    assert!(!outbox.has_batch(), "the next waits for the answer");
+    outbox.acknowledge(11);
+    assert_eq!(show(&outbox.next_batch(NOW)), ["12:2"]);
+    assert!(outbox.refused("bad", NOW));
+    outbox.rewind();
+    assert_eq!(show(&outbox.next_batch(NOW)), ["12:lost 100 (th)"], "the flow closed with 100 packets");
+    outbox.acknowledge(12);
+    assert_eq!(show(&outbox.next_batch(NOW)), ["13:3"]);
+    outbox.acknowledge(13);
+    outbox.push(flow(5, Phase::Opened));
+    assert_eq!(show(&outbox.next_batch(NOW)), ["14:4", "15:5"], "behind those that were refused they go together again");
+    assert_eq!(outbox.dropped_total(), 0);
+}
+
+#[test]
+fn a_loss_that_is_refused_too_leaves_a_gap_and_holds_up_nothing() {
+    let mut outbox = Outbox::new(100, 1);
+    outbox.push(flow(1, Phase::Opened));
+    outbox.push(flow(2, Phase::Opened));
+    for refused in [false, true, true] {
+        outbox.rewind();
+        assert!(!outbox.next_batch(NOW).is_empty());
+        assert_eq!(outbox.refused("bad", NOW), refused);
+    }
+    outbox.rewind();
+    assert_eq!(show(&outbox.next_batch(NOW)), ["2:2"]);
+    assert_eq!(outbox.acknowledge(2), Some(1));
+    assert!(!outbox.refused("bad", NOW), "nothing was sent");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What the collection tells the controller, before it has a sequence.
 
+use super::cut::CutTold;
 use super::error::FlowsError;
 use super::key::{FlowKey, FlowVerdict};
 use super::locals::LocalEnd;
@@ -38,6 +39,8 @@ pub enum Told {
         /// Why, for people.
         reason: Cow<'static, str>,
     },
+    /// A connection was cut.
+    Cut(Box<CutTold>),
 }
 
 /// Where a flow is in its life.
@@ -88,6 +91,7 @@ impl Record {
                 packets: *packets,
                 reason: reason.clone().into_owned(),
             }),
+            Told::Cut(cut) => v1::flow_record::Record::Cut(cut.to_proto()),
         };
         v1::FlowRecord { sequence, time: Some(self.time.into()), record: Some(record) }
     }
@@ -136,21 +140,21 @@ impl FlowTold {
     }
 }
 
-fn direction_to_proto(direction: Direction) -> v1::Direction {
+pub(super) fn direction_to_proto(direction: Direction) -> v1::Direction {
     match direction {
         Direction::Ingress => v1::Direction::Ingress,
         Direction::Egress => v1::Direction::Egress,
     }
 }
 
-fn address_to_proto(address: IpAddr) -> Bytes {
+pub(super) fn address_to_proto(address: IpAddr) -> Bytes {
     match address {
         IpAddr::V4(address) => Bytes::copy_from_slice(&address.octets()),
         IpAddr::V6(address) => Bytes::copy_from_slice(&address.octets()),
     }
 }
 
-fn transport_to_proto(transport: Transport) -> v1::Transport {
+pub(super) fn transport_to_proto(transport: Transport) -> v1::Transport {
     let protocol = u32::from(transport.protocol().0);
     match transport {
         Transport::Port(_, port) => v1::Transport { protocol, port: Some(port.into()), icmp_type: None, icmp_code: None },
@@ -167,11 +171,12 @@ fn transport_to_proto(transport: Transport) -> v1::Transport {
 /// When a field is missing or out of range.
 pub(crate) fn from_proto(record: v1::FlowRecord) -> Result<Record, FlowsError> {
     let time = timestamp(record.time)?;
-    let told = match record.record.ok_or(malformed("neither flow nor loss"))? {
+    let told = match record.record.ok_or(malformed("neither flow, loss nor cut"))? {
         v1::flow_record::Record::Flow(flow) => Told::Flow(FlowTold::from_proto(flow)?),
         v1::flow_record::Record::Lost(lost) => {
             Told::Lost { direction: direction_from_proto(lost.direction)?, packets: lost.packets, reason: Cow::Owned(lost.reason) }
         }
+        v1::flow_record::Record::Cut(cut) => Told::Cut(Box::new(CutTold::from_proto(cut)?)),
     };
     Ok(Record { time, told })
 }
@@ -223,7 +228,7 @@ impl FlowTold {
     }
 }
 
-fn malformed(reason: &'static str) -> FlowsError {
+pub(super) fn malformed(reason: &'static str) -> FlowsError {
     FlowsError::Decode { what: "flow record", reason }
 }
 
@@ -231,7 +236,7 @@ fn timestamp(time: Option<prost_types::Timestamp>) -> Result<SystemTime, FlowsEr
     time.and_then(|time| SystemTime::try_from(time).ok()).ok_or(malformed("time"))
 }
 
-fn direction_from_proto(direction: i32) -> Result<Direction, FlowsError> {
+pub(super) fn direction_from_proto(direction: i32) -> Result<Direction, FlowsError> {
     match v1::Direction::try_from(direction) {
         Ok(v1::Direction::Ingress) => Ok(Direction::Ingress),
         Ok(v1::Direction::Egress) => Ok(Direction::Egress),
@@ -239,14 +244,14 @@ fn direction_from_proto(direction: i32) -> Result<Direction, FlowsError> {
     }
 }
 
-fn address_from_proto(address: &[u8]) -> Result<IpAddr, FlowsError> {
+pub(super) fn address_from_proto(address: &[u8]) -> Result<IpAddr, FlowsError> {
     if let Ok(octets) = <[u8; 4]>::try_from(address) {
         return Ok(IpAddr::from(octets));
     }
     <[u8; 16]>::try_from(address).map(IpAddr::from).map_err(|_| malformed("address"))
 }
 
-fn transport_from_proto(family: Family, transport: v1::Transport) -> Result<Transport, FlowsError> {
+pub(super) fn transport_from_proto(family: Family, transport: v1::Transport) -> Result<Transport, FlowsError> {
     let protocol = Protocol(u8::try_from(transport.protocol).map_err(|_| malformed("protocol"))?);
     let byte = |number: u32| u8::try_from(number).map_err(|_| malformed("ICMP type or code"));
     Ok(match (transport.port, transport.icmp_type, transport.icmp_code) {

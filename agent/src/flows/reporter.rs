@@ -170,7 +170,11 @@ impl Reporter {
                     Err(reason) => reason,
                 },
                 Event::Ack(Ok(None)) => "the controller ended the stream".to_owned(),
-                Event::Ack(Err(status)) => status.to_string(),
+                Event::Ack(Err(status)) => {
+                    // What was given up is not sent again: the next try is another one.
+                    had_progress |= self.refuse(&status);
+                    status.to_string()
+                }
                 Event::Records(Some(records)) => {
                     self.take(records);
                     continue;
@@ -201,6 +205,21 @@ impl Reporter {
         FlowsStats::add(&self.stats.records_acked, u64::try_from(freed).unwrap_or(u64::MAX));
         FlowsStats::set(&self.stats.records_waiting, self.outbox.len());
         Ok(())
+    }
+
+    /// Gives up a record that the controller refuses: sent again for ever it would hold up all the others. Says whether anything changed.
+    fn refuse(&mut self, status: &tonic::Status) -> bool {
+        if status.code() != tonic::Code::InvalidArgument || !status.message().starts_with(firebreak_proto::REFUSED_RECORD) {
+            return false;
+        }
+        if self.outbox.refused(status.message(), SystemTime::now()) {
+            FlowsStats::add(&self.stats.records_refused, 1);
+            tracing::error!(
+                reason = status.message(),
+                "flow reports: the controller refuses a record; it is given up, and reported as lost"
+            );
+        }
+        true
     }
 
     /// Sends one batch; first the sequence file covers it, so that no later agent gives its numbers to other records.

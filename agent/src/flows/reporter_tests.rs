@@ -25,6 +25,8 @@ enum Act {
     Refuse,
     /// Acknowledges what was never sent.
     AckTooMuch,
+    /// Refuses every batch that has a record of 7, 17, 27, ... packets, and acknowledges the others.
+    RefuseSevens,
 }
 
 #[derive(Default)]
@@ -63,12 +65,20 @@ async fn serve(mut stream: Streaming<v1::FlowMessage>, act: Act, seen: Arc<Mutex
         seen.connections.push(Vec::new());
         seen.connections.len() - 1
     };
+    let is_seven = |record: &v1::FlowRecord| {
+        let Some(v1::flow_record::Record::Lost(lost)) = &record.record else { return false };
+        lost.packets % 10 == 7 && lost.reason == "x"
+    };
     let mut batches = 0;
     while let Ok(Some(v1::FlowMessage { message: Some(message) })) = stream.message().await {
         let last = match message {
             v1::flow_message::Message::Hello(hello) => {
                 seen.lock().unwrap().hellos.push(hello);
                 continue;
+            }
+            v1::flow_message::Message::Batch(batch) if matches!(act, Act::RefuseSevens) && batch.records.iter().any(is_seven) => {
+                let _ = acks.send(Err(Status::invalid_argument("batch.records[0].lost: is a seven"))).await;
+                return;
             }
             v1::flow_message::Message::Batch(batch) => {
                 let mut seen = seen.lock().unwrap();
@@ -83,7 +93,7 @@ async fn serve(mut stream: Streaming<v1::FlowMessage>, act: Act, seen: Arc<Mutex
         };
         batches += 1;
         let sequence = match act {
-            Act::AckAll => last,
+            Act::AckAll | Act::RefuseSevens => last,
             Act::LoseAckAfter(limit) if batches >= limit => {
                 let _ = acks.send(Err(Status::unavailable("broken off"))).await;
                 return;
@@ -207,6 +217,23 @@ async fn every_record_arrives_in_order_though_acks_are_lost_and_streams_break() 
     assert!(
         seen.hellos.iter().all(|hello| (hello.node.as_str(), hello.instance_id.as_str(), hello.boot_id.as_str()) == ("n1", "i1", "boot"))
     );
+}
+
+#[tokio::test]
+async fn a_record_that_is_refused_holds_up_no_other_and_is_reported_as_lost() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let fake = fake(&[Act::RefuseSevens; 100]);
+    let server = listen(fake.clone(), listener);
+    let bench = report(address, Arc::new(tempfile::tempdir().unwrap()));
+    bench.push(0..30).await;
+    bench.wait_for_acks(30).await;
+    assert_eq!(bench.stats.snapshot().records_refused, 3);
+    bench.stop().await;
+    server.abort();
+    let seen = fake.seen.lock().unwrap();
+    let arrived: Vec<_> = seen.records.iter().map(|(sequence, packets)| (*sequence, *packets)).collect();
+    assert_eq!(arrived, (0..30).map(|n| (n + 1, n)).collect::<Vec<_>>(), "no gap: a loss of as many packets stands for each");
 }
 
 #[tokio::test]

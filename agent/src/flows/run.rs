@@ -34,7 +34,7 @@ const CURSOR_EVERY_ENTRY: Duration = Duration::from_micros(200);
 const READ_SHARE: u32 = 5;
 
 /// Collects and reports denied flows until `shutdown`; then what there is gets two seconds to reach the controller, and the rest is kept in the state
-/// directory. Waits for a table that is not there yet, follows one that is made anew, and goes on without NFLOG while another process has the
+/// directory. Records that other parts of the agent make come in by `others`. Waits for a table that is not there yet, follows one that is made anew, and goes on without NFLOG while another process has the
 /// group. Sockets are made in the network namespace of the runtime's threads.
 ///
 /// # Errors
@@ -43,6 +43,7 @@ pub async fn run(
     config: FlowsConfig,
     view: Arc<dyn LocalView>,
     stats: Arc<FlowsStats>,
+    others: mpsc::Receiver<Vec<Record>>,
     shutdown: CancellationToken,
 ) -> Result<(), FlowsError> {
     let config = Arc::new(config);
@@ -77,6 +78,7 @@ pub async fn run(
         kept_sequence: next_sequence,
     };
     tasks.spawn(reporter.run());
+    tasks.spawn(pass_on(others, records_in.clone(), shutdown.clone()));
     let random_id = || FlowId(Uuid::new_v4().into_bytes());
     let mut aggregator = Aggregator::new(config.limits, config.timing, random_id, view, stats.clone());
     restore(&mut aggregator, &files);
@@ -95,6 +97,29 @@ pub async fn run(
         }
     }
     outcome
+}
+
+/// Hands on what other parts of the agent tell, until the shutdown; what they told until then goes too.
+async fn pass_on(
+    mut others: mpsc::Receiver<Vec<Record>>,
+    records: mpsc::Sender<Vec<Record>>,
+    shutdown: CancellationToken,
+) -> Result<(), FlowsError> {
+    loop {
+        let told = tokio::select! {
+            biased;
+            told = others.recv() => told,
+            () = shutdown.cancelled() => return Ok(()),
+        };
+        match told {
+            // A reporter that has ended is noticed by the JoinSet.
+            Some(told) => drop(records.send(told).await),
+            None => {
+                shutdown.cancelled().await;
+                return Ok(());
+            }
+        }
+    }
 }
 
 fn restore<I: FnMut() -> FlowId>(aggregator: &mut Aggregator<I>, files: &StateFiles) {

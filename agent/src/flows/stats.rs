@@ -59,6 +59,8 @@ stats! {
     records,
     /// Records dropped because the controller did not take them.
     records_dropped,
+    /// Records given up because the controller refused them.
+    records_refused,
     /// Records acknowledged.
     records_acked,
     /// Records waiting. A gauge.

@@ -89,6 +89,13 @@ impl Held {
         Self { node, committed: Arc::default(), draft: Draft::default() }
     }
 
+    /// Holds what an earlier agent was sent and kept.
+    pub fn restored(node: NodeName, committed: Arc<Committed>) -> Self {
+        let mut held = Self { node, committed, draft: Draft::default() };
+        held.discard_draft();
+        held
+    }
+
     /// The state that the last Commit closed; generation 0 and empty when there was none.
     pub fn committed(&self) -> &Arc<Committed> {
         &self.committed

@@ -5,9 +5,8 @@ use super::{Held, SessionConfig, SessionError, SessionLinks};
 use tokio_util::sync::CancellationToken;
 
 /// Keeps a session with the controller until `shutdown`. Never gives up: without a controller the node goes on enforcing what
-/// it holds. May be cancelled at any point; what was received whole stays received.
-pub async fn run(config: SessionConfig, mut links: SessionLinks, shutdown: CancellationToken) {
-    let mut held = Held::nothing(config.node.clone());
+/// it holds; `held` is what it holds at the start. May be cancelled at any point; what was received whole stays received.
+pub async fn run(config: SessionConfig, mut held: Held, mut links: SessionLinks, shutdown: CancellationToken) {
     let mut attempt = 0;
     loop {
         let mut progress = false;

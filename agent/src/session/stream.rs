@@ -101,6 +101,7 @@ pub(super) async fn converse(
         newest: None,
         declared: None,
         declared_warnings: BTreeSet::new(),
+        declared_heard: false,
     };
     conversation.run(incoming).await
 }
@@ -138,6 +139,8 @@ struct Conversation<'a> {
     /// Parts of a `Declared` list whose last one is not there yet.
     declared: Option<Vec<v1::DeclaredWorkload>>,
     declared_warnings: BTreeSet<Warning>,
+    /// Whether this stream's list of declared workloads is there.
+    declared_heard: bool,
 }
 
 impl Conversation<'_> {
@@ -183,7 +186,8 @@ impl Conversation<'_> {
     fn report(&mut self) {
         let local: Arc<LocalWorkloads> = self.links.local.borrow_and_update().clone();
         let status = self.links.status.borrow_and_update().clone();
-        if local.in_sync {
+        // What was declared before this stream may lack somebody, and so would a full report.
+        if local.in_sync && self.declared_heard {
             self.queue.extend(self.told.catch_up(self.config, &local, &status, &self.declared_warnings));
         }
     }
@@ -261,6 +265,7 @@ impl Conversation<'_> {
             self.links.status.mark_changed();
         }
         self.links.declared.send_replace(Some(Arc::new(read)));
+        self.hear_declared();
     }
 
     fn commit(&mut self, commit: v1::Commit) -> Result<(), SessionError> {
@@ -274,7 +279,15 @@ impl Conversation<'_> {
         // A controller that declares nothing need not say so before its first generation.
         self.links.declared.send_if_modified(|declared| declared.is_none() && declared.replace(Arc::default()).is_none());
         self.links.committed.send_replace(Some(committed));
+        self.hear_declared();
         Ok(())
+    }
+
+    /// From here on reports go out.
+    fn hear_declared(&mut self) {
+        if !std::mem::replace(&mut self.declared_heard, true) {
+            self.links.local.mark_changed();
+        }
     }
 }
 

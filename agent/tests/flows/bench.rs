@@ -102,7 +102,8 @@ impl Node {
             limits,
         };
         let (stats, shutdown) = (Arc::new(FlowsStats::default()), CancellationToken::new());
-        let collection = tokio::spawn(firebreak_agent::flows::run(config, Arc::new(Web), stats.clone(), shutdown.clone()));
+        let (_, others) = tokio::sync::mpsc::channel(1);
+        let collection = tokio::spawn(firebreak_agent::flows::run(config, Arc::new(Web), stats.clone(), others, shutdown.clone()));
         Self { service, stats, shutdown, collection, server, state }
     }
 

@@ -36,7 +36,7 @@ impl Seen {
     pub fn events(&self) -> impl Iterator<Item = &v1::FlowEvent> {
         self.records.values().filter_map(|record| match record.record.as_ref().unwrap() {
             v1::flow_record::Record::Flow(flow) => Some(flow),
-            v1::flow_record::Record::Lost(_) => None,
+            v1::flow_record::Record::Lost(_) | v1::flow_record::Record::Cut(_) => None,
         })
     }
 

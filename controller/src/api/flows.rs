@@ -32,6 +32,40 @@ pub(super) struct Filter {
     destination: Option<IpNet>,
     protocol: Option<u32>,
     port: Option<u32>,
+    cuts: bool,
+}
+
+/// What filters look at, of a denied flow or of a cut.
+struct Seen<'a> {
+    direction: v1::Direction,
+    verdict: v1::Verdict,
+    source: &'a Bytes,
+    destination: &'a Bytes,
+    transport: Option<&'a v1::Transport>,
+}
+
+impl<'a> Seen<'a> {
+    /// `None` of a record that tells of a loss.
+    fn of(flow: &'a v1::AttributedFlow) -> Option<Self> {
+        let of_event = flow.event.as_ref().map(|event| Self {
+            direction: event.direction(),
+            verdict: event.verdict(),
+            source: &event.source,
+            destination: &event.destination,
+            transport: event.transport.as_ref(),
+        });
+        let of_cut = || {
+            flow.cut.as_ref().map(|cut| Self {
+                direction: cut.direction(),
+                // Its ends are answered: RST, or ICMP.
+                verdict: v1::Verdict::Reject,
+                source: &cut.source,
+                destination: &cut.destination,
+                transport: cut.transport.as_ref(),
+            })
+        };
+        of_event.or_else(of_cut)
+    }
 }
 
 struct FlowWatch {
@@ -141,6 +175,7 @@ impl Filter {
             protocol,
             port,
             after_cursor: _,
+            cuts,
         } = request;
         let mut violations = Violations::default();
         let direction = v1::Direction::try_from(direction)
@@ -183,6 +218,7 @@ impl Filter {
             destination,
             protocol,
             port,
+            cuts,
         })
     }
 
@@ -191,18 +227,21 @@ impl Filter {
         if !self.node.is_empty() && self.node != flow.node {
             return false;
         }
-        let Some(event) = &flow.event else { return true };
+        let Some(seen) = Seen::of(flow) else { return true };
+        if self.cuts && flow.cut.is_none() {
+            return false;
+        }
         let ends = [flow.source.as_ref(), flow.destination.as_ref()];
         let end = |wanted: &dyn Fn(&v1::Peer) -> bool| ends.iter().flatten().any(|peer| wanted(peer));
-        let transport = event.transport.as_ref();
+        let transport = seen.transport;
         (self.namespace.is_empty() || end(&|peer| peer.namespace == self.namespace))
             && self.workload.as_ref().is_none_or(|(namespace, name)| {
                 end(&|peer| peer.name == *name && namespace.as_ref().is_none_or(|namespace| *namespace == peer.namespace))
             })
-            && self.direction.is_none_or(|direction| event.direction() == direction)
-            && self.verdict.is_none_or(|verdict| event.verdict() == verdict)
-            && self.source.is_none_or(|block| holds(block, &event.source))
-            && self.destination.is_none_or(|block| holds(block, &event.destination))
+            && self.direction.is_none_or(|direction| seen.direction == direction)
+            && self.verdict.is_none_or(|verdict| seen.verdict == verdict)
+            && self.source.is_none_or(|block| holds(block, seen.source))
+            && self.destination.is_none_or(|block| holds(block, seen.destination))
             && self.protocol.is_none_or(|protocol| transport.is_some_and(|transport| transport.protocol == protocol))
             && self.port.is_none_or(|port| transport.is_some_and(|transport| transport.port == Some(port)))
     }

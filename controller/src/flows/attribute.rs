@@ -68,6 +68,47 @@ pub(crate) fn attribute(
     Ok(Attribution { source, destination, reason })
 }
 
+/// Names both ends of a cut connection as of now, and judges again to tell the reason.
+///
+/// # Errors
+/// Names the field that cannot be read.
+pub(crate) fn attribute_cut(
+    published: &Published,
+    owners: &Owners,
+    node: &NodeName,
+    cut: &v1::CutEvent,
+    now: Timestamp,
+) -> Result<Attribution, Refusal> {
+    if cut.cut_id.len() != 16 {
+        return Err(Refusal::new("cut_id", format!("has {} bytes, not 16", cut.cut_id.len())));
+    }
+    for (field, ends) in [("arrived", &cut.arrived), ("left", &cut.left)] {
+        let Some(ends) = ends else { continue };
+        let ports = [ends.source_port, ends.destination_port].into_iter().flatten();
+        if let Some(port) = ports.into_iter().find(|port| *port > 65_535) {
+            return Err(Refusal::new(field, format!("{port} is no port number")));
+        }
+        packet_address(&ends.source, "source").and(packet_address(&ends.destination, "destination")).map_err(|it| it.within(field))?;
+    }
+    // As the flow that it would be if it began now.
+    let flow = v1::FlowEvent {
+        flow_id: cut.cut_id.clone(),
+        phase: v1::FlowPhase::Opened.into(),
+        verdict: v1::Verdict::Drop.into(),
+        direction: cut.direction,
+        interface: cut.interface.clone(),
+        container: cut.container.clone(),
+        source: cut.source.clone(),
+        destination: cut.destination.clone(),
+        transport: cut.transport,
+        source_port: cut.source_port,
+        generation: cut.generation,
+        network: cut.network.clone(),
+        ..v1::FlowEvent::default()
+    };
+    attribute(published, owners, node, &flow, now)
+}
+
 fn read(node: &NodeName, wire: &v1::FlowEvent, now: Timestamp) -> Result<Event, Refusal> {
     let direction = match wire.direction() {
         v1::Direction::Ingress => Direction::Ingress,

@@ -1,6 +1,7 @@
 //! Denied flows: taken from agents, each once; both ends named, the reason told; kept, and handed to followers.
 
 mod attribute;
+mod cuts;
 mod owners;
 mod ring;
 
@@ -13,7 +14,8 @@ use crate::hub::Hub;
 use crate::hub::published::Published;
 use crate::metrics::Metrics;
 use crate::store::Store;
-use attribute::attribute;
+use attribute::{attribute, attribute_cut};
+use cuts::{Cuts, Told};
 use firebreak_policy::model::NodeName;
 use firebreak_proto::v1::flow_record::Record;
 use firebreak_proto::{MAX_MESSAGE_BYTES, Refusal, v1};
@@ -47,6 +49,8 @@ pub struct Flows {
     /// Read by those who name ends; written by the one task that follows publications.
     owners: Arc<RwLock<Owners>>,
     received: Arc<Mutex<Received>>,
+    /// Cuts that one end's node has told, so that the other's word of the same is no second event.
+    cuts: Arc<Mutex<Cuts>>,
     taken: Family<Taken, Counter>,
     stop: CancellationToken,
     clock: fn() -> Timestamp,
@@ -65,6 +69,8 @@ enum Outcome {
     Flow,
     /// A word of packets that no record tells of.
     Lost,
+    /// A cut connection, kept and handed on.
+    Cut,
     /// It was there already.
     Duplicate,
     /// A gap in a node's sequence.
@@ -87,7 +93,17 @@ struct Reporter {
 impl Flows {
     /// A service over the hub; records go into the ring. Streams end when `stop` is cancelled.
     pub fn new(hub: Hub, store: Store, ring: Ring, stop: CancellationToken, clock: fn() -> Timestamp) -> Self {
-        Self { hub, store, ring, owners: Arc::default(), received: Arc::default(), taken: Family::default(), stop, clock }
+        Self {
+            hub,
+            store,
+            ring,
+            owners: Arc::default(),
+            received: Arc::default(),
+            cuts: Arc::default(),
+            taken: Family::default(),
+            stop,
+            clock,
+        }
     }
 
     /// Shows how many records came, by what became of them.
@@ -189,12 +205,22 @@ impl Flows {
         }
         drop(owners);
         for (outcome, record) in records {
+            if record.cut.as_ref().is_some_and(|cut| self.told(reporter, cut, now) == Told::Before) {
+                duplicates += 1;
+                continue;
+            }
             self.taken.get_or_create(&Taken { outcome }).inc();
             self.ring.push(record);
         }
         self.taken.get_or_create(&Taken { outcome: Outcome::Duplicate }).inc_by(duplicates);
         *received = last;
         Ok(last.unwrap_or(0))
+    }
+}
+
+impl Flows {
+    fn told(&self, reporter: &Reporter, cut: &v1::CutEvent, now: Timestamp) -> Told {
+        self.cuts.lock().unwrap_or_else(PoisonError::into_inner).tell(&reporter.node, cut, now)
     }
 }
 
@@ -237,6 +263,15 @@ fn attributed(
             flow.reason = named.reason;
             flow.event = Some(event);
             Ok((Outcome::Flow, flow))
+        }
+        Record::Cut(cut) => {
+            let named = attribute_cut(published, owners, &reporter.node, &cut, now).map_err(|refusal| refusal.within("cut"))?;
+            flow.lost = None;
+            flow.source = Some(named.source);
+            flow.destination = Some(named.destination);
+            flow.reason = named.reason;
+            flow.cut = Some(cut);
+            Ok((Outcome::Cut, flow))
         }
     }
 }

@@ -2,6 +2,7 @@
 //! Pure: builds the text, does not run anything.
 
 mod accounting;
+mod cut;
 mod policy;
 mod sets;
 mod unknown;
@@ -54,6 +55,8 @@ pub(super) struct Skeleton {
     written: Vec<SetSpec>,
     /// Those that the kernel writes.
     counted: Vec<SetSpec>,
+    /// Those that the kernel writes and that outlive their rules.
+    kept: Vec<SetSpec>,
     /// As it is at a first install, and without its element.
     midstream: Option<(SetSpec, SetSpec)>,
     rules: Rules,
@@ -65,13 +68,15 @@ impl Skeleton {
     pub(super) fn new(layer: Layer, config: &DataplaneConfig) -> Result<Self, serde_json::Error> {
         let mut rules = Rules::new(layer);
         unknown::add(&mut rules, layer, config);
-        let mut counted = Vec::new();
+        let (mut counted, mut kept) = (Vec::new(), Vec::new());
         let mut midstream = None;
         match layer {
             Layer::Inet => {
                 policy::add(&mut rules);
+                cut::add(&mut rules, config.cut_label);
                 accounting::add(&mut rules, config);
                 counted = sets::counted(config);
+                kept = sets::revoked_sets();
                 midstream = Some((sets::midstream(config, true), sets::midstream(config, false)));
             }
             Layer::Bridge | Layer::Arp => {}
@@ -79,8 +84,8 @@ impl Skeleton {
         let written = sets::written(layer);
         let form = fingerprint(&written)?;
         let later = midstream.as_ref().map(|(_, later)| later);
-        let rules_stamp = fingerprint(&(&counted, later, &rules.counters, &rules.chains, &rules.rules))?;
-        Ok(Self { layer, written, counted, midstream, rules, stamp: Stamp { form, rules: rules_stamp } })
+        let rules_stamp = fingerprint(&(&counted, &kept, later, &rules.counters, &rules.chains, &rules.rules))?;
+        Ok(Self { layer, written, counted, kept, midstream, rules, stamp: Stamp { form, rules: rules_stamp } })
     }
 
     /// What it is known by.
@@ -91,7 +96,7 @@ impl Skeleton {
     /// The commands that fill an empty table.
     pub(super) fn install(&self) -> Result<Vec<Value>, serde_json::Error> {
         let first = self.midstream.as_ref().map(|(first, _)| first);
-        let sets = self.written.iter().chain(&self.counted).chain(first);
+        let sets = self.written.iter().chain(&self.counted).chain(&self.kept).chain(first);
         let mut commands = sets.map(add_set).collect::<Result<Vec<Value>, _>>()?;
         for counter in self.rules.counters.iter().chain([&self.stamp.counter()]) {
             commands.push(add_object(&words::counter_object(self.layer, counter))?);
@@ -110,7 +115,7 @@ impl Skeleton {
         let mut commands = vec![json!({ "flush": { "table": { "family": family, "name": TABLE } } })];
         let wanted: Vec<&str> = self.rules.chain_names().collect();
         commands.extend(present.chains.iter().filter(|chain| !wanted.contains(&chain.as_str())).map(|chain| named("chain", chain)));
-        for set in self.written.iter().filter(|set| !present.sets.contains(&set.name)) {
+        for set in self.written.iter().chain(&self.kept).filter(|set| !present.sets.contains(&set.name)) {
             commands.push(add_set(set)?);
         }
         for set in &self.counted {
@@ -173,6 +178,7 @@ mod tests {
             DataplaneConfig { nflog_group: 6, ..config.clone() },
             DataplaneConfig { interface_patterns: vec![InterfacePattern::new("cali*").unwrap()], ..config.clone() },
             DataplaneConfig { denied_size: 1024, ..config.clone() },
+            DataplaneConfig { cut_label: 3, ..config.clone() },
         ] {
             assert_ne!(stamp(&other).rules, ours.rules);
             assert_eq!(stamp(&other).form, ours.form, "the sets of the agent's elements do not depend on configuration");

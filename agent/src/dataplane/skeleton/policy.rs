@@ -1,11 +1,12 @@
 //! The policy chains of `table inet firebreak`: which connections are judged, by which stage, in which order the sets are asked.
 //! They are judged on their real ends: after destination NAT, before source NAT.
 
+use super::cut;
 use super::words::{
     Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is_established, is_midstream, is_number, is_one_of,
-    jump, l4proto, meta, not_in_set, to_goto, to_jump,
+    is_reset, jump, l4proto, meta, to_goto, to_jump,
 };
-use crate::dataplane::names::{self, COUNTER_OUT_OF_STATE, DIRECTIONS, FAMILIES, SET_MIDSTREAM, direction_word, family_digit};
+use crate::dataplane::names::{self, COUNTER_OUT_OF_STATE, DIRECTIONS, FAMILIES, direction_word, family_digit};
 use firebreak_policy::kernel_sets::{SetId, Shape};
 use firebreak_policy::model::{Direction, Family};
 use nftables::expr::{Expression, MetaKey, Verdict};
@@ -33,28 +34,28 @@ pub(super) fn add(rules: &mut Rules) {
 /// ```text
 /// chain forward {
 ///     type filter hook forward priority filter - 10; policy accept;
-///     ct state established accept
+///     ct state established goto established
 ///     ct state vmap { related : jump related, invalid : goto stateless, untracked : jump neighbours }
-///     tcp flags & (fin | syn | rst | ack) != syn meta l4proto != @midstream_allowed jump stateless
+///     tcp flags & (fin | syn | rst | ack) != syn jump midstream_forward
 ///     meta nfproto vmap { ipv4 : goto forward4, ipv6 : goto forward6 }
 /// }
 /// ```
 /// and so for `input` and `output`. `invalid` is left alone on output: what the node itself sends out of state is its answer to
-/// something that was let in.
+/// something that was let in. The chains `established` and `midstream_*` are those of [`super::cut`].
 fn hooks(rules: &mut Rules) {
-    for (chain, hook, neighbours) in [
-        ("forward", NfHook::Forward, "neighbours"),
-        ("input", NfHook::Input, "neighbours_of_host"),
-        ("output", NfHook::Output, "neighbours_of_host"),
+    for (chain, hook, related, neighbours) in [
+        ("forward", NfHook::Forward, "related", "neighbours"),
+        ("input", NfHook::Input, "related_of_host", "neighbours_of_host"),
+        ("output", NfHook::Output, "related_of_host", "neighbours_of_host"),
     ] {
         rules.base_chain(chain, hook, BEFORE_FILTER);
-        let mut states = vec![("related", to_jump("related")), ("untracked", to_jump(neighbours))];
+        let mut states = vec![("related", to_jump(related)), ("untracked", to_jump(neighbours))];
         if chain != "output" {
             states.push(("invalid", to_goto("stateless")));
         }
-        rules.rule(chain, [is_established(), accept()]);
+        rules.rule(chain, [is_established(), goto("established")]);
         rules.rule(chain, [dispatch(ct_state(), states)]);
-        rules.rule(chain, [is_midstream(), not_in_set(l4proto(), SET_MIDSTREAM), jump("stateless")]);
+        rules.rule(chain, [is_midstream(), jump(&cut::midstream_name(chain))]);
         let families = FAMILIES.map(|family| (nfproto(family), to_goto(&format!("{chain}{}", family_digit(family)))));
         rules.rule(chain, [dispatch(meta(MetaKey::Nfproto), families.to_vec())]);
     }
@@ -63,6 +64,10 @@ fn hooks(rules: &mut Rules) {
 /// ```text
 /// chain related {
 ///     meta l4proto { icmp, ipv6-icmp } accept          # errors about a connection; what a helper expects is judged
+/// }
+/// chain related_of_host {
+///     meta l4proto { icmp, ipv6-icmp } accept
+///     tcp flags & rst == rst accept                    # the kernel's own, by which a connection is cut
 /// }
 /// chain neighbours {
 ///     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } ip6 hoplimit 255 accept
@@ -85,10 +90,13 @@ fn hooks(rules: &mut Rules) {
 /// record: policy did not decide it.
 fn state(rules: &mut Rules) {
     rules.counter(COUNTER_OUT_OF_STATE);
-    for chain in ["related", "neighbours", "neighbours_of_host", "stateless", "out_of_state"] {
+    for chain in ["related", "related_of_host", "neighbours", "neighbours_of_host", "stateless", "out_of_state"] {
         rules.chain(chain);
     }
-    rules.rule("related", [is_one_of(l4proto(), &["icmp", "ipv6-icmp"]), accept()]);
+    for chain in ["related", "related_of_host"] {
+        rules.rule(chain, [is_one_of(l4proto(), &["icmp", "ipv6-icmp"]), accept()]);
+    }
+    rules.rule("related_of_host", [is_reset(), accept()]);
     // 255: it has not been routed (RFC 4861, section 7.1).
     let between = ["nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"];
     rules.rule("neighbours", [is_one_of(field("icmpv6", "type"), &between), is_number(field("ip6", "hoplimit"), 255), accept()]);
@@ -112,7 +120,9 @@ fn state(rules: &mut Rules) {
 }
 
 /// ```text
-/// chain forward4 {                                     # egress of a local source first, then ingress of a local destination
+/// chain forward4 {
+///     meta l4proto != tcp ip saddr . th sport . ip daddr . th dport . meta l4proto @revoked4 jump revoked_forward4
+///                                                      # egress of a local source first, then ingress of a local destination
 ///     ip saddr @out4_isolated jump out4
 ///     ip daddr @in4_isolated goto in4
 /// }
@@ -133,6 +143,9 @@ fn judged(rules: &mut Rules, family: Family) {
     let isolated_out = set(Direction::Egress, family, Shape::Isolated);
     for chain in [&forward, &input, &output] {
         rules.chain(chain);
+    }
+    for (hook, chain) in [("forward", &forward), ("input", &input), ("output", &output)] {
+        rules.rule(chain, cut::revoked_guard(family, hook));
     }
     rules.rule(&forward, [in_set(source.clone(), &isolated_out), jump(&egress)]);
     rules.rule(&forward, [in_set(destination.clone(), &isolated_in), goto(&ingress)]);
@@ -196,7 +209,6 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
     let set = |shape| set(direction, family, shape);
     let ends = || vec![local.clone(), peer.clone()];
     let with = |more: Vec<Expression<'static>>| concat([ends(), more].concat());
-    let port = || field("th", "dport");
     let allow = |key: Expression<'static>, shape: Shape| [in_set(key, &set(shape)), back()];
     let deny = || [goto(&deny_name(direction, family))];
     for chain in [&name, &with_ports, &with_types] {
@@ -213,11 +225,9 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
     rules.rule(&name, allow(with(vec![l4proto(), field("th", "sport")]), Shape::Range));
     rules.rule(&name, deny());
 
-    rules.rule(&with_ports, allow(with(vec![l4proto(), port()]), Shape::PeerPort));
-    rules.rule(&with_ports, allow(with(vec![]), Shape::Peer));
-    rules.rule(&with_ports, allow(with(vec![l4proto()]), Shape::PeerProtocol));
-    rules.rule(&with_ports, allow(concat([local.clone(), l4proto(), port()]), Shape::Port));
-    rules.rule(&with_ports, allow(with(vec![l4proto(), port()]), Shape::Range));
+    for (key, shape) in allows_with_ports(&local, &peer, &field("th", "dport")) {
+        rules.rule(&with_ports, allow(key, shape));
+    }
     rules.rule(&with_ports, deny());
 
     let message = || vec![field(icmp_header(family), "type"), field(icmp_header(family), "code")];
@@ -228,7 +238,23 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
     rules.rule(&with_types, deny());
 }
 
-fn set(direction: Direction, family: Family, shape: Shape) -> String {
+/// What allows a packet with ports, in the order in which it is asked; `port` is the service's.
+pub(super) fn allows_with_ports(
+    local: &Expression<'static>,
+    peer: &Expression<'static>,
+    port: &Expression<'static>,
+) -> [(Expression<'static>, Shape); 5] {
+    let with = |more: &[Expression<'static>]| concat([local, peer].into_iter().chain(more).cloned());
+    [
+        (with(&[l4proto(), port.clone()]), Shape::PeerPort),
+        (with(&[]), Shape::Peer),
+        (with(&[l4proto()]), Shape::PeerProtocol),
+        (concat([local.clone(), l4proto(), port.clone()]), Shape::Port),
+        (with(&[l4proto(), port.clone()]), Shape::Range),
+    ]
+}
+
+pub(super) fn set(direction: Direction, family: Family, shape: Shape) -> String {
     names::policy_set(SetId { direction, family, shape })
 }
 
@@ -266,7 +292,7 @@ pub(super) fn icmp_protocol(family: Family) -> &'static str {
     }
 }
 
-fn nfproto(family: Family) -> &'static str {
+pub(super) fn nfproto(family: Family) -> &'static str {
     match family {
         Family::V4 => "ipv4",
         Family::V6 => "ipv6",

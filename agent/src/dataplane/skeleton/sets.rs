@@ -2,7 +2,7 @@
 //! the ICMP types.
 
 use crate::dataplane::config::DataplaneConfig;
-use crate::dataplane::names::{DeniedKey, DeniedSet, Layer, SET_KNOWN_IF, SET_MIDSTREAM, SetRef, TABLE};
+use crate::dataplane::names::{DeniedKey, DeniedSet, FAMILIES, Layer, SET_KNOWN_IF, SET_MIDSTREAM, SetRef, TABLE, revoked};
 use firebreak_policy::kernel_sets::Shape;
 use firebreak_policy::model::Family;
 use serde::{Serialize, Serializer};
@@ -141,6 +141,32 @@ pub(super) fn midstream(config: &DataplaneConfig, first_install: bool) -> SetSpe
     let grace = config.midstream_grace.as_secs();
     let elem = if first_install && grace > 0 { vec![Timed { elem: TimedElement { val: "tcp", timeout: grace } }] } else { Vec::new() };
     SetSpec { flags: vec!["timeout"], elem, ..SetSpec::plain(Layer::Inet, SET_MIDSTREAM.to_owned(), vec!["inet_proto"]) }
+}
+
+/// For how long an end of a cut connection must be silent until what it sends is new: longer than conntrack keeps a UDP stream (120 s).
+const REVOKED_SECONDS: u64 = 300;
+/// Cut connections that are kept in mind so; the label of their entries holds without it.
+const REVOKED_SIZE: u32 = 131_072;
+
+/// The sets that the kernel itself writes and that must not be made anew.
+///
+/// ```text
+/// set revoked4 {
+///     type ipv4_addr . inet_service . ipv4_addr . inet_service . inet_proto
+///     size 131072; flags dynamic,timeout; timeout 5m
+/// }
+/// ```
+pub(super) fn revoked_sets() -> Vec<SetSpec> {
+    let set = |family| {
+        let end = address(family);
+        SetSpec {
+            flags: vec!["timeout"],
+            timeout: Some(REVOKED_SECONDS),
+            size: Some(REVOKED_SIZE),
+            ..SetSpec::plain(Layer::Inet, revoked(family), vec![end, "inet_service", end, "inet_service", "inet_proto"])
+        }
+    };
+    FAMILIES.map(set).to_vec()
 }
 
 /// nft takes a list for a concatenation and a bare word for one field.

@@ -4,7 +4,7 @@ use crate::dataplane::names::{Layer, TABLE};
 use nftables::expr::{BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, SetItem, Verdict};
 use nftables::schema::{Chain, Counter, NfListObject, Rule};
 use nftables::stmt::{self, JumpTarget, Match, Operator, SetOp, Statement, VerdictMap};
-use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 
 /// The chains and counters of one table, in the order in which they are added.
 #[derive(Debug)]
@@ -155,9 +155,51 @@ pub(super) fn dispatch(key: Expression<'static>, verdicts: Vec<(&'static str, Ve
     Statement::VerdictMap(VerdictMap { key, data: Expression::Named(NamedExpression::Set(items)) })
 }
 
+/// `ct label BIT`
+pub(super) fn has_label(bit: u8) -> Statement<'static> {
+    matches(ct("label"), Operator::IN, Expression::Number(bit.into()))
+}
+
+/// `ct label set BIT`
+pub(super) fn set_label(bit: u8) -> Statement<'static> {
+    Statement::Mangle(stmt::Mangle { key: ct("label"), value: Expression::Number(bit.into()) })
+}
+
+/// `ct direction WORD`
+pub(super) fn is_direction(word: &str) -> Statement<'static> {
+    is(ct("direction"), word)
+}
+
+/// `tcp flags & rst == rst`
+pub(super) fn is_reset() -> Statement<'static> {
+    const RST: u32 = 0x04;
+    let flags = BinaryOperation::AND(field("tcp", "flags"), Expression::Number(RST));
+    matches(Expression::BinaryOperation(Box::new(flags)), Operator::EQ, Expression::Number(RST))
+}
+
+/// `KEY != WORD`, such as `meta l4proto != tcp`.
+pub(super) fn is_not(key: Expression<'static>, word: &str) -> Statement<'static> {
+    matches(key, Operator::NEQ, Expression::String(word.to_owned().into()))
+}
+
+/// `meta l4proto tcp reject with tcp reset`
+pub(super) fn reset() -> Statement<'static> {
+    Statement::Reject(Some(stmt::Reject::new(Some(stmt::RejectType::TCPReset), None)))
+}
+
+/// `reject with icmpx admin-prohibited`
+pub(super) fn prohibit() -> Statement<'static> {
+    Statement::Reject(Some(stmt::Reject::new(Some(stmt::RejectType::ICMPX), Some(RejectCode::AdminProhibited))))
+}
+
 /// `ct state`
 pub(super) fn ct_state() -> Expression<'static> {
-    Expression::Named(NamedExpression::CT(CT { key: "state".into(), ..CT::default() }))
+    ct("state")
+}
+
+/// `ct KEY`
+fn ct(key: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::CT(CT { key: key.into(), ..CT::default() }))
 }
 
 /// `goto CHAIN`, in a dispatch.

@@ -1,0 +1,44 @@
+//! Cuts: established connections that a generation forbids are ended, so that they cannot come back in either direction, and told.
+//!
+//! ```text
+//! commit --> CutThread: state + local workloads --affected (pure)--> which addresses changed
+//!            conntrack dump of those --judge (pure)--> keep, forbidden
+//!            forbidden: label bit on the entry (apply); the skeleton's `established` chain answers with RST or ICMP
+//!            each cut --> a record to the outbox of `flows`
+//! ```
+//!
+//! What holds:
+//! 1. The verdict is that of the kernel's rules for a first packet from the entry's source to its real destination ([`judge`]).
+//! 2. An entry is labelled, never just deleted: after a deletion the other end's next packet would be a new connection, which may be allowed.
+//!    Where an entry has no room for a label (it is older than our rules) it is made anew with one, in the same `sendmsg`.
+//! 3. Everything is judged at the first commit after a start, so that a cut which an agent before did not get to is made. After that only
+//!    connections of workloads whose policy, peers or addresses changed are.
+//! 4. Each commit is followed by two passes: the second finds entries that were not confirmed during the first.
+//! 5. A connection that is allowed again loses its label. The label of others is left alone.
+//! 6. Only entries of zone 0 are judged, the one that our rules see unless somebody sets zones; others are counted and said once.
+//! 7. The commit waits for none of this. The latest state wins; what changed meanwhile adds up.
+//! 8. A new owner of an address inherits no entry of the one before ([`owners`]).
+//!
+//! This is, beside `dataplane` and `flows`, the only code that speaks nfnetlink.
+
+mod affected;
+mod apply;
+mod entry;
+mod error;
+mod idle;
+mod judge;
+mod owners;
+mod pass;
+mod run;
+mod socket;
+mod wire;
+
+pub use affected::{Affected, affected};
+pub use apply::{Change, Changed, Conntrack, Size};
+pub use entry::{Counters, Detail, Entry, SctpInfo, TcpInfo, Tuple};
+pub use error::ConntrackError;
+pub use judge::{Judgement, Scene};
+pub use owners::Owners;
+pub use run::{CutConfig, CutHandle, CutLinks, WARNING, count_connections, start};
+pub use socket::{ConntrackSocket, Passed, Selects};
+pub use wire::{Filter, Label};
