@@ -200,7 +200,7 @@ fn node() -> NodeName {
 fn state_of(segments: &[&str]) -> NodeState {
     let segment = |id: &&str| {
         let id = SegmentId((*id).into());
-        (id.clone(), Arc::new(Segment { title: format!("shop/{}", id.0), id, ingress: None, egress: None }))
+        (id.clone(), Arc::new(Segment { title: format!("shop/{}", id.0), id, rules: Rulebook::default(), audit: None }))
     };
     NodeState { segments: segments.iter().map(segment).collect(), ..NodeState::default() }
 }

@@ -149,8 +149,8 @@ impl<'a> NodeJudge<'a> {
 
 fn side(segment: &Segment, direction: Direction) -> Option<&Isolation> {
     match direction {
-        Direction::Ingress => segment.ingress.as_ref(),
-        Direction::Egress => segment.egress.as_ref(),
+        Direction::Ingress => segment.rules.ingress.as_ref(),
+        Direction::Egress => segment.rules.egress.as_ref(),
     }
 }
 

@@ -54,7 +54,7 @@ fn a_change_concerns_those_whose_policy_peers_or_addresses_it_changes() {
         (
             "free is isolated",
             Box::new(|state| {
-                let isolated = state.segments[&SegmentId("db".into())].ingress.clone();
+                let isolated = state.segments[&SegmentId("db".into())].rules.ingress.clone();
                 let id = SegmentId("free".into());
                 let segment = Segment { ingress: isolated, ..Segment::clone(&state.segments[&id]) };
                 state.segments.insert(id, Arc::new(segment));
