@@ -13,6 +13,7 @@ use crate::http;
 use crate::identity::{self, StateDir};
 use crate::local::{LocalWorkloads, Warning};
 use crate::metrics::Sources;
+use crate::ready;
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks};
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use anyhow::{Context, anyhow, bail};
@@ -71,7 +72,11 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let file = StateFile::new(folder.path(), node.clone());
     let marker = Marker::open(folder.path(), &boot_id)?;
     let (kernel_side, opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
-    let Restored { kept, enforce, refused } = state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed);
+    if let Err(error) = ready::tell_systemd(std::env::var_os("NOTIFY_SOCKET").as_deref()) {
+        tracing::warn!(reason = %error, "systemd cannot be told that enforcement is in force");
+    }
+    let Restored { kept, enforce, refused } =
+        state::restore(&file, &marker, opened.skeleton == SkeletonState::Installed && opened.elements == 0);
     let kernel_thread = KernelThread::start(kernel_side, Some(marker), cuts).context("starting the dataplane's thread")?;
 
     let stop = CancellationToken::new();
@@ -205,7 +210,7 @@ async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: 
         let known = kernel.known_interfaces();
         let at_start = match opened.skeleton {
             SkeletonState::Installed => None,
-            SkeletonState::Adopted | SkeletonState::Replaced => Some(known),
+            SkeletonState::Adopted | SkeletonState::Replaced | SkeletonState::Outdated => Some(known),
         };
         let cuts = start_cuts(&config, links).map(|cuts| (cuts, Owners::new(at_start)));
         Ok::<_, anyhow::Error>((kernel, opened, cuts))

@@ -134,7 +134,7 @@ options! {
     /// How log lines are written, to standard error. Default: text
     #[arg(value_enum)]
     log_format: LogFormat = "FIREBREAK_LOG_FORMAT", "FORMAT";
-    /// Which log lines are written: a level, or levels by module as tracing's EnvFilter reads them. Default: info
+    /// Which log lines are written: a level, or levels by module (`info,firebreak_agent::flows=debug`). Default: info
     log: String = "FIREBREAK_LOG", "FILTER";
 }
 

@@ -6,10 +6,11 @@
 //!    controller still says, so that the next owner of the address inherits nothing.
 //! 3. An address that a workload has gained is isolated like its others before the controller knows of it.
 //! 4. A workload without any address may not talk: nothing could be judged by it.
-//! 5. Missing referents allow nothing: a missing segment denies its workload, a missing group is empty.
+//! 5. A guard binds an interface to nothing that its workload alone says ([`claim`]).
+//! 6. Missing referents allow nothing: a missing segment denies its workload, a missing group is empty.
 
-use crate::dataplane::{Desired, ManagedInterface};
-use crate::local::{LocalWorkload, LocalWorkloads};
+use crate::dataplane::{Claim, Desired, MacAddress, ManagedInterface};
+use crate::local::{LocalInterface, LocalWorkload, LocalWorkloads};
 use firebreak_policy::kernel_sets::KernelSets;
 use firebreak_policy::model::{InterfaceName, Protocol, WorkloadId};
 use firebreak_policy::node_state::{CompiledPeers, Group, GroupId, LocalEndpoint, Member, NodeState, Segment, SegmentId};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 /// the rules above can be tested by themselves.
 pub fn desired(state: &NodeState, local: &LocalWorkloads, flatten: impl FnOnce(&NodeState) -> KernelSets) -> Desired {
     let alive = restrict(state, local);
-    Desired { interfaces: interfaces(&alive, local), exempt: exempt(local), sets: flatten(&alive) }
+    Desired { interfaces: interfaces(&alive, &state.endpoints, local), exempt: exempt(local), sets: flatten(&alive) }
 }
 
 /// The part of `state` that is about workloads alive here, with the addresses that they really hold.
@@ -127,12 +128,16 @@ fn without(group: &Arc<Group>, vacated: &[IpAddr]) -> Arc<Group> {
     Arc::new(group)
 }
 
-fn interfaces(alive: &NodeState, local: &LocalWorkloads) -> BTreeMap<u32, ManagedInterface> {
+fn interfaces(
+    alive: &NodeState,
+    acknowledged: &BTreeMap<WorkloadId, Arc<LocalEndpoint>>,
+    local: &LocalWorkloads,
+) -> BTreeMap<u32, ManagedInterface> {
     alive
         .endpoints
         .keys()
-        .filter_map(|id| local.workloads.get(&id.container))
-        .flat_map(|workload| {
+        .filter_map(|id| Some((local.workloads.get(&id.container)?, acknowledged.get(id)?)))
+        .flat_map(|(workload, endpoint)| {
             let title: Arc<str> = workload.title().into();
             workload.interfaces.iter().map(move |(index, interface)| {
                 let managed = ManagedInterface {
@@ -145,11 +150,39 @@ fn interfaces(alive: &NodeState, local: &LocalWorkloads) -> BTreeMap<u32, Manage
                         .map(|address| address.address)
                         .filter(|address| !local.node_addresses.contains(address))
                         .collect(),
+                    claim: claim(interface, endpoint, local),
                 };
                 (*index, managed)
             })
         })
         .collect()
+}
+
+/// What the guard of an interface may bind it to. Whoever has root in a container sets its addresses and its MAC address as he
+/// likes, so what is set inside is never enough:
+///
+/// - where an engine says what it gave to the workload, that, as far as it is set;
+/// - else what is set, as far as the controller has it as this workload's: it has then looked whether anybody else has it;
+/// - of link-local addresses, which are nobody's peer, those that are set;
+/// - never the node's own.
+///
+/// Who has it of several is decided later, with what is bound already (`dataplane::bind`).
+fn claim(interface: &LocalInterface, acknowledged: &LocalEndpoint, local: &LocalWorkloads) -> Claim {
+    let may_bind = |address: &IpAddr| {
+        let nodes = local.node_addresses.contains(address) || local.own_addresses.contains(address);
+        let told = interface.vouched.as_ref().map_or(&acknowledged.addresses, |vouched| &vouched.addresses);
+        !nodes && (told.contains(address) || matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()))
+    };
+    let may_have = |mac: &MacAddress| {
+        let told = interface.vouched.as_ref().is_none_or(|vouched| vouched.macs.is_empty() || vouched.macs.contains(mac));
+        mac.is_station() && told && !local.node_macs.contains(mac)
+    };
+    Claim {
+        mac: interface.mac.filter(may_have),
+        addresses: interface.addresses.iter().map(|address| address.address).filter(may_bind).collect(),
+        vouched: interface.vouched.is_some(),
+        link: interface.link,
+    }
 }
 
 fn exempt(local: &LocalWorkloads) -> BTreeMap<u32, InterfaceName> {

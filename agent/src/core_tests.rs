@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
-use crate::local::{ExemptInterface, ExemptReason, LocalInterface, Problem};
+use crate::local::{ExemptInterface, ExemptReason, LocalInterface, Problem, Vouched};
 use firebreak_policy::model::{HostAccess, NamespaceName, NetworkAddress, NetworkName, PolicyKey, PolicyKind, WorkloadSource};
 use firebreak_policy::node_state::{CompiledRule, CompiledServices, Isolation, RuleRef};
 
@@ -45,6 +45,14 @@ fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState {
     state
 }
 
+fn mac(index: u32) -> MacAddress {
+    MacAddress([2, 0, 0, 0, 0, u8::try_from(index).unwrap()])
+}
+
+fn interface(index: u32, addresses: BTreeSet<NetworkAddress>) -> LocalInterface {
+    LocalInterface { name: InterfaceName::from(format!("veth{index}")), addresses, mac: Some(mac(index)), vouched: None, link: 1 }
+}
+
 /// What discovery says: workloads by name, ifindex, addresses.
 fn local(workloads: &[(&str, u32, &[u8])]) -> LocalWorkloads {
     let workload = |(name, index, addresses): &(&str, u32, &[u8])| {
@@ -58,7 +66,7 @@ fn local(workloads: &[(&str, u32, &[u8])]) -> LocalWorkloads {
             image_labels: BTreeMap::new(),
             named_ports: Vec::new(),
             published_ports: Vec::new(),
-            interfaces: BTreeMap::from([(*index, LocalInterface { name: InterfaceName::from(format!("veth{index}")), addresses })]),
+            interfaces: BTreeMap::from([(*index, interface(*index, addresses))]),
             host_network: false,
             source: WorkloadSource::Docker,
             problem: None,
@@ -168,4 +176,67 @@ fn exempt_interfaces_are_handed_on_and_nobody_is_managed_behind_them() {
     assert_eq!(desired.exempt, BTreeMap::from([(3, InterfaceName::new("vethup"))]));
     let managed = &desired.interfaces[&7];
     assert_eq!((managed.name.as_str(), &*managed.workload, &managed.addresses), ("veth7", "shop/a", &BTreeSet::from([ip(2)])));
+}
+
+/// What the guard of `a` (interface 7) may be bound to: MAC address and IP addresses.
+fn claimed(controller: &NodeState, local: &LocalWorkloads) -> (Option<MacAddress>, Vec<IpAddr>) {
+    let desired = desired(controller, local, |_| KernelSets::default());
+    let claim = &desired.interfaces[&7].claim;
+    (claim.mac, claim.addresses.iter().copied().collect())
+}
+
+#[test]
+fn a_guard_binds_nothing_that_the_workload_alone_says() {
+    type Change = fn(&mut LocalInterface, &mut LocalWorkloads);
+    let link_local: IpAddr = "fe80::7".parse().unwrap();
+    type Case<'a> = (&'a str, &'a [u8], Change, Option<MacAddress>, &'a [IpAddr]);
+    let table: &[Case<'_>] = &[
+        ("as the controller has it", &[2], |_, _| {}, Some(mac(7)), &[ip(2)]),
+        ("an address that the controller has not heard of", &[2, 9], |_, _| {}, Some(mac(7)), &[ip(2)]),
+        (
+            "an engine says one of two that the controller has",
+            &[2, 3],
+            |interface, _| interface.vouched = Some(Vouched { macs: BTreeSet::new(), addresses: [ip(2)].into() }),
+            Some(mac(7)),
+            &[ip(2)],
+        ),
+        (
+            "another MAC address than the engine gave",
+            &[2],
+            |interface, _| interface.vouched = Some(Vouched { macs: [mac(8)].into(), addresses: [ip(2)].into() }),
+            None,
+            &[ip(2)],
+        ),
+        ("the node's MAC address", &[2], |_, local| local.node_macs = [mac(7)].into(), None, &[ip(2)]),
+        ("a group's MAC address", &[2], |interface, _| interface.mac = Some(MacAddress([1, 0, 0x5e, 0, 0, 1])), None, &[ip(2)]),
+        (
+            "a link-local address",
+            &[2],
+            |interface, _| {
+                let network = NetworkName::default_network();
+                interface.addresses.insert(NetworkAddress { network, address: "fe80::7".parse().unwrap() });
+            },
+            Some(mac(7)),
+            &[ip(2), link_local],
+        ),
+        (
+            "the node's link-local address",
+            &[2],
+            |interface, local| {
+                let address: IpAddr = "fe80::7".parse().unwrap();
+                interface.addresses.insert(NetworkAddress { network: NetworkName::default_network(), address });
+                local.own_addresses.insert(address);
+            },
+            Some(mac(7)),
+            &[ip(2)],
+        ),
+    ];
+    for (case, addresses, change, expected_mac, expected) in table {
+        let mut discovered = local(&[("a", 7, addresses)]);
+        let mut workload = LocalWorkload::clone(&discovered.workloads[&"a".into()]);
+        change(workload.interfaces.get_mut(&7).unwrap(), &mut discovered);
+        discovered.workloads.insert("a".into(), Arc::new(workload));
+        let controller = state(&[("a", if *case == "an engine says one of two that the controller has" { &[2, 3] } else { &[2] })], &[]);
+        assert_eq!(claimed(&controller, &discovered), (*expected_mac, expected.to_vec()), "{case}");
+    }
 }

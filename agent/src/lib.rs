@@ -13,6 +13,8 @@ pub mod helper;
 pub mod http;
 pub mod identity;
 pub mod local;
+pub mod memory;
 pub mod metrics;
+pub mod ready;
 pub mod session;
 pub mod state;

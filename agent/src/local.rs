@@ -1,5 +1,6 @@
 //! What runs on this node, as discovery found it: the truth that reports, enforcement and flow records share.
 
+use crate::dataplane::MacAddress;
 use firebreak_policy::model::{
     ContainerId, InterfaceName, Labels, NamedPort, NamespaceName, NetworkAddress, NodeName, PublishedPort, Workload, WorkloadId,
     WorkloadSource,
@@ -27,6 +28,8 @@ pub struct LocalWorkloads {
     pub node_addresses: BTreeSet<IpAddr>,
     /// The same of every scope: loopback and link-local ones too.
     pub own_addresses: BTreeSet<IpAddr>,
+    /// The MAC addresses of the node's own interfaces.
+    pub node_macs: BTreeSet<MacAddress>,
     /// Whether a workload's interface is a bridge's port: `bridge-nf-call` matters then.
     pub bridged: bool,
     /// What people should know.
@@ -68,6 +71,21 @@ pub struct LocalInterface {
     /// The workload's addresses behind it, link-local ones included: those are in the network of the bridge or, for a routed
     /// interface, of the interface itself.
     pub addresses: BTreeSet<NetworkAddress>,
+    /// The MAC address of its other end, as that is set inside now.
+    pub mac: Option<MacAddress>,
+    /// What somebody outside the workload says of it; `None` when nobody does.
+    pub vouched: Option<Vouched>,
+    /// The link that it is on: the ifindex of its bridge, or its own where it is routed.
+    pub link: u32,
+}
+
+/// What an engine says that it gave to a workload. A workload cannot change it from inside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Vouched {
+    /// Its MAC addresses, of all its interfaces.
+    pub macs: BTreeSet<MacAddress>,
+    /// Its IP addresses, of all its interfaces.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// An interface that matches a pattern and is not managed.

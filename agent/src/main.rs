@@ -8,13 +8,19 @@ use firebreak_agent::confine::{Confined, Role, confine, names};
 use firebreak_agent::dataplane::{DataplaneConfig, Feature, Finding, Nft, Severity};
 use firebreak_agent::discovery::docker::watch;
 use firebreak_agent::helper::{Helper, HelperLife, serve};
-use firebreak_agent::{app, dataplane};
+use firebreak_agent::{app, dataplane, memory};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Threads for what blocks: files, names, questions to the helper and the kernel. Three of them are busy at most.
+const BLOCKING: usize = 16;
 
 fn main() -> ExitCode {
+    memory::one_heap();
     let Cli { command, run: default } = Cli::parse();
     let outcome = match command {
         None => run(default),
@@ -36,14 +42,15 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut config = Config::resolve(options)?;
-    let filter = EnvFilter::try_new(&config.log).map_err(|error| anyhow::anyhow!("--log {}: {error}", config.log))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter: Targets = config.log.parse().map_err(|error| anyhow::anyhow!("--log {}: {error}", config.log))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
     match config.log_format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Text => registry.with(lines).init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
     }
     let helper = confined(&mut config)?;
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(BLOCKING).enable_all().build()?.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         app::run(config, helper, async move {
             tokio::select! {

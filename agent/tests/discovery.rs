@@ -275,6 +275,7 @@ fn engine(containers: &[(&str, u32, Network)]) -> Arc<DockerView> {
             image_labels: BTreeMap::new(),
             network: network.clone(),
             bridges: Vec::new(),
+            given: Vec::new(),
             ports: Vec::new(),
         };
         ((*id).to_owned(), Arc::new(container))

@@ -5,7 +5,7 @@ use crate::report::{Figure, Report};
 use crate::scratch;
 use crate::stats::{median, median_ratio, ratio_range};
 use anyhow::{Context as _, ensure};
-use firebreak_agent::dataplane::{Dataplane, Desired, ManagedInterface};
+use firebreak_agent::dataplane::{Claim, Dataplane, Desired, MacAddress, ManagedInterface};
 use firebreak_policy::kernel_sets::{Comment, Element, KernelSets, SetId, Shape};
 use firebreak_policy::model::{Direction, Family, InterfaceName, Protocol};
 use firebreak_tests::lab::{Lab, Node, Topology, Workload};
@@ -147,12 +147,15 @@ fn enforce(pair: &Pair) -> anyhow::Result<Dataplane> {
     }
     let mut interfaces = BTreeMap::new();
     for workload in [&pair.client, &pair.server] {
+        let index = index(&pair.node, &workload.interface)?;
+        let mac = Some(mac(workload)?);
         let managed = ManagedInterface {
             name: InterfaceName::new(&workload.interface),
             workload: comment.clone(),
             addresses: workload.addresses().into(),
+            claim: Claim { mac, addresses: workload.addresses().into(), vouched: false, link: index },
         };
-        interfaces.insert(index(&pair.node, &workload.interface)?, managed);
+        interfaces.insert(index, managed);
     }
     let committed = dataplane.commit(&Desired { sets: KernelSets { sets }, interfaces, exempt: BTreeMap::new() })?;
     ensure!(committed.elements > 100_000, "{committed:?}");
@@ -169,6 +172,14 @@ fn refuses(pair: &Pair) -> anyhow::Result<()> {
     })?;
     ensure!(matches!(answered, Err(std::io::ErrorKind::TimedOut)), "the rules are not in the way: {answered:?}");
     Ok(())
+}
+
+/// The MAC address of a workload's own interface.
+fn mac(workload: &Workload) -> anyhow::Result<MacAddress> {
+    let listed = workload.namespace.output("ip -o link show eth0")?;
+    let text = listed.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).context("no MAC address")?;
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<u8>, _>>()?;
+    Ok(MacAddress(<[u8; 6]>::try_from(bytes).map_err(|bytes| anyhow::anyhow!("{bytes:?} is no MAC address"))?))
 }
 
 fn index(node: &Node, interface: &str) -> anyhow::Result<u32> {

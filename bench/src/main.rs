@@ -62,6 +62,8 @@ enum Part {
     System,
     /// `firebreak eval`.
     Eval,
+    /// Memory of an idle agent.
+    Memory,
 }
 
 fn main() -> ExitCode {
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
             Part::Connect => connect::measure(&mut report),
             Part::System => system::measure(&mut report),
             Part::Eval => eval::measure(&mut report),
+            Part::Memory => memory::measure(&mut report),
         };
         eprintln!("{part:?}: {:.0} s", begun.elapsed().as_secs_f64());
         if let Err(error) = outcome {

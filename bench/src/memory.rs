@@ -1,9 +1,29 @@
 //! How much memory a compile takes at its peak, in a process that does nothing else.
 
-use crate::world;
+use crate::report::{Figure, Report};
+use crate::{scratch, world};
 use anyhow::{Context as _, ensure};
 use firebreak_policy::compile;
+use firebreak_tests::crowd::Crowd;
 use std::process::{Command, ExitCode};
+
+/// How many local workloads row 7 asks for.
+const WORKLOADS: u8 = 100;
+
+/// Memory of an idle agent with many local workloads.
+///
+/// # Errors
+/// The lab did not come up.
+pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
+    let folder = scratch::folder()?;
+    let mut crowd = Crowd::start(&scratch::prefix("w"), WORKLOADS, folder.path())?;
+    let idle = crowd.idle()?;
+    let workloads = crowd.len();
+    let agent = format!("agent resident memory, idle, {workloads} local workloads (row 7)");
+    report.add(Figure::new(agent, megabytes(idle.agent), "MB").at_most(20.0));
+    report.add(Figure::new("its helper, beside it (some 4 MB of it are the same program's pages)", megabytes(idle.helper), "MB"));
+    Ok(())
+}
 
 /// Runs [`child`] and gives the bytes that it printed.
 ///

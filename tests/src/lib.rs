@@ -2,6 +2,7 @@
 //! probes that send real packets. Everything is made under names of its own and taken away when it is dropped.
 #![forbid(unsafe_code)]
 
+pub mod crowd;
 pub mod docker;
 pub mod docker_demo;
 pub mod docker_site;

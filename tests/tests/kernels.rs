@@ -24,11 +24,10 @@ const NEEDED: [(&str, &str); 11] = [
 ];
 
 /// What there is a fallback for: feature, code, and what of the ruleset is then missing.
-const FALLBACKS: [(&str, &str, &str); 5] = [
+const FALLBACKS: [(&str, &str, &str); 4] = [
     ("table-owner", "NoTableOwner", "owner"),
     ("bridge-family", "NoBridgeFamily", "table bridge"),
     ("arp-family", "NoArpFamily", "table arp"),
-    ("netdev-egress", "NoNetdevEgress", "hook egress"),
     ("seccomp-filter", "NoSeccompFilter", ""),
 ];
 

@@ -1,12 +1,16 @@
 //! What a running agent and its helper may still do, read from the kernel; and what happens when the helper dies.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use firebreak_tests::namespace::Namespace;
 use firebreak_tests::probe::{Kind, probe};
+use firebreak_tests::process::Process;
 use firebreak_tests::shop::{Shop, usual_policies};
+use firebreak_tests::system::binaries;
 use firebreak_tests::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
@@ -91,4 +95,22 @@ fn a_killed_agent_takes_its_helper_with_it() {
     let [helper] = children(agent.process().unwrap().id())[..] else { panic!("no helper") };
     agent.kill().unwrap();
     wait::until_true("the helper to end", PATIENCE, || !Path::new(&format!("/proc/{helper}")).exists()).unwrap();
+}
+
+#[test]
+fn ready_for_systemd_means_that_the_tables_are_in_force() {
+    let node = Namespace::new(&format!("fbp4{}", std::process::id())).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let notify = UnixDatagram::bind(&path).unwrap();
+    notify.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = node.command(binaries().unwrap().join("firebreak-agent"));
+    command.args(["run", "--node", "n", "--docker-socket", "none", "--state-dir"]).arg(folder.path().join("state"));
+    command.env("NOTIFY_SOCKET", &path);
+    let _agent = Process::start("agent", command, &folder.path().join("log")).unwrap();
+    let mut text = [0; 32];
+    let length = notify.recv(&mut text).unwrap();
+    assert_eq!(&text[..length], b"READY=1");
+    // Without any controller: what nobody knows is denied from here on.
+    assert!(node.output("nft list ruleset").unwrap().contains("table inet firebreak"));
 }

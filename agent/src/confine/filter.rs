@@ -10,79 +10,44 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 
-/// What none of our processes does: looking into or steering others, mounts and namespaces, modules, other kernels and programs in
-/// the kernel, clocks, names and quotas of the machine, keys, raw hardware, becoming another user.
-const NEVER: &[libc::c_long] = &[
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_process_madvise,
-    libc::SYS_pidfd_getfd,
-    libc::SYS_kcmp,
-    libc::SYS_perf_event_open,
-    libc::SYS_bpf,
-    libc::SYS_userfaultfd,
-    libc::SYS_io_uring_setup,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_pivot_root,
-    libc::SYS_chroot,
-    libc::SYS_open_tree,
-    libc::SYS_move_mount,
-    libc::SYS_fsopen,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fspick,
-    libc::SYS_mount_setattr,
-    libc::SYS_setns,
-    libc::SYS_unshare,
-    libc::SYS_name_to_handle_at,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_mknodat,
-    libc::SYS_fanotify_init,
-    libc::SYS_quotactl,
-    libc::SYS_quotactl_fd,
-    libc::SYS_swapon,
-    libc::SYS_swapoff,
-    libc::SYS_acct,
-    libc::SYS_init_module,
-    libc::SYS_finit_module,
-    libc::SYS_delete_module,
-    libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
-    libc::SYS_reboot,
-    libc::SYS_syslog,
-    libc::SYS_settimeofday,
-    libc::SYS_clock_settime,
-    libc::SYS_clock_adjtime,
-    libc::SYS_adjtimex,
-    libc::SYS_sethostname,
-    libc::SYS_setdomainname,
-    libc::SYS_add_key,
-    libc::SYS_request_key,
-    libc::SYS_keyctl,
-    libc::SYS_personality,
-    libc::SYS_vhangup,
-    libc::SYS_setuid,
-    libc::SYS_setgid,
-    libc::SYS_setreuid,
-    libc::SYS_setregid,
-    libc::SYS_setresuid,
-    libc::SYS_setresgid,
-    libc::SYS_setfsuid,
-    libc::SYS_setfsgid,
-    libc::SYS_setgroups,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_iopl,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_ioperm,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_modify_ldt,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_mknod,
-];
+/// A system call by its name and number.
+type Call = (&'static str, libc::c_long);
+
+macro_rules! calls {
+    ($list:ident: $($call:ident),* $(,)?) => {
+        const $list: &[Call] = &[$((stringify!($call), libc::$call)),*];
+    };
+}
+
+// What none of our processes does: looking into or steering others, mounts and namespaces, modules, other kernels and programs in
+// the kernel, clocks, names and quotas of the machine, keys, raw hardware, becoming another user.
+calls! { NEVER:
+    SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_process_madvise, SYS_pidfd_getfd, SYS_kcmp,
+    SYS_perf_event_open, SYS_bpf, SYS_userfaultfd, SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register,
+    SYS_mount, SYS_umount2, SYS_pivot_root, SYS_chroot, SYS_open_tree, SYS_move_mount, SYS_fsopen, SYS_fsconfig,
+    SYS_fsmount, SYS_fspick, SYS_mount_setattr, SYS_setns, SYS_unshare, SYS_name_to_handle_at, SYS_open_by_handle_at,
+    SYS_mknodat, SYS_fanotify_init, SYS_quotactl, SYS_quotactl_fd, SYS_swapon, SYS_swapoff, SYS_acct, SYS_init_module,
+    SYS_finit_module, SYS_delete_module, SYS_kexec_load, SYS_kexec_file_load, SYS_reboot, SYS_syslog, SYS_settimeofday,
+    SYS_clock_settime, SYS_clock_adjtime, SYS_adjtimex, SYS_sethostname, SYS_setdomainname, SYS_add_key,
+    SYS_request_key, SYS_keyctl, SYS_personality, SYS_vhangup, SYS_setuid, SYS_setgid, SYS_setreuid, SYS_setregid,
+    SYS_setresuid, SYS_setresgid, SYS_setfsuid, SYS_setfsgid, SYS_setgroups,
+}
+
+#[cfg(target_arch = "x86_64")]
+calls! { NEVER_ON_X86_64:
+    SYS_iopl, SYS_ioperm, SYS_modify_ldt, SYS_mknod,
+}
+#[cfg(not(target_arch = "x86_64"))]
+const NEVER_ON_X86_64: &[Call] = &[];
+
+fn never() -> impl Iterator<Item = Call> {
+    NEVER.iter().chain(NEVER_ON_X86_64).copied()
+}
+
+/// The names of what each of our processes is refused, as systemd writes them.
+pub fn never_called() -> impl Iterator<Item = &'static str> {
+    never().map(|(name, _)| name.trim_start_matches("SYS_"))
+}
 
 /// Programs.
 const EXECUTE: &[libc::c_long] = &[libc::SYS_execve, libc::SYS_execveat];
@@ -122,7 +87,7 @@ pub(super) fn install(role: Role) -> Result<bool, Error> {
 }
 
 fn programs(role: Role) -> Result<Vec<BpfProgram>, Error> {
-    let mut refused: BTreeMap<i64, Vec<SeccompRule>> = NEVER.iter().map(|number| (*number, Vec::new())).collect();
+    let mut refused: BTreeMap<i64, Vec<SeccompRule>> = never().map(|(_, number)| (number, Vec::new())).collect();
     let mut programs = Vec::new();
     match role {
         Role::Helper { docker: _ } => {}

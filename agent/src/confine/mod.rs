@@ -3,6 +3,7 @@
 
 mod filter;
 
+pub use filter::never_called;
 pub(crate) use filter::probe as probe_filter;
 
 use rustix::io;

@@ -45,13 +45,14 @@ impl Owners {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::ManagedInterface;
+    use crate::dataplane::{Claim, ManagedInterface};
 
     fn desired(interfaces: &[(u32, u8)]) -> Desired {
         let managed = |last: u8| ManagedInterface {
             name: "veth".into(),
             workload: "shop/web".into(),
             addresses: [IpAddr::from([10, 0, 0, last])].into(),
+            claim: Claim::default(),
         };
         Desired { interfaces: interfaces.iter().map(|(index, last)| (*index, managed(*last))).collect(), ..Desired::default() }
     }

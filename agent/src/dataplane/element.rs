@@ -1,7 +1,8 @@
 //! Elements as the kernel has them: each field of a key padded to 4 bytes, ranges as two keys, the comment as user data.
 //! Pure, and its own inverse: what `decode` makes of `encode` is what went in (property test below).
 
-use super::names::SetRef;
+use super::desired::MacAddress;
+use super::names::{BoundForm, SetRef};
 use super::wire::{Attributes, element};
 use firebreak_policy::kernel_sets::{Comment, Element, SetId, Shape, Span};
 use firebreak_policy::model::{Family, Protocol};
@@ -19,12 +20,28 @@ pub(super) enum Entry {
     Interface(u32),
     /// Of a policy set, or (as [`Element::Local`]) of a set of workloads.
     Policy(Element),
+    /// Of a guard's set.
+    Bound(Bound),
+}
+
+/// What an interface, told by its ifindex, is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Bound {
+    /// A MAC address.
+    Mac(u32, MacAddress),
+    /// MAC and IP address at once.
+    Address(u32, MacAddress, IpAddr),
+    /// An IP address.
+    Ip(u32, IpAddr),
 }
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Interface(index) => write!(f, "interface {index}"),
+            Self::Bound(Bound::Mac(index, mac)) => write!(f, "interface {index} . {mac}"),
+            Self::Bound(Bound::Address(index, mac, address)) => write!(f, "interface {index} . {mac} . {address}"),
+            Self::Bound(Bound::Ip(index, address)) => write!(f, "interface {index} . {address}"),
             Self::Policy(element) => match element {
                 Element::Local(local) => write!(f, "{local}"),
                 Element::Peer(local, peer) => write!(f, "{local} . {peer}"),
@@ -80,17 +97,49 @@ impl Key {
 pub(super) fn encode(set: SetRef, entry: &Entry, key: &mut Key) -> Result<(), Misfit> {
     key.clear();
     match (set, entry) {
-        (SetRef::KnownInterfaces(_), Entry::Interface(index)) => {
+        (SetRef::KnownInterfaces(_) | SetRef::Bound(_, BoundForm::Guarded), Entry::Interface(index)) => {
             // iface_index is in host order (nft's datatype says so).
             key.first.extend_from_slice(&index.to_ne_bytes());
             Ok(())
         }
         (SetRef::Workloads(family), Entry::Policy(Element::Local(address))) => put_address(&mut key.first, family, *address),
         (SetRef::Policy(id), Entry::Policy(element)) => encode_policy(id, element, key),
-        (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_) | Entry::Policy(_)) => {
-            Err(Misfit::Shape)
-        }
+        (SetRef::Bound(_, form), Entry::Bound(bound)) => encode_bound(form, *bound, &mut key.first),
+        (
+            SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Bound(..),
+            Entry::Interface(_) | Entry::Policy(_) | Entry::Bound(_),
+        ) => Err(Misfit::Shape),
     }
+}
+
+fn encode_bound(form: BoundForm, bound: Bound, bytes: &mut Vec<u8>) -> Result<(), Misfit> {
+    let (Bound::Mac(index, _) | Bound::Address(index, _, _) | Bound::Ip(index, _)) = bound;
+    bytes.extend_from_slice(&index.to_ne_bytes());
+    match (form, bound) {
+        (BoundForm::Mac | BoundForm::Chaddr, Bound::Mac(_, mac)) => put_mac(bytes, mac),
+        (BoundForm::Address(family), Bound::Address(_, mac, address)) => {
+            put_mac(bytes, mac);
+            put_address(bytes, family, address)?;
+        }
+        (BoundForm::Ip4 | BoundForm::Quoted4, Bound::Ip(_, address)) => put_address(bytes, Family::V4, address)?,
+        (BoundForm::Target6, Bound::Ip(_, address)) => put_address(bytes, Family::V6, address)?,
+        (
+            BoundForm::Guarded
+            | BoundForm::Mac
+            | BoundForm::Chaddr
+            | BoundForm::Address(_)
+            | BoundForm::Ip4
+            | BoundForm::Quoted4
+            | BoundForm::Target6,
+            Bound::Mac(..) | Bound::Address(..) | Bound::Ip(..),
+        ) => return Err(Misfit::Shape),
+    }
+    Ok(())
+}
+
+fn put_mac(bytes: &mut Vec<u8>, mac: MacAddress) {
+    bytes.extend_from_slice(&mac.0);
+    bytes.extend_from_slice(&[0, 0]);
 }
 
 fn encode_policy(id: SetId, element: &Element, key: &mut Key) -> Result<(), Misfit> {
@@ -198,7 +247,7 @@ fn put_port(bytes: &mut Vec<u8>, port: u16) {
 /// Decodes what the kernel lists; `last` is `None` for a single value.
 pub(super) fn decode(set: SetRef, first: &[u8], last: Option<&[u8]>) -> Result<Entry, Misfit> {
     match set {
-        SetRef::KnownInterfaces(_) => {
+        SetRef::KnownInterfaces(_) | SetRef::Bound(_, BoundForm::Guarded) => {
             single(last)?;
             let bytes: [u8; 4] = first.try_into().map_err(|_| Misfit::Length(first.len()))?;
             Ok(Entry::Interface(u32::from_ne_bytes(bytes)))
@@ -211,7 +260,29 @@ pub(super) fn decode(set: SetRef, first: &[u8], last: Option<&[u8]>) -> Result<E
             Ok(Entry::Policy(Element::Local(address)))
         }
         SetRef::Policy(id) => decode_policy(id, first, last).map(Entry::Policy),
+        SetRef::Bound(_, form) => {
+            single(last)?;
+            decode_bound(form, first).map(Entry::Bound)
+        }
     }
+}
+
+fn decode_bound(form: BoundForm, key: &[u8]) -> Result<Bound, Misfit> {
+    let family = match form {
+        BoundForm::Address(family) => family,
+        BoundForm::Target6 => Family::V6,
+        BoundForm::Guarded | BoundForm::Mac | BoundForm::Chaddr | BoundForm::Ip4 | BoundForm::Quoted4 => Family::V4,
+    };
+    let mut fields = Fields { family, rest: key };
+    let index = u32::from_ne_bytes(fields.take::<4>()?);
+    let bound = match form {
+        BoundForm::Mac | BoundForm::Chaddr => Bound::Mac(index, fields.mac()?),
+        BoundForm::Address(_) => Bound::Address(index, fields.mac()?, fields.address()?),
+        BoundForm::Ip4 | BoundForm::Quoted4 | BoundForm::Target6 => Bound::Ip(index, fields.address()?),
+        BoundForm::Guarded => return Err(Misfit::Shape),
+    };
+    fields.end()?;
+    Ok(bound)
 }
 
 fn decode_policy(id: SetId, first: &[u8], last: Option<&[u8]>) -> Result<Element, Misfit> {
@@ -272,6 +343,11 @@ impl Fields<'_> {
             Family::V4 => IpAddr::V4(Ipv4Addr::from(self.take::<4>()?)),
             Family::V6 => IpAddr::V6(Ipv6Addr::from(self.take::<16>()?)),
         })
+    }
+
+    fn mac(&mut self) -> Result<MacAddress, Misfit> {
+        let [a, b, c, d, e, f, 0, 0] = self.take::<8>()? else { return Err(Misfit::Padding) };
+        Ok(MacAddress([a, b, c, d, e, f]))
     }
 
     fn byte(&mut self) -> Result<u8, Misfit> {
@@ -419,12 +495,30 @@ mod tests {
     fn entry() -> impl Strategy<Value = (SetRef, Entry)> {
         let policy = proptest::sample::select(policy_sets())
             .prop_flat_map(|id| element(id).prop_map(move |element| (SetRef::Policy(id), Entry::Policy(element))));
-        let interface = (proptest::sample::select(Layer::ALL.to_vec()), any::<u32>())
+        let interface = (proptest::sample::select(Layer::KNOWING.to_vec()), any::<u32>())
             .prop_map(|(layer, index)| (SetRef::KnownInterfaces(layer), Entry::Interface(index)));
+        let bound = (proptest::sample::select(bound_sets()), any::<(u32, [u8; 6], Ipv4Addr, Ipv6Addr)>()).prop_map(
+            |((layer, form), (index, mac, v4, v6))| {
+                let mac = MacAddress(mac);
+                let entry = match form {
+                    BoundForm::Guarded => Entry::Interface(index),
+                    BoundForm::Mac | BoundForm::Chaddr => Entry::Bound(Bound::Mac(index, mac)),
+                    BoundForm::Address(Family::V4) => Entry::Bound(Bound::Address(index, mac, v4.into())),
+                    BoundForm::Address(Family::V6) => Entry::Bound(Bound::Address(index, mac, v6.into())),
+                    BoundForm::Ip4 | BoundForm::Quoted4 => Entry::Bound(Bound::Ip(index, v4.into())),
+                    BoundForm::Target6 => Entry::Bound(Bound::Ip(index, v6.into())),
+                };
+                (SetRef::Bound(layer, form), entry)
+            },
+        );
         let workload = proptest::sample::select(vec![Family::V4, Family::V6]).prop_flat_map(|family| {
             address(family).prop_map(move |local| (SetRef::Workloads(family), Entry::Policy(Element::Local(local))))
         });
-        prop_oneof![8 => policy, 1 => interface, 1 => workload]
+        prop_oneof![8 => policy, 1 => interface, 1 => workload, 3 => bound]
+    }
+
+    fn bound_sets() -> Vec<(Layer, BoundForm)> {
+        Layer::ALL.into_iter().flat_map(|layer| BoundForm::of(layer).iter().map(move |form| (layer, *form))).collect()
     }
 
     proptest! {

@@ -29,18 +29,13 @@ pub enum OpenError {
         /// Which table.
         layer: Layer,
     },
-    /// The table's sets were made by another version of the agent, and are of another form.
+    /// A table has our name and nothing in it says that we made it.
     #[error(
-        "table {layer} firebreak holds sets of another form ({found}, ours are {ours}); it was left as it is and goes on enforcing. \
-         To replace it: firebreak-agent uninstall, then start the agent"
+        "table {layer} firebreak was not made by an agent; it was left as it is. To make room: firebreak-agent uninstall, or rename it"
     )]
-    OtherForm {
+    NotOurs {
         /// Which table.
         layer: Layer,
-        /// The stamp that was found, or `none`.
-        found: String,
-        /// The stamp of this version.
-        ours: String,
     },
     /// What the kernel holds could not be read.
     #[error(transparent)]
@@ -128,6 +123,9 @@ pub enum CommitError {
     /// The kernel's answer was lost, and what it holds could not be read either. The next commit reads first.
     #[error("the kernel's answer was lost ({0}); what it holds will be read again before the next change")]
     Unknown(String),
+    /// The tables of another version stay in force: they could not be replaced.
+    #[error("the tables of another version stay in force; they could not be replaced: {0}")]
+    Upgrade(String),
     /// Our table is gone or was changed, and could not be put back.
     #[error("our table was changed by somebody else and could not be put back: {0}")]
     Repair(String),

@@ -33,8 +33,6 @@ pub enum Feature {
     BridgeFamily,
     /// Tables of the family arp.
     ArpFamily,
-    /// Rules where a device's packets go out.
-    NetdevEgress,
     /// Tables that are kept from other processes and outlive their owner.
     TableOwner,
     /// Filters of system calls.
@@ -43,7 +41,7 @@ pub enum Feature {
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 15] = [
         Self::NfTables,
         Self::InetFamily,
         Self::Conntrack,
@@ -57,7 +55,6 @@ impl Feature {
         Self::AllNamespaces,
         Self::BridgeFamily,
         Self::ArpFamily,
-        Self::NetdevEgress,
         Self::TableOwner,
         Self::SeccompFilter,
     ];
@@ -86,7 +83,7 @@ impl Feature {
             | Self::NetdevIngress
             | Self::TargetNamespace
             | Self::AllNamespaces => Severity::Fatal,
-            Self::BridgeFamily | Self::ArpFamily | Self::NetdevEgress => Severity::Warning,
+            Self::BridgeFamily | Self::ArpFamily => Severity::Warning,
             Self::TableOwner | Self::SeccompFilter => Severity::Notice,
         }
     }
@@ -173,7 +170,7 @@ impl Feature {
             Self::BridgeFamily => (
                 "bridge-family",
                 "NoBridgeFamily",
-                "there is no bridge family: unknown interfaces on bridges stay open for what is not IP",
+                "there is no bridge family: unknown interfaces on bridges stay open for what is not IP, and what a bridge floods reaches every workload on it",
                 "modprobe nf_tables_bridge, or a kernel built with CONFIG_NF_TABLES_BRIDGE",
             ),
             Self::ArpFamily => (
@@ -181,12 +178,6 @@ impl Feature {
                 "NoArpFamily",
                 "there is no arp family: unknown interfaces can speak ARP with the node",
                 "a kernel built with CONFIG_NF_TABLES_ARP",
-            ),
-            Self::NetdevEgress => (
-                "netdev-egress",
-                "NoNetdevEgress",
-                "there are no rules where a device's packets go out: what a bridge floods reaches every workload on it; what comes in is guarded",
-                "kernel 5.16 or later, built with CONFIG_NETFILTER_EGRESS",
             ),
             Self::TableOwner => (
                 "table-owner",
@@ -235,6 +226,6 @@ mod tests {
             assert_eq!(feature.name().parse::<Feature>().unwrap(), feature);
         }
         assert_eq!(Feature::ALL.iter().map(|feature| feature.code()).collect::<BTreeSet<_>>().len(), Feature::ALL.len());
-        assert!("netdev".parse::<Feature>().unwrap_err().to_string().contains("netdev-egress"));
+        assert!("netdev".parse::<Feature>().unwrap_err().to_string().contains("netdev-ingress"));
     }
 }

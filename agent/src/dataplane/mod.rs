@@ -3,16 +3,20 @@
 //! The rules are fixed and installed once; policy is the contents of sets, changed in one transaction per generation.
 //! Stopping leaves everything in force: only [`uninstall`] takes it away.
 
+mod bind;
 mod config;
 mod counters;
 mod desired;
 mod element;
+mod element_text;
 mod error;
 mod feature;
+mod install;
 pub mod names;
 mod nft;
 mod open;
 mod plan;
+mod ports;
 mod preflight;
 mod read_back;
 mod render;
@@ -26,7 +30,7 @@ mod wire;
 
 pub use config::{DataplaneConfig, InterfacePattern, PatternError};
 pub use counters::{KernelCounter, read_counters};
-pub use desired::{Desired, ManagedInterface};
+pub use desired::{Claim, Desired, MacAddress, ManagedInterface};
 pub use error::{CommitError, OpenError, ReadBackError, Refusal, UninstallError};
 pub use feature::{Feature, UnknownFeature};
 pub use nft::Nft;

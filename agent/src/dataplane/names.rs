@@ -36,6 +36,25 @@ pub const COUNTER_UNKNOWN_OUT: &str = "unknown_interface_out";
 
 /// Interfaces that may talk, by ifindex; in each of the three tables.
 pub const SET_KNOWN_IF: &str = "known_if";
+/// Interfaces of workloads, by ifindex, in the bridge table: what leaves through them is for them alone.
+pub const SET_GUARDED_IF: &str = "guarded_if";
+/// Counts what a port of a bridge was not to get, by port and EtherType: flooding and other people's broadcasts.
+pub const SET_GUARD_OUT: &str = "guard_out_ports";
+/// The sum of [`SET_GUARD_OUT`].
+pub const COUNTER_GUARD_OUT: &str = "guard_out";
+/// Frames of workloads that a guard refused: the control sum of the `guard_in_*` sets.
+pub const COUNTER_GUARD_IN: &str = "guard_in";
+/// Refused frames that found their set full: counted here only.
+pub const COUNTER_GUARD_OVERFLOW: &str = "guard_overflow";
+/// What every host says by itself and nobody needs (IGMP, MLD): refused, and nothing that anybody tried.
+pub const COUNTER_GUARD_QUIET: &str = "guard_quiet";
+/// How the name of a guard's base chain begins; the interface's name follows.
+pub const PORT_CHAIN: &str = "port_";
+/// Where every guard's base chain jumps to.
+pub const CHAIN_FROM_WORKLOAD: &str = "from_workload";
+/// How the log prefix of a refused frame begins; what it violated follows.
+pub const LOG_GUARD: &str = "firebreak guard ";
+
 /// Holds `tcp` for as long as connections that are older than the first install may be picked up in the middle.
 pub const SET_MIDSTREAM: &str = "midstream_allowed";
 
@@ -53,11 +72,15 @@ pub enum Layer {
     Bridge,
     /// `arp firebreak`: ARP on unknown interfaces that are routed.
     Arp,
+    /// `netdev firebreak`: the guards of the workloads' interfaces.
+    Netdev,
 }
 
 impl Layer {
-    /// All three.
-    pub const ALL: [Self; 3] = [Self::Inet, Self::Bridge, Self::Arp];
+    /// All four.
+    pub const ALL: [Self; 4] = [Self::Inet, Self::Bridge, Self::Arp, Self::Netdev];
+    /// Those that know interfaces by name pattern and [`SET_KNOWN_IF`].
+    pub const KNOWING: [Self; 3] = [Self::Inet, Self::Bridge, Self::Arp];
 
     /// What `nft` calls the family.
     pub fn as_str(self) -> &'static str {
@@ -65,6 +88,7 @@ impl Layer {
             Self::Inet => "inet",
             Self::Bridge => "bridge",
             Self::Arp => "arp",
+            Self::Netdev => "netdev",
         }
     }
 
@@ -73,6 +97,7 @@ impl Layer {
         match self {
             Self::Inet => 1,
             Self::Arp => 3,
+            Self::Netdev => 5,
             Self::Bridge => 7,
         }
     }
@@ -93,13 +118,61 @@ pub enum SetRef {
     Workloads(Family),
     /// Policy.
     Policy(SetId),
+    /// What interfaces are bound to: the guards' sets.
+    Bound(Layer, BoundForm),
+}
+
+/// What one of the guards' sets binds an interface to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BoundForm {
+    /// Nothing: that it is a workload's.
+    Guarded,
+    /// Its MAC address.
+    Mac,
+    /// The same, as the bytes of a DHCP client's hardware address.
+    Chaddr,
+    /// MAC and IP address at once.
+    Address(Family),
+    /// An IPv4 address, which ARP asks for.
+    Ip4,
+    /// An IPv4 address, as the bytes of the packet that an ICMP error quotes.
+    Quoted4,
+    /// An IPv6 address, as the bytes of a neighbour discovery target or of the packet that an ICMP error quotes.
+    Target6,
+}
+
+impl BoundForm {
+    /// Those of a table, in the order in which plans name them.
+    pub fn of(layer: Layer) -> &'static [Self] {
+        const V4: BoundForm = BoundForm::Address(Family::V4);
+        const V6: BoundForm = BoundForm::Address(Family::V6);
+        match layer {
+            Layer::Inet | Layer::Arp => &[],
+            Layer::Bridge => &[Self::Guarded, Self::Mac, V4, V6, Self::Ip4, Self::Target6],
+            Layer::Netdev => &[Self::Mac, Self::Chaddr, V4, V6, Self::Quoted4, Self::Target6],
+        }
+    }
+
+    /// The set's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Guarded => SET_GUARDED_IF,
+            Self::Mac => "bound_mac",
+            Self::Chaddr => "bound_chaddr",
+            Self::Address(Family::V4) => "bound4",
+            Self::Address(Family::V6) => "bound6",
+            Self::Ip4 => "bound_ip4",
+            Self::Quoted4 => "bound_quoted4",
+            Self::Target6 => "bound_target6",
+        }
+    }
 }
 
 impl SetRef {
     /// The table that the set is in.
     pub fn layer(self) -> Layer {
         match self {
-            Self::KnownInterfaces(layer) => layer,
+            Self::KnownInterfaces(layer) | Self::Bound(layer, _) => layer,
             Self::Workloads(_) | Self::Policy(_) => Layer::Inet,
         }
     }
@@ -110,14 +183,18 @@ impl SetRef {
             Self::KnownInterfaces(_) => SET_KNOWN_IF.to_owned(),
             Self::Workloads(family) => workloads(family),
             Self::Policy(id) => policy_set(id),
+            Self::Bound(_, form) => form.name().to_owned(),
         }
     }
 
     /// Every set that the agent writes, in the order in which plans name them.
     pub fn all() -> Vec<Self> {
-        let mut all: Vec<Self> = Layer::ALL.into_iter().map(Self::KnownInterfaces).collect();
+        let mut all: Vec<Self> = Layer::KNOWING.into_iter().map(Self::KnownInterfaces).collect();
         all.extend(FAMILIES.map(Self::Workloads));
         all.extend(policy_sets().into_iter().map(Self::Policy));
+        for layer in Layer::ALL {
+            all.extend(BoundForm::of(layer).iter().map(|form| Self::Bound(layer, *form)));
+        }
         all.sort_unstable();
         all
     }
@@ -216,6 +293,95 @@ impl DeniedSet {
         };
         format!("denied_{}{}{suffix}", direction_word(self.direction), family_digit(self.family))
     }
+}
+
+/// What a frame of a workload violated: each has a set `guard_in_*` that counts it by interface and EtherType.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GuardReason {
+    /// Its source is not the interface's MAC address.
+    Mac,
+    /// Its source is no IP address of the workload.
+    Address,
+    /// ARP about an address that is not the workload's, or that is not plain ARP.
+    Arp,
+    /// Neighbour discovery about an address that is not the workload's, or that is not plain.
+    Neighbour,
+    /// A router's messages: advertisements, redirects.
+    Router,
+    /// A DHCP server's messages.
+    Dhcp,
+    /// Neither IPv4 nor IPv6 nor ARP, or with a VLAN tag.
+    EtherType,
+    /// IP options and IPv6 extension headers.
+    Options,
+    /// To a group or to everybody.
+    Group,
+    /// An ICMP error about a packet that was not the workload's.
+    IcmpError,
+}
+
+impl GuardReason {
+    /// All ten.
+    pub const ALL: [Self; 10] = [
+        Self::Mac,
+        Self::Address,
+        Self::Arp,
+        Self::Neighbour,
+        Self::Router,
+        Self::Dhcp,
+        Self::EtherType,
+        Self::Options,
+        Self::Group,
+        Self::IcmpError,
+    ];
+
+    /// The word in names and log prefixes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Mac => "mac",
+            Self::Address => "address",
+            Self::Arp => "arp",
+            Self::Neighbour => "neighbour",
+            Self::Router => "router",
+            Self::Dhcp => "dhcp",
+            Self::EtherType => "ethertype",
+            Self::Options => "options",
+            Self::Group => "group",
+            Self::IcmpError => "icmp_error",
+        }
+    }
+
+    /// The dynamic set that counts it: `guard_in_arp`.
+    pub fn set(self) -> String {
+        format!("guard_in_{}", self.word())
+    }
+
+    /// The prefix of the first of its frames on an interface: `firebreak guard arp`.
+    pub fn log_prefix(self) -> String {
+        format!("{LOG_GUARD}{}", self.word())
+    }
+
+    /// The reason that a log prefix tells; `None` when it is no guard's.
+    pub fn of_prefix(prefix: &str) -> Option<Self> {
+        let word = prefix.strip_prefix(LOG_GUARD)?;
+        Self::ALL.into_iter().find(|reason| reason.word() == word)
+    }
+}
+
+/// The base chain that guards an interface: `port_veth12`. A name that nft could not read again is spelled in hex after another
+/// beginning, so that no two interfaces have one chain.
+pub fn port_chain(interface: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if interface.bytes().all(plain) {
+        return format!("{PORT_CHAIN}{interface}");
+    }
+    let hex: String = interface.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("port.{hex}")
+}
+
+/// Whether a chain of the netdev table is an interface's.
+pub fn is_port_chain(chain: &str) -> bool {
+    chain.starts_with(PORT_CHAIN) || chain.starts_with("port.")
 }
 
 /// `in` or `out`, as all names have it.

@@ -52,6 +52,8 @@ impl<T: Into<PathBuf>> From<T> for Nft {
 pub(crate) enum NftTask {
     /// To make a JSON document so, in one transaction.
     Apply,
+    /// To make commands in nft's own text so, in one transaction.
+    ApplyText,
     /// To have the kernel judge a ruleset in nft's text, and to take it apart again.
     Check,
 }
@@ -76,8 +78,15 @@ impl fmt::Display for NftRefusal {
 
 /// Applies commands in one transaction; all or nothing. Not with the helper of crate `nftables`: that lets the program's
 /// complaint go to our own standard error, where no error value carries it.
-pub(super) fn apply(nft: &Nft, commands: Vec<Value>) -> Result<(), OpenError> {
-    let done = nft.run(NftTask::Apply, &skeleton::document(commands));
+/// `elements` are commands as text, after the others.
+pub(super) fn apply(nft: &Nft, commands: &[Value], elements: &[String]) -> Result<(), OpenError> {
+    let done = nft.run(NftTask::Apply, &skeleton::document(commands, elements));
+    done.map_err(|refusal| OpenError::Nft(format!("{}: {refusal}", nft.program().display())))
+}
+
+/// As [`apply`], for commands in nft's own text: sets whose type its JSON has no words for.
+pub(super) fn apply_text(nft: &Nft, commands: &str) -> Result<(), OpenError> {
+    let done = nft.run(NftTask::ApplyText, commands);
     done.map_err(|refusal| OpenError::Nft(format!("{}: {refusal}", nft.program().display())))
 }
 
@@ -90,6 +99,7 @@ pub(super) fn check(nft: &Nft, ruleset: &str) -> Result<(), NftRefusal> {
 pub(crate) fn run_nft(program: &Path, task: NftTask, input: &str) -> Result<(), NftRefusal> {
     let arguments: &[&str] = match task {
         NftTask::Apply => &["-j", "-f", "-"],
+        NftTask::ApplyText => &["-f", "-"],
         NftTask::Check => &["-c", "-f", "-"],
     };
     let mut nft = Command::new(program)

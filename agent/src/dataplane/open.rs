@@ -3,15 +3,14 @@
 use super::config::DataplaneConfig;
 use super::desired::Desired;
 use super::error::{CommitError, OpenError, ReadBackError};
-use super::feature::Feature;
-use super::names::Layer;
+use super::install::{InstallError, Site, Standing, Which, bring_about, survey};
+use super::names::{Layer, SetRef};
 use super::plan::{KernelState, Plan, plan, plan_delta, plan_restore};
-use super::read_back::read_back;
+use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
-use super::skeleton::Skeleton;
 use super::socket::{Complaint, NetfilterSocket, Outcome};
-use super::{nft, tables};
+use super::tables;
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 
@@ -24,6 +23,8 @@ pub struct Dataplane {
     /// What was committed. `None` when an answer was lost, until it is read back.
     actual: Option<KernelState>,
     owned: bool,
+    /// Whether the tables are another version's and wait for the first commit.
+    is_outdated: bool,
     config: DataplaneConfig,
 }
 
@@ -35,21 +36,58 @@ impl Dataplane {
     /// held before, or our tables without an owner, in force; the call may be repeated.
     pub fn open(config: &DataplaneConfig) -> Result<(Self, Opened), OpenError> {
         let mut socket = NetfilterSocket::open().map_err(OpenError::Socket)?;
-        let (layers, skeleton, persists) = install(&mut socket, config, Rules::Compare)?;
-        for layer in &layers {
-            if persists {
-                tables::adopt(&mut socket, *layer)?;
+        let sites = survey(&mut socket, config)?;
+        let is_outdated = sites.iter().any(|site| !site.is_ours() && !site.elements_can_stay());
+        let skeleton = if is_outdated {
+            SkeletonState::Outdated
+        } else if sites.iter().any(Site::is_empty) {
+            SkeletonState::Installed
+        } else if sites.iter().all(Site::is_ours) {
+            SkeletonState::Adopted
+        } else {
+            SkeletonState::Replaced
+        };
+        // Sets of another form need their elements in the same transaction, and those are known only at the first commit.
+        let standing = if is_outdated {
+            Standing::of(&sites, config)
+        } else {
+            match bring_about(&mut socket, config, &sites, Which::Stale, |_| Plan::default()) {
+                Ok(standing) => standing,
+                Err(InstallError::Open(error)) => return Err(error),
+                Err(InstallError::Elements(error)) => return Err(OpenError::Nft(error.to_string())),
+            }
+        };
+        let Standing { layers, persists } = standing;
+        let mut this = Self { socket, layers, actual: None, owned: persists, is_outdated, config: config.clone() };
+        this.adopt()?;
+        let readable: BTreeSet<SetRef> = sites.iter().flat_map(Site::readable).collect();
+        let layers = &this.layers;
+        let actual = read_back_of(&mut this.socket, layers, |set| !is_outdated || readable.contains(&set))?;
+        let opened = Opened { skeleton, owned: persists, elements: actual.len() };
+        this.actual = Some(actual);
+        Ok((this, opened))
+    }
+
+    fn adopt(&mut self) -> Result<(), OpenError> {
+        if self.owned {
+            for layer in &self.layers {
+                tables::adopt(&mut self.socket, *layer)?;
             }
         }
-        let actual = read_back(&mut socket, &layers)?;
-        let opened = Opened { skeleton, owned: persists, elements: actual.len() };
-        let config = config.clone();
-        Ok((Self { socket, layers, actual: Some(actual), owned: persists, config }, opened))
+        Ok(())
     }
 
     /// Makes the kernel hold what is desired, in one transaction; nothing is written when it does already.
     /// On error the old contents stay whole, but for [`CommitError::Unknown`].
+    ///
+    /// The tables of another version ([`SkeletonState::Outdated`]) are replaced in the same transaction: up to it their rules judge
+    /// by their elements, after it ours by ours.
     pub fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError> {
+        if self.is_outdated {
+            self.rebuild(Which::Stale, |actual| plan(actual, desired)).map_err(|error| CommitError::Upgrade(error.to_string()))?;
+            self.is_outdated = false;
+            tracing::info!("the tables of another version were replaced in one transaction");
+        }
         let actual = self.actual()?;
         let plan = plan(actual, desired);
         match self.commit_plan(plan) {
@@ -65,6 +103,9 @@ impl Dataplane {
 
     /// As [`Self::commit`], for a known change of the policy sets; looks at nothing else.
     pub fn commit_delta(&mut self, delta: &Delta) -> Result<CommitReport, CommitError> {
+        if self.is_outdated {
+            return Err(CommitError::Upgrade("a whole state has to be committed first".to_owned()));
+        }
         let plan = plan_delta(self.actual()?, delta);
         self.commit_plan(plan)
     }
@@ -78,21 +119,46 @@ impl Dataplane {
         Ok(elements)
     }
 
-    /// Puts back what somebody else changed in our tables: the rules in one transaction, then the elements in another. For
-    /// kernels that let others in ([`Self::owned`] is false), when a [`super::ChangeWatch`] has seen a change. Runs `nft`.
-    /// The report is about the elements.
+    /// Puts back what somebody else changed in our tables, rules and elements in one transaction. Runs `nft`; the report is about
+    /// the elements. Sets that still hold what they should are left alone.
+    ///
+    /// # Errors
+    /// [`CommitError::Repair`]; the call may be repeated.
     pub fn repair(&mut self) -> Result<CommitReport, CommitError> {
-        if self.owned {
-            return Ok(CommitReport { elements: self.actual()?.len(), ..CommitReport::default() });
+        if self.is_outdated {
+            return Err(CommitError::Repair("the tables are another version's; the next commit replaces them".to_owned()));
         }
-        let repair = |error: OpenError| CommitError::Repair(error.to_string());
-        let (layers, _, _) = install(&mut self.socket, &self.config, Rules::Replace).map_err(repair)?;
-        let committed = self.actual.take();
-        let actual = read_back(&mut self.socket, &layers).map_err(|error| CommitError::Repair(error.to_string()))?;
-        self.layers = layers;
-        let plan = committed.map(|committed| plan_restore(&actual, &committed)).unwrap_or_default();
-        self.actual = Some(actual);
-        self.commit_plan(plan)
+        let committed = self.actual.clone().unwrap_or_else(|| KernelState::empty(self.layers.iter().copied()));
+        let mut counts = (0, 0);
+        let rebuilt = self.rebuild(Which::All, |actual| {
+            let plan = plan_restore(actual, &committed);
+            counts = plan.counts();
+            plan
+        });
+        rebuilt.map_err(|error| CommitError::Repair(error.to_string()))?;
+        let elements = self.actual()?.len();
+        Ok(CommitReport { added: counts.0, removed: counts.1, bytes: 0, elements })
+    }
+
+    /// Brings rules and elements about in one transaction. `nft` does it, so the tables have no owner for that moment; somebody else's
+    /// change in it is noticed like any other.
+    fn rebuild(&mut self, which: Which, elements: impl FnOnce(&KernelState) -> Plan) -> Result<(), InstallError> {
+        if self.owned {
+            // The kernel takes ownership back with the socket, and in no other way.
+            self.socket = NetfilterSocket::open().map_err(OpenError::Socket)?;
+        }
+        let done = survey(&mut self.socket, &self.config)
+            .map_err(InstallError::from)
+            .and_then(|sites| bring_about(&mut self.socket, &self.config, &sites, which, elements));
+        if let Ok(standing) = &done {
+            self.layers.clone_from(&standing.layers);
+            self.owned = standing.persists;
+        }
+        self.adopt()?;
+        done?;
+        self.actual = None;
+        self.actual = Some(read_back(&mut self.socket, &self.layers).map_err(OpenError::from)?);
+        Ok(())
     }
 
     /// The socket's own address, by which the kernel tells our changes from others'.
@@ -157,84 +223,4 @@ fn explain(plan: &Plan, batch: &Batch, complaints: &[Complaint]) -> CommitError 
     }
     let source = complaints.first().map_or(super::Refusal { errno: Errno::EIO, message: None }, |complaint| complaint.refusal.clone());
     CommitError::Transaction { bytes: batch.bytes.len(), source }
-}
-
-/// When the rules of a table that is there are replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rules {
-    /// When its stamp is another.
-    Compare,
-    /// Always: somebody may have changed them under their stamp.
-    Replace,
-}
-
-/// Sees to it that each table is there with our rules. All that is missing is filled by one run of `nft`, in one transaction.
-fn install(socket: &mut NetfilterSocket, config: &DataplaneConfig, rules: Rules) -> Result<(Vec<Layer>, SkeletonState, bool), OpenError> {
-    let mut layers = Vec::new();
-    let mut commands = Vec::new();
-    let mut state = SkeletonState::Adopted;
-    let may_own = !config.absent.contains(&Feature::TableOwner);
-    let mut all_persist = may_own;
-    let is_absent = |layer| match layer {
-        Layer::Inet => false,
-        Layer::Bridge => config.absent.contains(&Feature::BridgeFamily),
-        Layer::Arp => config.absent.contains(&Feature::ArpFamily),
-    };
-    for layer in Layer::ALL.into_iter().filter(|layer| !is_absent(*layer)) {
-        let skeleton = Skeleton::new(layer, config).map_err(|error| OpenError::Nft(error.to_string()))?;
-        let found = tables::find(socket, layer)?;
-        let present = match found {
-            Some(_) => tables::look_into(socket, layer)?,
-            None => super::skeleton::Present::default(),
-        };
-        match (tables::stamp(&present), found) {
-            (Some(stamp), Some(found)) if rules == Rules::Compare && stamp == *skeleton.stamp() => all_persist &= found.persists(),
-            (Some(stamp), Some(found)) if stamp.form == skeleton.stamp().form => {
-                all_persist &= found.persists();
-                release_check(socket, layer, found)?;
-                commands.extend(skeleton.replace(&present).map_err(|error| OpenError::Nft(error.to_string()))?);
-                state = if state == SkeletonState::Adopted { SkeletonState::Replaced } else { state };
-            }
-            // Made and not filled: the agent was killed between the two.
-            (None, Some(found)) if present == super::skeleton::Present::default() => {
-                all_persist &= found.persists();
-                commands.extend(skeleton.install().map_err(|error| OpenError::Nft(error.to_string()))?);
-                state = SkeletonState::Installed;
-            }
-            (stamp, Some(_)) => {
-                let found = stamp.map_or_else(|| "none".to_owned(), |stamp| stamp.counter());
-                return Err(OpenError::OtherForm { layer, found, ours: skeleton.stamp().counter() });
-            }
-            (_, None) => {
-                match tables::create(socket, layer, may_own) {
-                    Ok(persists) => all_persist &= persists,
-                    // A kernel without this family: preflight reports it; the others hold.
-                    Err(OpenError::Kernel { source, .. })
-                        if layer != Layer::Inet && matches!(source.errno, Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP) =>
-                    {
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                }
-                commands.extend(skeleton.install().map_err(|error| OpenError::Nft(error.to_string()))?);
-                state = SkeletonState::Installed;
-            }
-        }
-        layers.push(layer);
-    }
-    if !commands.is_empty() {
-        nft::apply(&config.nft, commands)?;
-    }
-    Ok((layers, state, all_persist))
-}
-
-/// Rules are replaced by `nft`, so nobody may own the table. An owner is either another agent or one that is just ending: taking
-/// the table over and giving it back tells, and waits for the second.
-fn release_check(_socket: &mut NetfilterSocket, layer: Layer, found: tables::Found) -> Result<(), OpenError> {
-    if found.flags & super::wire::table::FLAG_OWNER == 0 {
-        return Ok(());
-    }
-    let mut probe = NetfilterSocket::open().map_err(OpenError::Socket)?;
-    tables::adopt(&mut probe, layer)
-    // Dropping the probe's socket leaves the table an orphan again.
 }

@@ -1,13 +1,14 @@
 //! From what the kernel holds and what it is to hold to the change between them. Pure: the same two states give the same plan,
 //! in one order, whatever happened before.
 
+use super::bind::{self, Binding};
 use super::desired::Desired;
-use super::element::{Entry, tidy};
-use super::names::{Layer, SetRef};
+use super::element::{Bound, Entry, tidy};
+use super::names::{BoundForm, Layer, SetRef};
 use super::{Delta, element::Comments};
 use firebreak_policy::kernel_sets::{Comment, Element, SetId};
 use firebreak_policy::model::Family;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// What the kernel holds, as far as we write it. Kept in memory, so that a commit reads nothing back.
@@ -19,19 +20,50 @@ pub(super) struct KernelState {
     pub(super) workloads: BTreeMap<IpAddr, Comment>,
     /// Policy. No set in here is empty.
     pub(super) policy: BTreeMap<SetId, BTreeMap<Element, Comment>>,
+    /// The guards' sets, of the tables that are there.
+    pub(super) bound: BTreeMap<SetRef, BTreeMap<Entry, Comment>>,
+    /// The interfaces that have a guard's base chain, by name; `None` without a netdev table.
+    pub(super) ports: Option<BTreeSet<String>>,
 }
 
 impl KernelState {
     /// Empty tables of these layers.
     pub(super) fn empty(layers: impl IntoIterator<Item = Layer>) -> Self {
-        Self { known: layers.into_iter().map(|layer| (layer, BTreeMap::new())).collect(), ..Self::default() }
+        let mut state = Self::default();
+        for layer in layers {
+            if Layer::KNOWING.contains(&layer) {
+                state.known.insert(layer, BTreeMap::new());
+            }
+            if layer == Layer::Netdev {
+                state.ports = Some(BTreeSet::new());
+            }
+            state.bound.extend(BoundForm::of(layer).iter().map(|form| (SetRef::Bound(layer, *form), BTreeMap::new())));
+        }
+        state
+    }
+
+    /// Whether a guard binds an interface to this.
+    pub(super) fn binds(&self, _index: u32, bound: Bound) -> bool {
+        let set = SetRef::Bound(Layer::Netdev, BoundForm::Mac);
+        self.bound.get(&set).is_some_and(|elements| elements.contains_key(&Entry::Bound(bound)))
+    }
+
+    /// Whether a guard binds an interface to an IP address, with whatever MAC address.
+    pub(super) fn holds(&self, index: u32, address: IpAddr) -> bool {
+        let form = match Family::of(address) {
+            Family::V4 => BoundForm::Quoted4,
+            Family::V6 => BoundForm::Target6,
+        };
+        let elements = self.bound.get(&SetRef::Bound(Layer::Netdev, form));
+        elements.is_some_and(|elements| elements.contains_key(&Entry::Bound(Bound::Ip(index, address))))
     }
 
     /// How many elements there are.
     pub(super) fn len(&self) -> usize {
         let known: usize = self.known.values().map(BTreeMap::len).sum();
         let policy: usize = self.policy.values().map(BTreeMap::len).sum();
-        known + self.workloads.len() + policy
+        let bound: usize = self.bound.values().map(BTreeMap::len).sum();
+        known + self.workloads.len() + policy + bound
     }
 
     /// Takes up an element; of one that does not belong into the set, nothing.
@@ -46,8 +78,10 @@ impl KernelState {
             (SetRef::Policy(id), Entry::Policy(element)) => {
                 self.policy.entry(id).or_default().insert(element, comment);
             }
+            (SetRef::Bound(..), entry) => drop(self.bound.entry(set).or_default().insert(entry, comment)),
             (SetRef::KnownInterfaces(_) | SetRef::Workloads(_), Entry::Policy(_))
-            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_)) => {}
+            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_))
+            | (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), Entry::Bound(_)) => {}
         }
     }
 
@@ -69,8 +103,14 @@ impl KernelState {
                     }
                 }
             }
+            (SetRef::Bound(..), entry) => {
+                if let Some(elements) = self.bound.get_mut(&set) {
+                    elements.remove(entry);
+                }
+            }
             (SetRef::KnownInterfaces(_) | SetRef::Workloads(_), Entry::Policy(_))
-            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_)) => {}
+            | (SetRef::Workloads(_) | SetRef::Policy(_), Entry::Interface(_))
+            | (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_), Entry::Bound(_)) => {}
         }
     }
 
@@ -84,6 +124,10 @@ impl KernelState {
                 self.insert(change.set, entry, comment);
             }
         }
+        if let Some(ports) = &mut self.ports {
+            ports.retain(|port| !plan.ports.remove.contains(port));
+            ports.extend(plan.ports.put);
+        }
     }
 }
 
@@ -92,6 +136,17 @@ impl KernelState {
 pub(super) struct Plan {
     /// Only sets that change.
     pub(super) changes: Vec<SetChange>,
+    /// Guards' base chains that come and go.
+    pub(super) ports: PortChange,
+}
+
+/// Base chains of guards, by the name of their interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PortChange {
+    /// What goes, in order.
+    pub(super) remove: Vec<String>,
+    /// What comes, in order.
+    pub(super) put: Vec<String>,
 }
 
 /// What changes in one set.
@@ -108,7 +163,7 @@ pub(super) struct SetChange {
 impl Plan {
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
-        self.changes.is_empty()
+        self.changes.is_empty() && self.ports.remove.is_empty() && self.ports.put.is_empty()
     }
 
     /// How many elements come and go.
@@ -125,13 +180,40 @@ impl Plan {
 
 /// What has to change for the kernel to hold what is desired.
 pub(super) fn plan(actual: &KernelState, desired: &Desired) -> Plan {
-    plan_to(actual, &desired_interfaces(desired), &desired_workloads(desired), &desired.sets.sets)
+    let bindings = bind::bindings(actual, desired);
+    let mut plan = plan_to(actual, &desired_interfaces(desired), &desired_workloads(desired), &desired.sets.sets);
+    plan_guards(&mut plan, actual, |set| bind::elements(&bindings, set), &guarded(desired, &bindings));
+    plan
+}
+
+/// The names of the interfaces that get a guard's base chain: all that are managed.
+fn guarded(desired: &Desired, bindings: &BTreeMap<u32, Binding>) -> BTreeSet<String> {
+    bindings.keys().filter_map(|index| desired.interfaces.get(index)).map(|interface| interface.name.as_str().to_owned()).collect()
+}
+
+fn plan_guards(
+    plan: &mut Plan,
+    actual: &KernelState,
+    desired: impl Fn(SetRef) -> BTreeMap<Entry, Comment>,
+    desired_ports: &BTreeSet<String>,
+) {
+    for (set, actual) in &actual.bound {
+        let (remove, put) = difference(actual, &desired(*set), std::convert::identity);
+        plan.push(*set, remove, put);
+    }
+    if let Some(actual) = &actual.ports {
+        plan.ports.remove = actual.difference(desired_ports).cloned().collect();
+        plan.ports.put = desired_ports.difference(actual).cloned().collect();
+    }
 }
 
 /// What has to change for the kernel to hold again what was committed. The interfaces are the same in each table.
 pub(super) fn plan_restore(actual: &KernelState, committed: &KernelState) -> Plan {
     let nothing = BTreeMap::new();
-    plan_to(actual, committed.known.values().next().unwrap_or(&nothing), &committed.workloads, &committed.policy)
+    let mut plan = plan_to(actual, committed.known.values().next().unwrap_or(&nothing), &committed.workloads, &committed.policy);
+    let bound = |set| committed.bound.get(&set).cloned().unwrap_or_default();
+    plan_guards(&mut plan, actual, bound, committed.ports.as_ref().unwrap_or(&BTreeSet::new()));
+    plan
 }
 
 fn plan_to(
@@ -272,7 +354,7 @@ fn keep_tidy(comment: &Comment, comments: &mut Comments) -> Comment {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::ManagedInterface;
+    use super::super::{Claim, ManagedInterface};
     use super::*;
     use firebreak_policy::kernel_sets::{KernelSets, Shape};
     use firebreak_policy::model::{Direction, InterfaceName};
@@ -296,7 +378,15 @@ mod tests {
                 .iter()
                 .map(|(index, workload, addresses)| {
                     let addresses = addresses.iter().map(|last| local(*last)).collect();
-                    (*index, ManagedInterface { name: InterfaceName::new("veth0"), workload: (*workload).into(), addresses })
+                    (
+                        *index,
+                        ManagedInterface {
+                            name: InterfaceName::new("veth0"),
+                            workload: (*workload).into(),
+                            addresses,
+                            claim: Claim::default(),
+                        },
+                    )
                 })
                 .collect(),
             exempt: exempt.iter().map(|index| (*index, InterfaceName::new("uplink"))).collect(),

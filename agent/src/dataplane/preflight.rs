@@ -124,7 +124,7 @@ fn ownership(socket: &mut NetfilterSocket) -> Result<(), String> {
 const PROBE: &str = "firebreak_probe";
 
 /// What is tried as rules in nft's words: feature, family, the table's body.
-const RULES: [(Feature, &str, &str); 11] = [
+const RULES: [(Feature, &str, &str); 10] = [
     (Feature::InetFamily, "inet", "chain c { type filter hook forward priority -10; policy accept;\n}"),
     (Feature::Conntrack, "inet", "chain c { type filter hook forward priority -10; policy accept; ct state established accept\n}"),
     (Feature::ConntrackLabels, "inet", "chain c { type filter hook forward priority -10; policy accept; ct label 127 drop\n}"),
@@ -154,7 +154,6 @@ const RULES: [(Feature, &str, &str); 11] = [
     ),
     (Feature::BridgeFamily, "bridge", "chain c { type filter hook prerouting priority -310; policy accept; meta iifname \"p*\" drop\n}"),
     (Feature::ArpFamily, "arp", "chain c { type filter hook input priority -310; policy accept; meta iifname \"p*\" drop\n}"),
-    (Feature::NetdevEgress, "netdev", "chain c { type filter hook egress device \"lo\" priority 0; policy accept; oifname \"p*\" drop\n}"),
 ];
 
 /// All rules in one run of `nft`; only when that fails one run for each, to find what is missing.

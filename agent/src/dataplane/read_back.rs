@@ -4,18 +4,51 @@ use super::element::{Comments, RawElement, decode, read_element};
 use super::error::ReadBackError;
 use super::names::{Layer, SetRef, TABLE};
 use super::plan::KernelState;
+use super::ports;
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::DUMP_ATTEMPTS;
-use super::wire::{Message, Received, element};
+use super::wire::{Message, Received, chain, element};
+use std::collections::BTreeSet;
 
 /// Reads every set that the agent writes, of the tables that are there.
 pub(super) fn read_back(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<KernelState, ReadBackError> {
+    read_back_of(socket, layers, |_| true)
+}
+
+/// The same of some sets; of the others it is as if they were empty.
+pub(super) fn read_back_of(
+    socket: &mut NetfilterSocket,
+    layers: &[Layer],
+    which: impl Fn(SetRef) -> bool,
+) -> Result<KernelState, ReadBackError> {
     let mut state = KernelState::empty(layers.iter().copied());
     let mut comments = Comments::default();
-    for set in SetRef::all().into_iter().filter(|set| layers.contains(&set.layer())) {
+    for set in SetRef::all().into_iter().filter(|set| layers.contains(&set.layer()) && which(*set)) {
         read_set(socket, set, &mut comments, &mut state)?;
     }
+    if layers.contains(&Layer::Netdev) {
+        state.ports = Some(read_ports(socket)?);
+    }
     Ok(state)
+}
+
+/// The interfaces that have a guard's base chain.
+fn read_ports(socket: &mut NetfilterSocket) -> Result<BTreeSet<String>, ReadBackError> {
+    let what = || format!("chains of table {} {TABLE}", Layer::Netdev);
+    for _ in 0..DUMP_ATTEMPTS {
+        let mut found = BTreeSet::new();
+        let take = |received: &Received<'_>| -> Result<(), std::convert::Infallible> {
+            found.extend(ports::device(received).map(str::to_owned));
+            Ok(())
+        };
+        match socket.dump(Message::GetChain, Some(Layer::Netdev), |writer| writer.text(chain::TABLE, TABLE), take) {
+            Ok(Ok(())) => return Ok(found),
+            Err(RequestError::Interrupted) => {}
+            Err(RequestError::Refused(source)) => return Err(ReadBackError::Refused { set: what(), source }),
+            Err(RequestError::Socket(error)) => return Err(ReadBackError::Socket(error)),
+        }
+    }
+    Err(ReadBackError::Busy { set: what(), attempts: DUMP_ATTEMPTS })
 }
 
 fn read_set(socket: &mut NetfilterSocket, set: SetRef, comments: &mut Comments, state: &mut KernelState) -> Result<(), ReadBackError> {

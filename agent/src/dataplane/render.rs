@@ -4,6 +4,7 @@ use super::element::{Key, encode, put_comment};
 use super::error::CommitError;
 use super::names::{SetRef, TABLE};
 use super::plan::Plan;
+use super::ports;
 use super::wire::{self, Attributes, CREATE, DATA_VALUE, LIST_ELEMENT, Message, NFGEN_HEADER, NLMSG_HEADER, Writer, element};
 
 /// The list of one message stays below this, so that its attribute's 16-bit length holds it and one element more.
@@ -20,9 +21,27 @@ pub(super) struct Batch {
     pub(super) messages: Vec<Part>,
 }
 
+/// One message of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part {
+    /// Some elements of one set.
+    Elements(Elements),
+    /// A guard's base chain comes or goes: where the message begins, which of the plan's list it is, and whether it comes.
+    Port { start: usize, position: usize, puts: bool },
+}
+
+impl Part {
+    fn start(self) -> usize {
+        match self {
+            Self::Elements(part) => part.start,
+            Self::Port { start, .. } => start,
+        }
+    }
+}
+
 /// One message of a batch: some elements of one set.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Part {
+pub(super) struct Elements {
     /// Where it begins in the batch.
     start: usize,
     /// Which change of the plan it is from.
@@ -61,22 +80,34 @@ pub(super) fn render(plan: &Plan, first_sequence: u32) -> Result<Batch, CommitEr
     let mut messages = Vec::new();
     let mut sequence = first_sequence;
     writer.batch_begin(sequence);
+    // An interface is guarded before it is known; all of it takes effect at once, but for the hook, which is there a moment earlier.
+    for (position, device) in plan.ports.remove.iter().enumerate() {
+        messages.push(Part::Port { start: writer.len(), position, puts: false });
+        ports::remove(&mut writer, &mut sequence, device);
+    }
+    for (position, device) in plan.ports.put.iter().enumerate() {
+        for start in ports::put(&mut writer, &mut sequence, device) {
+            messages.push(Part::Port { start, position, puts: true });
+        }
+    }
     for (index, change) in plan.changes.iter().enumerate() {
         let mut removals = change.remove.iter().map(|entry| (entry, None)).enumerate().peekable();
         while removals.peek().is_some() {
             sequence = sequence.wrapping_add(1);
-            messages.push(Part { start: writer.len(), change: index, puts: false, first: removals.peek().map_or(0, |(at, _)| *at) });
+            let first = removals.peek().map_or(0, |(at, _)| *at);
+            messages.push(Part::Elements(Elements { start: writer.len(), change: index, puts: false, first }));
             render_message(&mut writer, Message::DelSetElement, 0, sequence, change.set, &mut removals)?;
         }
         let mut puts = change.put.iter().map(|(entry, comment)| (entry, Some(comment.as_ref()))).enumerate().peekable();
         while puts.peek().is_some() {
             sequence = sequence.wrapping_add(1);
-            messages.push(Part { start: writer.len(), change: index, puts: true, first: puts.peek().map_or(0, |(at, _)| *at) });
+            let first = puts.peek().map_or(0, |(at, _)| *at);
+            messages.push(Part::Elements(Elements { start: writer.len(), change: index, puts: true, first }));
             render_message(&mut writer, Message::NewSetElement, CREATE, sequence, change.set, &mut puts)?;
         }
     }
     if let Some(last) = messages.last() {
-        writer.request_ack(last.start);
+        writer.request_ack(last.start());
     }
     writer.batch_end(sequence.wrapping_add(1));
     Ok(Batch { bytes: writer.into_bytes(), first_sequence, messages })
@@ -135,7 +166,11 @@ fn put_data(writer: &mut Writer, kind: u16, value: &[u8]) {
 pub(super) fn locate(plan: &Plan, batch: &Batch, sequence: u32, offset: Option<u32>) -> Option<Place> {
     let position = usize::try_from(sequence.wrapping_sub(batch.first_sequence)).ok()?.checked_sub(1)?;
     let part = batch.messages.get(position)?;
-    let end = batch.messages.get(position + 1).map_or(batch.bytes.len(), |next| next.start);
+    let end = batch.messages.get(position + 1).map_or(batch.bytes.len(), |next| next.start());
+    let part = match *part {
+        Part::Elements(part) => part,
+        Part::Port { start: _, position, puts } => return port_place(plan, position, puts),
+    };
     let change = plan.changes.get(part.change)?;
     let starts = element_offsets(batch.bytes.get(part.start..end)?);
     let chosen = match offset {
@@ -154,6 +189,12 @@ pub(super) fn locate(plan: &Plan, batch: &Batch, sequence: u32, offset: Option<u
         act: if part.puts { "adding" } else { "removing" },
         element: entry.map_or_else(|| format!("one of {} elements", starts.len()), ToString::to_string),
     })
+}
+
+fn port_place(plan: &Plan, position: usize, puts: bool) -> Option<Place> {
+    let (act, devices) = if puts { ("adding", &plan.ports.put) } else { ("removing", &plan.ports.remove) };
+    let device = devices.get(position)?;
+    Some(Place { set: format!("netdev {TABLE} {}", super::names::port_chain(device)), act, element: format!("the guard of {device}") })
 }
 
 /// Where the elements of a message begin, from the message's beginning.
@@ -177,9 +218,9 @@ fn element_offsets(message: &[u8]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::super::element::{Entry, decode, read_element};
-    use super::super::plan::SetChange;
+    use super::super::plan::{PortChange, SetChange};
     use super::super::wire::{BATCH_BEGIN, BATCH_END, Messages};
     use super::*;
     use firebreak_policy::kernel_sets::{Element, SetId, Shape};
@@ -196,6 +237,7 @@ mod tests {
     #[test]
     fn a_large_plan_becomes_messages_that_hold_all_of_it_in_order() {
         let plan = Plan {
+            ports: PortChange::default(),
             changes: vec![SetChange {
                 set: SET,
                 remove: (0..2_000).map(entry).collect(),
@@ -227,6 +269,7 @@ mod tests {
     #[test]
     fn a_complaint_is_traced_to_its_element() {
         let plan = Plan {
+            ports: PortChange::default(),
             changes: vec![SetChange {
                 set: SET,
                 remove: vec![entry(1)],
@@ -236,7 +279,8 @@ mod tests {
         let batch = render(&plan, 7).unwrap();
         assert!(batch.messages.len() > 2);
         for (position, part) in batch.messages.iter().enumerate() {
-            let end = batch.messages.get(position + 1).map_or(batch.bytes.len(), |next| next.start);
+            let end = batch.messages.get(position + 1).map_or(batch.bytes.len(), |next| next.start());
+            let Part::Elements(part) = part else { panic!("{part:?}") };
             for (index, start) in element_offsets(&batch.bytes[part.start..end]).into_iter().enumerate() {
                 let sequence = 7 + 1 + u32::try_from(position).unwrap();
                 let place = locate(&plan, &batch, sequence, Some(u32::try_from(start).unwrap())).unwrap();

@@ -22,6 +22,9 @@ pub enum SkeletonState {
     Adopted,
     /// They were there with the same sets and other rules: the rules were replaced in one transaction, the elements stayed.
     Replaced,
+    /// They were there with other sets. They stay in force as they are; the first commit replaces rules and elements in one
+    /// transaction.
+    Outdated,
 }
 
 /// What a commit did.

@@ -5,8 +5,8 @@
 //! the owner as an orphan, which the next agent takes over (kernel 6.9). A plain table cannot be converted, so it is made right.
 
 use super::error::{OpenError, Refusal};
-use super::names::{Layer, TABLE};
-use super::skeleton::{Present, Stamp};
+use super::names::{BoundForm, COUNTER_UNKNOWN_IN, Layer, SET_KNOWN_IF, TABLE};
+use super::skeleton::{Present, SetShape, Stamp};
 use super::socket::{NetfilterSocket, RequestError};
 use super::wire::{CREATE, Message, Received, chain, object, set, table};
 use nix::errno::Errno;
@@ -96,13 +96,30 @@ pub(super) fn delete(socket: &mut NetfilterSocket, layer: Layer) -> std::io::Res
     })
 }
 
-/// The names of what is in our table.
+/// What is in our table. Anonymous sets come and go with their rules and are not told.
 pub(super) fn look_into(socket: &mut NetfilterSocket, layer: Layer) -> Result<Present, OpenError> {
-    Ok(Present {
-        chains: names(socket, layer, Message::GetChain, chain::TABLE, chain::NAME)?,
-        sets: names(socket, layer, Message::GetSet, set::TABLE, set::NAME)?,
-        counters: names(socket, layer, Message::GetObject, object::TABLE, object::NAME)?,
-    })
+    let named = |received: &Received<'_>, name| received.attributes().find(name)?.as_text().map(str::to_owned);
+    let chains = list(socket, layer, Message::GetChain, chain::TABLE, |received| named(received, chain::NAME))?;
+    let sets = list(socket, layer, Message::GetSet, set::TABLE, |received| {
+        let flags = received.attributes().find(set::FLAGS).and_then(|flags| flags.as_u32()).unwrap_or(0);
+        let name = named(received, set::NAME).filter(|_| flags & set::FLAG_ANONYMOUS == 0)?;
+        Some((name, SetShape::read(received.attributes())))
+    })?;
+    let objects = list(socket, layer, Message::GetObject, object::TABLE, |received| {
+        Some((received.attributes().find(object::TYPE)?.as_u32()?, named(received, object::NAME)?))
+    })?;
+    let mut present = Present { chains, sets: sets.into_iter().collect(), ..Present::default() };
+    for (kind, name) in objects {
+        match object::word(kind) {
+            _ if kind == object::COUNTER => present.counters.push(name),
+            Some(word) => present.others.push((word, name)),
+            None => {
+                let message = Some(format!("object {name} is of kind {kind}, which this version does not know"));
+                return Err(OpenError::Kernel { act: "looking into", layer, source: Refusal { errno: Errno::ENOTSUP, message } });
+            }
+        }
+    }
+    Ok(present)
 }
 
 /// The stamp among the counters of a table.
@@ -110,23 +127,28 @@ pub(super) fn stamp(present: &Present) -> Option<Stamp> {
     present.counters.iter().find_map(|counter| Stamp::parse(counter))
 }
 
-fn names(
+/// Whether a table without a stamp was made by an agent all the same: somebody may have taken the stamp away.
+pub(super) fn looks_like_ours(present: &Present) -> bool {
+    let from_prelude = BoundForm::Target6.name();
+    present.sets.contains_key(SET_KNOWN_IF)
+        || present.sets.contains_key(from_prelude)
+        || present.chains.iter().any(|chain| chain == COUNTER_UNKNOWN_IN)
+}
+
+fn list<T>(
     socket: &mut NetfilterSocket,
     layer: Layer,
     message: Message,
     table_attribute: u16,
-    name_attribute: u16,
-) -> Result<Vec<String>, OpenError> {
+    read: impl Fn(&Received<'_>) -> Option<T>,
+) -> Result<Vec<T>, OpenError> {
     // A dump is interrupted only by somebody else's change at this very moment.
     for _ in 0..DUMP_ATTEMPTS {
         let mut found = Vec::new();
         let take = |received: &Received<'_>| -> Result<(), std::convert::Infallible> {
-            let text = |kind| received.attributes().find(kind).and_then(|attribute| attribute.as_text());
-            if received.family() == Some(layer.number())
-                && text(table_attribute) == Some(TABLE)
-                && let Some(name) = text(name_attribute)
-            {
-                found.push(name.to_owned());
+            let table = received.attributes().find(table_attribute);
+            if received.family() == Some(layer.number()) && table.and_then(|table| table.as_text()) == Some(TABLE) {
+                found.extend(read(received));
             }
             Ok(())
         };

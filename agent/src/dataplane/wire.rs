@@ -44,7 +44,10 @@ pub(super) enum Message {
     NewTable = SUBSYSTEM << 8,
     GetTable = (SUBSYSTEM << 8) | 1,
     DelTable = (SUBSYSTEM << 8) | 2,
+    NewChain = (SUBSYSTEM << 8) | 3,
     GetChain = (SUBSYSTEM << 8) | 4,
+    DelChain = (SUBSYSTEM << 8) | 5,
+    NewRule = (SUBSYSTEM << 8) | 6,
     GetSet = (SUBSYSTEM << 8) | 10,
     NewSetElement = (SUBSYSTEM << 8) | 12,
     GetSetElement = (SUBSYSTEM << 8) | 13,
@@ -76,16 +79,60 @@ pub(super) mod table {
     pub(crate) const FLAG_PERSIST: u32 = 4;
 }
 
-/// `NFTA_CHAIN_*`.
+/// `NFTA_CHAIN_*` and `NFTA_HOOK_*`.
 pub(super) mod chain {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const NAME: u16 = 3;
+    pub(crate) const HOOK: u16 = 4;
+    pub(crate) const POLICY: u16 = 5;
+    pub(crate) const TYPE: u16 = 7;
+    pub(crate) const HOOK_NUMBER: u16 = 1;
+    pub(crate) const HOOK_PRIORITY: u16 = 2;
+    pub(crate) const HOOK_DEVICE: u16 = 3;
+    /// `NF_NETDEV_INGRESS`.
+    pub(crate) const INGRESS: u32 = 0;
+    /// `NF_DROP`.
+    pub(crate) const DROP: u32 = 0;
+}
+
+/// `NFTA_RULE_*`, `NFTA_EXPR_*`, `NFTA_IMMEDIATE_*`, `NFTA_VERDICT_*`: as much as a `jump` takes.
+pub(super) mod rule {
+    pub(crate) const TABLE: u16 = 1;
+    pub(crate) const CHAIN: u16 = 2;
+    pub(crate) const EXPRESSIONS: u16 = 4;
+    pub(crate) const EXPRESSION_NAME: u16 = 1;
+    pub(crate) const EXPRESSION_DATA: u16 = 2;
+    pub(crate) const IMMEDIATE_REGISTER: u16 = 1;
+    pub(crate) const IMMEDIATE_DATA: u16 = 2;
+    pub(crate) const DATA_VERDICT: u16 = 2;
+    pub(crate) const VERDICT_CODE: u16 = 1;
+    pub(crate) const VERDICT_CHAIN: u16 = 2;
+    /// `NFT_REG_VERDICT`.
+    pub(crate) const REGISTER_VERDICT: u32 = 0;
+    /// `NFT_JUMP`, -3.
+    pub(crate) const JUMP: u32 = 0xffff_fffd;
+    /// `NLM_F_APPEND`: at the end of the chain.
+    pub(crate) const APPEND: u16 = 0x800;
 }
 
 /// `NFTA_SET_*`.
 pub(super) mod set {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const NAME: u16 = 2;
+    pub(crate) const FLAGS: u16 = 3;
+    pub(crate) const KEY_TYPE: u16 = 4;
+    pub(crate) const KEY_LENGTH: u16 = 5;
+    pub(crate) const DESCRIPTION: u16 = 9;
+    pub(crate) const DESCRIPTION_SIZE: u16 = 1;
+    pub(crate) const TIMEOUT: u16 = 11;
+    pub(crate) const EXPRESSION: u16 = 17;
+    pub(crate) const EXPRESSIONS: u16 = 18;
+    pub(crate) const FLAG_ANONYMOUS: u32 = 0x1;
+    pub(crate) const FLAG_INTERVAL: u32 = 0x4;
+    pub(crate) const FLAG_MAP: u32 = 0x8;
+    pub(crate) const FLAG_TIMEOUT: u32 = 0x10;
+    pub(crate) const FLAG_EVAL: u32 = 0x20;
+    pub(crate) const FLAG_OBJECT: u32 = 0x40;
 }
 
 /// `NFTA_SET_ELEM_LIST_*` and `NFTA_SET_ELEM_*`.
@@ -108,6 +155,22 @@ pub(super) mod object {
     pub(crate) const DATA: u16 = 4;
     /// `NFT_OBJECT_COUNTER`.
     pub(crate) const COUNTER: u32 = 1;
+
+    /// nft's word for a kind of named objects (`NFT_OBJECT_*`) that can be deleted by it.
+    pub(crate) fn word(kind: u32) -> Option<&'static str> {
+        Some(match kind {
+            COUNTER => "counter",
+            2 => "quota",
+            3 => "ct helper",
+            4 => "limit",
+            7 => "ct timeout",
+            8 => "secmark",
+            9 => "ct expectation",
+            10 => "synproxy",
+            _ => return None,
+        })
+    }
+
     /// `NFTA_COUNTER_BYTES` and `NFTA_COUNTER_PACKETS`, in the data of a counter.
     pub(crate) const BYTES: u16 = 1;
     pub(crate) const PACKETS: u16 = 2;

@@ -5,9 +5,9 @@
 //! 2. An interface belongs to one workload. Where two claim it, a manifest goes before an engine; two of a kind are both denied.
 //! 3. An interface that matches a pattern and belongs to nobody is unknown, and unknown is denied.
 
-use super::rtnl::{HeldAddress, Link, Scope};
+use super::rtnl::{HeldAddress, Link, PeerNamespace, Scope};
 use crate::dataplane::InterfacePattern;
-use crate::local::{ExemptInterface, ExemptReason, LocalInterface, LocalWorkload, LocalWorkloads, Problem, local_id};
+use crate::local::{ExemptInterface, ExemptReason, LocalInterface, LocalWorkload, LocalWorkloads, Problem, Vouched, local_id};
 use firebreak_policy::model::{
     ContainerId, InterfaceName, Labels, NamedPort, NamespaceName, NetworkAddress, NetworkName, NodeName, PublishedPort, WorkloadSource,
 };
@@ -26,8 +26,8 @@ pub struct Kernel {
     pub links: Vec<Link>,
     /// The ifindexes that default routes lead out of.
     pub default_routes: BTreeSet<u32>,
-    /// The addresses in each namespace that a veth leads into, by the namespace's id.
-    pub peers: HashMap<i32, Arc<[HeldAddress]>>,
+    /// What is in each namespace that a veth leads into, by the namespace's id.
+    pub peers: HashMap<i32, Arc<PeerNamespace>>,
     /// The addresses of the node.
     pub own: Vec<HeldAddress>,
 }
@@ -55,6 +55,8 @@ pub struct Identity {
     pub place: Place,
     /// What its addresses mean.
     pub networks: Networks,
+    /// The addresses that its source says it gave to it; `None` when the source does not know.
+    pub vouched: Option<Vouched>,
 }
 
 /// Where a workload is.
@@ -97,7 +99,7 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
             let mut interfaces = BTreeMap::new();
             for link in links {
                 settle(link, position, identities, &claims)?;
-                interfaces.insert(link.index, interface(node, link, &by_index, kernel, &identity.networks)?);
+                interfaces.insert(link.index, interface(node, link, &by_index, kernel, &identity.networks, identity.vouched.as_ref())?);
             }
             Ok(interfaces)
         });
@@ -135,7 +137,18 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
     let bridged = managed.iter().chain(unknown.keys()).any(|index| by_index.get(index).is_some_and(|link| link.controller.is_some()));
     let node_addresses = kernel.own.iter().filter(|held| held.scope == Scope::Global).map(|held| held.address).collect();
     let own_addresses = kernel.own.iter().map(|held| held.address).collect();
-    LocalWorkloads { in_sync: false, workloads, exempt, unknown, node_addresses, own_addresses, bridged, warnings: BTreeSet::new() }
+    let node_macs = kernel.links.iter().filter_map(|link| link.mac).collect();
+    LocalWorkloads {
+        in_sync: false,
+        workloads,
+        exempt,
+        unknown,
+        node_addresses,
+        own_addresses,
+        node_macs,
+        bridged,
+        warnings: BTreeSet::new(),
+    }
 }
 
 /// The ids of the namespaces whose addresses [`assemble`] asks for, each with the interfaces that lead into it: everything that
@@ -220,6 +233,7 @@ fn interface(
     by_index: &HashMap<u32, &Link>,
     kernel: &Kernel,
     networks: &Networks,
+    vouched: Option<&Vouched>,
 ) -> Result<LocalInterface, Problem> {
     let (Some(nsid), Some(peer)) = (link.peer_nsid, link.peer_index) else {
         let message = format!("the other end of {} is in the node's own network namespace", link.name);
@@ -238,7 +252,7 @@ fn interface(
         .peers
         .get(&nsid)
         .into_iter()
-        .flat_map(|addresses| addresses.iter())
+        .flat_map(|inside| inside.addresses.iter())
         .filter(|held| held.interface == peer && held.scope != Scope::Host)
         // An IPv4-mapped address has no packets of its own (RFC 4291 2.5.5.2). A container that gives itself one must not be able to make the
         // controller refuse its node's whole report.
@@ -252,7 +266,9 @@ fn interface(
         .into_iter()
         .map(|(address, scope)| NetworkAddress { network: if scope == Scope::Link { on_link.clone() } else { network.clone() }, address })
         .collect();
-    Ok(LocalInterface { name: InterfaceName::new(&link.name), addresses })
+    let mac = kernel.peers.get(&nsid).and_then(|inside| inside.macs.get(&peer)).copied();
+    let on = link.controller.unwrap_or(link.index);
+    Ok(LocalInterface { name: InterfaceName::new(&link.name), addresses, mac, vouched: vouched.cloned(), link: on })
 }
 
 #[cfg(test)]

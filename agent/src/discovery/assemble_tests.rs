@@ -1,18 +1,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
+use crate::dataplane::MacAddress;
 use firebreak_policy::model::WorkloadId;
+
+/// Of the other end of each veth.
+const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 
 fn node() -> NodeName {
     NodeName::new("n1")
 }
 
 fn veth(index: u32, name: &str, nsid: Option<i32>, controller: Option<u32>) -> Link {
-    Link { index, name: name.to_owned(), veth: true, controller, peer_nsid: nsid, peer_index: Some(2) }
+    Link { index, name: name.to_owned(), veth: true, controller, peer_nsid: nsid, peer_index: Some(2), mac: None }
 }
 
 fn other(index: u32, name: &str) -> Link {
-    Link { index, name: name.to_owned(), veth: false, controller: None, peer_nsid: None, peer_index: None }
+    Link { index, name: name.to_owned(), veth: false, controller: None, peer_nsid: None, peer_index: None, mac: None }
 }
 
 fn held(interface: u32, address: &str, scope: Scope) -> HeldAddress {
@@ -31,6 +35,7 @@ fn identity(name: &str, source: WorkloadSource, place: Place) -> Identity {
         source,
         place,
         networks: Networks::HiddenBehind(["br0".to_owned()].into()),
+        vouched: None,
     }
 }
 
@@ -47,13 +52,13 @@ fn behind(name: &str) -> Place {
 }
 
 fn kernel(links: Vec<Link>) -> Kernel {
-    let inside: Arc<[HeldAddress]> = [
+    let addresses = vec![
         held(1, "127.0.0.1", Scope::Host),
         held(2, "10.0.0.2", Scope::Global),
         held(2, "fe80::2", Scope::Link),
         held(9, "10.9.9.9", Scope::Global),
-    ]
-    .into();
+    ];
+    let inside = Arc::new(PeerNamespace { addresses, macs: BTreeMap::from([(2, MAC), (9, MacAddress([2, 0, 0, 0, 0, 9]))]) });
     Kernel { links, peers: HashMap::from([(0, inside.clone()), (1, inside)]), ..Kernel::default() }
 }
 
@@ -181,13 +186,13 @@ fn the_way_out_is_exempt_whoever_claims_it() {
 
 #[test]
 fn one_that_piles_up_addresses_is_denied() {
-    let many = |count: u16| -> Arc<[HeldAddress]> {
+    let many = |count: u16| {
         let address = |number: u16| HeldAddress {
             interface: 2,
             address: IpAddr::from([10, 1, (number >> 8) as u8, number as u8]),
             scope: Scope::Global,
         };
-        (0..count).map(address).collect()
+        Arc::new(PeerNamespace { addresses: (0..count).map(address).collect(), macs: BTreeMap::new() })
     };
     for (count, denied) in [(64, false), (65, true)] {
         let kernel = Kernel { peers: HashMap::from([(0, many(count))]), ..kernel(vec![veth(7, "veth7", Some(0), None)]) };
@@ -200,8 +205,9 @@ fn one_that_piles_up_addresses_is_denied() {
 
 #[test]
 fn an_ipv4_mapped_address_is_not_reported() {
-    let own = Arc::from([held(2, "::ffff:10.0.0.9", Scope::Global), held(2, "10.0.0.2", Scope::Global)]);
-    let kernel = Kernel { peers: HashMap::from([(0, own)]), ..kernel(vec![veth(7, "veth7", Some(0), None)]) };
+    let addresses = vec![held(2, "::ffff:10.0.0.9", Scope::Global), held(2, "10.0.0.2", Scope::Global)];
+    let inside = Arc::new(PeerNamespace { addresses, macs: BTreeMap::new() });
+    let kernel = Kernel { peers: HashMap::from([(0, inside)]), ..kernel(vec![veth(7, "veth7", Some(0), None)]) };
     let local = run(&kernel, &[engine("a", Place::Namespace(0))]);
     assert_eq!(told(&local), ["a: veth7 10.0.0.2"]);
 }

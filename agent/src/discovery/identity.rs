@@ -1,10 +1,13 @@
 //! Who is behind the interfaces: what manifests declare and what the Docker engine runs, in one form.
 
 use super::assemble::{Identity, Networks, Place};
-use super::docker::{Container, Network};
+use super::docker::{Container, Given, Network};
+use crate::dataplane::MacAddress;
+use crate::local::Vouched;
 use firebreak_policy::model::{ContainerId, Labels, NamespaceName, NetworkName, Protocol, PublishedPort, WorkloadSource};
 use firebreak_proto::workload::DeclaredWorkload;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// The Compose project of a container becomes its namespace.
 const COMPOSE_PROJECT: &str = "com.docker.compose.project";
@@ -27,12 +30,13 @@ pub fn declared(workload: &DeclaredWorkload, place: Place) -> Identity {
         source: WorkloadSource::Manifest,
         place,
         networks: Networks::Fixed(network.clone().unwrap_or_else(NetworkName::default_network)),
+        vouched: None,
     }
 }
 
 /// A container of the engine. Labels of its image select nothing, the Compose labels included.
 pub fn docker(container: &Container, place: Place) -> Identity {
-    let Container { id, name, pid: _, labels, image_labels, network: _, bridges, ports } = container;
+    let Container { id, name, pid: _, labels, image_labels, network: _, bridges, given, ports } = container;
     let namespace = labels.get(COMPOSE_PROJECT).map_or(DOCKER_NAMESPACE, String::as_str);
     let mut selecting = labels.clone();
     if let (Some(service), false) = (labels.get(COMPOSE_SERVICE), labels.contains_key("app")) {
@@ -58,7 +62,15 @@ pub fn docker(container: &Container, place: Place) -> Identity {
         source: WorkloadSource::Docker,
         place,
         networks: Networks::HiddenBehind(bridges.iter().filter(|bridge| bridge.hidden).map(|bridge| bridge.name.clone()).collect()),
+        vouched: vouched(given),
     }
+}
+
+/// What the engine gave to a container; an engine that gave no address (to a network of another driver) knows of none.
+fn vouched(given: &[Given]) -> Option<Vouched> {
+    let addresses: BTreeSet<IpAddr> = given.iter().flat_map(|given| &given.addresses).copied().collect();
+    let macs = given.iter().filter_map(|given| given.mac).map(MacAddress).collect();
+    (!addresses.is_empty()).then_some(Vouched { macs, addresses })
 }
 
 /// Where a container is, as far as the engine tells; `None` when its process has to be looked at.
@@ -89,6 +101,7 @@ mod tests {
             image_labels: pairs(image_labels),
             network: Network::Own,
             bridges: vec![Bridge { name: "br-1".to_owned(), hidden: true }, Bridge { name: "br-2".to_owned(), hidden: false }],
+            given: vec![Given { mac: Some([2, 66, 172, 17, 0, 2]), addresses: vec![IpAddr::from([172, 17, 0, 2])] }],
             ports: vec![Port { protocol: 6, host_address: None, host_port: 8080, container_port: 80 }],
         }
     }

@@ -7,8 +7,9 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "the netlink crates' enums are open: the kernel adds to them")]
 
+use crate::dataplane::MacAddress;
 use futures::StreamExt;
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{DefaultNla, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
@@ -17,7 +18,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, NetlinkAddr, recvmsg};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::net::IpAddr;
@@ -28,6 +29,8 @@ use tokio::task::JoinHandle;
 
 /// `NLM_F_DUMP_INTR` of linux/netlink.h: something changed while the list was made, so that it may lack something.
 const NLM_F_DUMP_INTR: u16 = 0x10;
+/// `IFLA_TARGET_NETNSID` of linux/if_link.h, which the crate has no name for: asks about another namespace.
+const IFLA_TARGET_NETNSID: u16 = 46;
 /// How often an interrupted dump is made again before what was read is taken: changes that go on will be told.
 const DUMP_ATTEMPTS: usize = 5;
 /// How much the kernel may queue for us before it drops notifications (which we then hear of as an overrun).
@@ -48,6 +51,17 @@ pub struct Link {
     pub peer_nsid: Option<i32>,
     /// The ifindex of the other end in its namespace.
     pub peer_index: Option<u32>,
+    /// Its own MAC address; `None` when it has none, or none of six bytes.
+    pub mac: Option<MacAddress>,
+}
+
+/// What is in a namespace that a veth leads into.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerNamespace {
+    /// The addresses that its interfaces hold.
+    pub addresses: Vec<HeldAddress>,
+    /// The MAC addresses of its interfaces, by their ifindex in there.
+    pub macs: BTreeMap<u32, MacAddress>,
 }
 
 /// An address on an interface.
@@ -118,6 +132,21 @@ impl Rtnl {
             .into_iter()
             .filter_map(|answer| if let RouteNetlinkMessage::NewLink(link) = answer { Some(read_link(link)) } else { None })
             .collect())
+    }
+
+    /// What is in a namespace, by its id. One that is gone is empty.
+    pub async fn peer_namespace(&mut self, nsid: i32) -> Result<PeerNamespace, RtnlError> {
+        let addresses = self.addresses(Some(nsid)).await?;
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Other(DefaultNla::new(IFLA_TARGET_NETNSID, nsid.to_ne_bytes().to_vec())));
+        let answers = match self.dump("links", RouteNetlinkMessage::GetLink(message)).await {
+            Err(RtnlError::Refused { errno: Errno::EINVAL, .. }) => return Ok(PeerNamespace::default()),
+            answers => answers?,
+        };
+        let links = answers
+            .into_iter()
+            .filter_map(|answer| if let RouteNetlinkMessage::NewLink(link) = answer { Some(read_link(link)) } else { None });
+        Ok(PeerNamespace { addresses, macs: links.filter_map(|link| Some((link.index, link.mac?))).collect() })
     }
 
     /// Every address in a namespace, by its id, or of the node. A namespace that is gone has none.
@@ -217,14 +246,22 @@ impl Rtnl {
 }
 
 fn read_link(message: LinkMessage) -> Link {
-    let mut link =
-        Link { index: message.header.index, name: String::new(), veth: false, controller: None, peer_nsid: None, peer_index: None };
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        veth: false,
+        controller: None,
+        peer_nsid: None,
+        peer_index: None,
+        mac: None,
+    };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Controller(index) => link.controller = Some(index).filter(|index| *index != 0),
             LinkAttribute::LinkNetNsId(id) => link.peer_nsid = Some(id).filter(|id| *id >= 0),
             LinkAttribute::Link(index) => link.peer_index = Some(index).filter(|index| *index != 0),
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(MacAddress),
             LinkAttribute::LinkInfo(infos) => {
                 link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
             }
@@ -277,7 +314,7 @@ fn ways_out(route: &RouteMessage) -> Vec<u32> {
 pub enum Change {
     /// Interfaces of the node, or the far ends of its veths.
     Links,
-    /// Addresses in a namespace that has an id in ours, or of the node.
+    /// Addresses in a namespace that has an id in ours, or of the node; in another namespace interfaces too, for their MAC addresses.
     Addresses(Option<i32>),
     /// A default route.
     DefaultRoute,
@@ -382,7 +419,7 @@ fn read_notifications(mut bytes: &[u8], nsid: Option<i32>) -> BTreeSet<Change> {
             (RTM_NEWLINK | RTM_DELLINK, None) | (RTM_DELLINK, Some(_)) => {
                 changes.insert(Change::Links);
             }
-            (RTM_NEWADDR | RTM_DELADDR, _) => {
+            (RTM_NEWADDR | RTM_DELADDR, _) | (RTM_NEWLINK, Some(_)) => {
                 changes.insert(Change::Addresses(nsid));
             }
             // The second byte of struct rtmsg is the length of the destination's prefix.
@@ -418,7 +455,7 @@ mod tests {
         let table: &[(Vec<u8>, Option<i32>, &[Change])] = &[
             (message(RTM_NEWLINK, &[0; 16]), None, &[Change::Links]),
             (message(RTM_DELLINK, &[0; 16]), None, &[Change::Links]),
-            (message(RTM_NEWLINK, &[0; 16]), Some(3), &[]),
+            (message(RTM_NEWLINK, &[0; 16]), Some(3), &[Change::Addresses(Some(3))]),
             (message(RTM_DELLINK, &[0; 16]), Some(3), &[Change::Links]),
             (message(RTM_NEWADDR, &[0; 8]), Some(3), &[Change::Addresses(Some(3))]),
             (message(RTM_DELADDR, &[0; 8]), None, &[Change::Addresses(None)]),

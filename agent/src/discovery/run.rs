@@ -3,7 +3,7 @@
 use super::assemble::{Identity, Kernel, Place, assemble, wanted_peers};
 use super::docker::{Container, DockerView, Sync};
 use super::identity;
-use super::rtnl::{Change, HeldAddress, Monitor, Rtnl, RtnlError};
+use super::rtnl::{Change, Monitor, PeerNamespace, Rtnl, RtnlError};
 use crate::dataplane::InterfacePattern;
 use crate::helper::Helper;
 use crate::local::{LocalWorkloads, Warning};
@@ -208,12 +208,12 @@ impl Reader {
         }
         let identities = self.identities(config, declared, docker).await?;
         let wanted = wanted_peers(&config.patterns, &self.kernel.links, &identities);
-        let mut peers: HashMap<i32, Arc<[HeldAddress]>> = HashMap::new();
+        let mut peers: HashMap<i32, Arc<PeerNamespace>> = HashMap::new();
         for (nsid, leading) in &wanted {
             let stale = everything || changes.contains(&Change::Addresses(Some(*nsid))) || self.leading.get(nsid) != Some(leading);
             let held = match self.kernel.peers.remove(nsid) {
                 Some(held) if !stale => held,
-                Some(_) | None => self.rtnl.addresses(Some(*nsid)).await?.into(),
+                Some(_) | None => Arc::new(self.rtnl.peer_namespace(*nsid).await?),
             };
             peers.insert(*nsid, held);
         }

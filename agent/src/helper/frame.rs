@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 
 /// Kind, then the length in four bytes, the lowest first.
 const HEADER: usize = 5;
-/// The longest body: the fixed rules are some 100 KB.
-const BODY_MAX: usize = 16 << 20;
+/// The longest body: the fixed rules are some 100 KB; with them go the elements, some 150 bytes each, when a table is rebuilt.
+const BODY_MAX: usize = 128 << 20;
 
 /// One message.
 #[derive(Debug)]

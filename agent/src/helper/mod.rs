@@ -42,6 +42,7 @@ pub enum HelperError {
 // Requests.
 const NFT_APPLY: u8 = 1;
 const NFT_CHECK: u8 = 2;
+const NFT_APPLY_TEXT: u8 = 5;
 const WATCH_DOCKER: u8 = 3;
 const OPEN_NETWORK: u8 = 4;
 // Answers.
@@ -110,6 +111,7 @@ impl Helper {
     pub(crate) fn nft(&self, task: NftTask, input: &str) -> Result<Result<(), NftRefusal>, HelperError> {
         let kind = match task {
             NftTask::Apply => NFT_APPLY,
+            NftTask::ApplyText => NFT_APPLY_TEXT,
             NftTask::Check => NFT_CHECK,
         };
         let Frame { kind, body, descriptor: _ } = self.ask(kind, input.as_bytes(), None)?;

@@ -1,7 +1,7 @@
 //! The helper's side: takes a request, does it, answers.
 
 use super::frame::{self, Frame};
-use super::{DONE, NFT_APPLY, NFT_CHECK, NFT_MISSING, NOTHING, OPEN_NETWORK, REFUSED, WATCH_DOCKER, own_program};
+use super::{DONE, NFT_APPLY, NFT_APPLY_TEXT, NFT_CHECK, NFT_MISSING, NOTHING, OPEN_NETWORK, REFUSED, WATCH_DOCKER, own_program};
 use crate::confine::{ConfineError, Role, confine};
 use crate::dataplane::{NftRefusal, NftTask, run_nft};
 use nix::fcntl::OFlag;
@@ -41,6 +41,7 @@ pub fn serve(nft: &Path, docker_socket: Option<PathBuf>, with_filter: bool) -> R
     while let Some(Frame { kind, body, descriptor }) = frame::receive(&agent)? {
         match kind {
             NFT_APPLY => answer_nft(&agent, nft, NftTask::Apply, &body)?,
+            NFT_APPLY_TEXT => answer_nft(&agent, nft, NftTask::ApplyText, &body)?,
             NFT_CHECK => answer_nft(&agent, nft, NftTask::Check, &body)?,
             WATCH_DOCKER => match watcher.start(descriptor) {
                 Ok(()) => answer(&agent, DONE, "", None)?,

@@ -3,10 +3,10 @@
 use crate::install::open;
 use crate::namespace::Namespace;
 use firebreak_agent::dataplane::names::policy_sets;
-use firebreak_agent::dataplane::{CommitError, Dataplane, Delta, Desired, ManagedInterface};
+use firebreak_agent::dataplane::{Claim, CommitError, Dataplane, Delta, Desired, MacAddress, ManagedInterface};
 use firebreak_policy::kernel_sets::{Comment, Element, KernelSets, SetId, Shape, Span};
 use firebreak_policy::model::{Direction, Family, InterfaceName, Protocol};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 fn address(family: Family, last: u8) -> IpAddr {
@@ -55,8 +55,11 @@ pub fn everything(count: u8, note: &str) -> Desired {
     let interfaces = (1..=u32::from(count))
         .map(|index| {
             let last = u8::try_from(index).unwrap();
-            let addresses = [address(Family::V4, last), address(Family::V6, last)].into();
-            (index, ManagedInterface { name: InterfaceName::new("wl0"), workload: format!("shop/web-{index}").into(), addresses })
+            let addresses: BTreeSet<IpAddr> = [address(Family::V4, last), address(Family::V6, last)].into();
+            let mac = Some(MacAddress([2, 0, 0, 0, 0, last]));
+            let claim = Claim { mac, addresses: addresses.clone(), vouched: false, link: 1 };
+            let name = InterfaceName::from(format!("wl{index}"));
+            (index, ManagedInterface { name, workload: format!("shop/web-{index}").into(), addresses, claim })
         })
         .collect();
     Desired { sets: KernelSets { sets }, interfaces, exempt: [(900, InterfaceName::new("wl-uplink"))].into() }
@@ -101,7 +104,8 @@ fn what_is_committed_is_read_back_whole_listed_and_written_only_once() {
     let (mut dataplane, _) = open(&node);
     let desired = everything(6, "first");
     let report = dataplane.commit(&desired).unwrap();
-    let expected = policy_sets().len() * 6 + 3 * 7 + 12;
+    // Known in three tables, with two addresses each, and six elements of each of the guards' sets of the two tables.
+    let expected = policy_sets().len() * 6 + 3 * 7 + 12 + 6 * 12;
     assert_eq!((report.added, report.removed, report.elements), (expected, 0, expected));
 
     let before = generation(&node);

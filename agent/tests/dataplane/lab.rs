@@ -1,11 +1,11 @@
 //! A node with two workloads, each in a network namespace of its own, and probes with real packets.
 
 use crate::namespace::Namespace;
-use firebreak_agent::dataplane::{Desired, ManagedInterface};
+use firebreak_agent::dataplane::{Claim, Desired, MacAddress, ManagedInterface};
 use firebreak_policy::kernel_sets::{Comment, Element, KernelSets, SetId};
 use firebreak_policy::model::{Family, InterfaceName, Protocol, Transport};
 use nix::libc;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -128,14 +128,37 @@ impl Lab {
         text.split(':').next().unwrap().parse().unwrap()
     }
 
+    /// What a guard binds a workload's interface to: these addresses and its link-local one.
+    pub fn claim(&self, end: End, veth: &str, mut addresses: BTreeSet<IpAddr>) -> Claim {
+        addresses.insert(self.link_local(end));
+        Claim { mac: Some(self.mac(end)), addresses, vouched: false, link: self.index(veth) }
+    }
+
+    /// The MAC address of a workload's interface.
+    pub fn mac(&self, end: End) -> MacAddress {
+        // Not from /sys, which shows the network namespace that it was mounted in.
+        let listed = self.namespace(end).command("ip", "-o link show eth0");
+        let text = listed.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+        let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        MacAddress(bytes.try_into().unwrap())
+    }
+
+    /// The link-local address of a workload's interface.
+    pub fn link_local(&self, end: End) -> IpAddr {
+        let listed = self.namespace(end).command("ip", "-o -6 addr show dev eth0 scope link");
+        let address = listed.split_whitespace().find_map(|word| word.strip_suffix("/64"));
+        address.unwrap_or_else(|| panic!("no link-local address in {listed:?}")).parse().unwrap()
+    }
+
     /// Both workloads known, with this policy.
     pub fn desired(&self, sets: KernelSets) -> Desired {
         let interfaces = [(End::A, "wl0"), (End::B, "wl1")]
             .into_iter()
             .map(|(end, name)| {
-                let addresses = [self.address(end, Family::V4), self.address(end, Family::V6)].into();
+                let addresses: BTreeSet<IpAddr> = [self.address(end, Family::V4), self.address(end, Family::V6)].into();
                 let workload: Comment = format!("lab/{end:?}").into();
-                (self.index(name), ManagedInterface { name: InterfaceName::new(name), workload, addresses })
+                let claim = self.claim(end, name, addresses.clone());
+                (self.index(name), ManagedInterface { name: InterfaceName::new(name), workload, addresses, claim })
             })
             .collect();
         Desired { sets, interfaces, exempt: BTreeMap::new() }

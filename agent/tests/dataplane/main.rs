@@ -9,3 +9,4 @@ mod namespace;
 mod ownership;
 mod packets;
 mod preflight;
+mod upgrade;

@@ -213,8 +213,10 @@ fn an_unknown_interface_is_dead_also_when_it_has_a_known_name() {
         dataplane.commit(&lab.desired(KernelSets::default())).unwrap();
         everything_passes("known again");
         let ruleset = lab.node.ruleset();
-        let counted = |table: &str| counter(&ruleset[ruleset.find(table).unwrap()..], "unknown_interface_in");
-        assert!(counted("table bridge") + counted("table arp") > 0, "{topology:?}");
+        let counted = |table: &str, name: &str| counter(&ruleset[ruleset.find(table).unwrap()..], name);
+        assert!(counted("table inet", "unknown_interface_in") + counted("table bridge", "unknown_interface_in") > 0, "{topology:?}");
+        // The guard of the name was there before the new interface: it binds nothing to its ifindex.
+        assert!(counted("table netdev", "guard_in") > 0, "{topology:?}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match firebreak_tests::docker_demo::run("fbdk") {
+    match firebreak_tests::docker_demo::run(&format!("fbdk{}", std::process::id())) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
             eprintln!("\nsome probes did not go as they should");

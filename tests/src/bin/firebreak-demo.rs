@@ -10,7 +10,7 @@ use firebreak_tests::probe::{Kind, probe};
 use firebreak_tests::server::Servers;
 use firebreak_tests::system::{Agent, Controller};
 use firebreak_tests::wait;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -49,14 +49,57 @@ struct Demo {
     workloads: BTreeMap<&'static str, Workload>,
     nodes: Vec<Node>,
     lab: Lab,
+    place: Place,
+}
+
+/// What names begin with, and where files are. A run that is left running has fixed ones, for the commands that people are shown;
+/// any other has its own, so that two checkouts do not meet.
+#[derive(Clone, Debug)]
+struct Place {
+    prefix: String,
     folder: PathBuf,
+}
+
+/// As in `examples/shop/workloads.yaml`.
+const PREFIX: &str = "fbd";
+const FOLDER: &str = "/tmp/firebreak-demo";
+
+impl Place {
+    fn kept() -> Self {
+        Self { prefix: PREFIX.to_owned(), folder: PathBuf::from(FOLDER) }
+    }
+
+    fn of(process: u32) -> Self {
+        Self { prefix: format!("{PREFIX}{process}"), folder: PathBuf::from(format!("{FOLDER}-{process}")) }
+    }
+
+    /// The folder `shop` of the examples, with this run's names of network namespaces.
+    fn shop(&self) -> anyhow::Result<PathBuf> {
+        let examples = examples()?.join("shop");
+        if self.prefix == PREFIX {
+            return Ok(examples);
+        }
+        let shop = self.folder.join("shop");
+        std::fs::create_dir_all(&shop)?;
+        for entry in std::fs::read_dir(&examples)? {
+            let entry = entry?;
+            let text = std::fs::read_to_string(entry.path())?;
+            let (theirs, ours) = (format!("networkNamespace: {PREFIX}-"), format!("networkNamespace: {}-", self.prefix));
+            std::fs::write(shop.join(entry.file_name()), text.replace(&theirs, &ours))?;
+        }
+        Ok(shop)
+    }
 }
 
 fn demo() -> anyhow::Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "the demo makes network namespaces: run it as root");
     println!("Firebreak demo: two nodes, six workloads, one compromised web server\n");
     let mut steps = Steps::default();
-    let mut demo = start(&mut steps)?;
+    let is_kept = std::env::var_os("KEEP").is_some();
+    let place = if is_kept { Place::kept() } else { Place::of(std::process::id()) };
+    let taken = place.folder.exists() || Path::new(&format!("/run/netns/{}-core", place.prefix)).exists();
+    ensure!(!taken, "a demo was left running, or broke off ({}): `make demo-clean` takes it away", place.folder.display());
+    let mut demo = start(&mut steps, place)?;
     let mut good = probe_all(&demo, &mut steps)?;
     good &= show_flows(&demo, &mut steps)?;
     println!("\nWhy may web not reach db?\n$ firebreak explain -n shop --from web --to db:5432/tcp");
@@ -65,11 +108,11 @@ fn demo() -> anyhow::Result<bool> {
     println!("\n$ firebreak nodes\n{}", demo.controller.ask(&["nodes"])?);
     println!("How long each step took:");
     steps.print();
-    if std::env::var_os("KEEP").is_some() {
+    if is_kept {
         keep(&mut demo);
     } else {
         let begun = Instant::now();
-        let folder = demo.folder.clone();
+        let folder = demo.place.folder.clone();
         drop(demo);
         std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
         println!("\ncleaned up in {} ms", begun.elapsed().as_millis());
@@ -77,24 +120,20 @@ fn demo() -> anyhow::Result<bool> {
     Ok(good)
 }
 
-fn start(steps: &mut Steps) -> anyhow::Result<Demo> {
-    let examples = examples()?;
-    let folder = PathBuf::from("/tmp/firebreak-demo");
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder)?;
-    }
-    std::fs::create_dir_all(&folder)?;
+fn start(steps: &mut Steps, place: Place) -> anyhow::Result<Demo> {
+    let Place { prefix, folder } = &place;
+    std::fs::create_dir_all(folder)?;
     let begun = Instant::now();
-    let mut lab = Lab::new("fbd")?;
+    let mut lab = Lab::new(prefix)?;
     let mut bridged = lab.node("node-a", Topology::Bridged)?;
     let mut routed = lab.node("node-b", Topology::Routed)?;
     lab.connect(&[&bridged, &routed])?;
     let mut workloads = BTreeMap::new();
     for name in ["web", "dns", "ledger"] {
-        workloads.insert(name, bridged.workload(&format!("fbd-{name}"))?);
+        workloads.insert(name, bridged.workload(&format!("{prefix}-{name}"))?);
     }
     for name in ["visitor", "api", "db"] {
-        workloads.insert(name, routed.workload(&format!("fbd-{name}"))?);
+        workloads.insert(name, routed.workload(&format!("{prefix}-{name}"))?);
     }
     let servers = [("web", 8080), ("api", 8081), ("db", 5432), ("ledger", 8080), ("dns", 53), ("visitor", 9000)]
         .iter()
@@ -106,21 +145,21 @@ fn start(steps: &mut Steps) -> anyhow::Result<Demo> {
     println!("without Firebreak: web reaches db on 5432/tcp, like everything else");
 
     let begun = Instant::now();
-    let controller = Controller::start(&lab.core, &folder)?;
+    let controller = Controller::start(&lab.core, folder)?;
     steps.took("controller ready", begun);
     let follower = Follower::start(&controller)?;
     let begun = Instant::now();
     println!("\n$ firebreak apply -f examples/shop/");
-    let shop = examples.join("shop");
+    let shop = place.shop()?;
     print!("{}", controller.ask(&["apply", "-f", shop.to_str().context("path is not UTF-8")?, "--reason", "demo"])?);
     steps.took("policies and workloads applied", begun);
     let begun = Instant::now();
-    let agents = vec![Agent::start(&bridged, "node-a", &folder, &[])?, Agent::start(&routed, "node-b", &folder, &[])?];
+    let agents = vec![Agent::start(&bridged, "node-a", folder, &[])?, Agent::start(&routed, "node-b", folder, &[])?];
     let names = ["shop/web", "shop/dns", "billing/ledger", "shop/visitor", "shop/api", "shop/db"];
     controller.wait_enforced(&names, START_PATIENCE)?;
     steps.took("two agents started, every workload enforced", begun);
     println!("\n$ firebreak get workloads\n{}", controller.ask(&["get", "workloads"])?);
-    Ok(Demo { follower, agents, controller, _servers: servers, workloads, nodes: vec![bridged, routed], lab, folder })
+    Ok(Demo { follower, agents, controller, _servers: servers, workloads, nodes: vec![bridged, routed], lab, place })
 }
 
 fn workload<'a>(workloads: &'a BTreeMap<&'static str, Workload>, name: &str) -> anyhow::Result<&'a Workload> {
@@ -226,11 +265,14 @@ fn relabel(demo: &Demo, steps: &mut Steps) -> anyhow::Result<bool> {
     let ledger = workload(&demo.workloads, "ledger")?;
     let db: IpAddr = workload(&demo.workloads, "db")?.v4.into();
     let before = probe(&ledger.namespace, db, Kind::Tcp(5432))?;
-    let manifest = demo.folder.join("relabel.yaml");
+    let manifest = demo.place.folder.join("relabel.yaml");
     std::fs::write(
         &manifest,
-        "apiVersion: firebreak.dev/v1alpha1\nkind: Workload\nmetadata:\n  name: api-2\n  namespace: shop\n  labels: {app: api}\n\
-         spec:\n  node: node-a\n  networkNamespace: fbd-ledger\n",
+        format!(
+            "apiVersion: firebreak.dev/v1alpha1\nkind: Workload\nmetadata:\n  name: api-2\n  namespace: shop\n  labels: {{app: api}}\n\
+             spec:\n  node: node-a\n  networkNamespace: {}\n",
+            ledger.namespace.name()
+        ),
     )?;
     let path = manifest.to_str().context("path is not UTF-8")?;
     demo.controller.ask(&["delete", "manifest", "ledger", "-n", "billing", "--reason", "demo"])?;
@@ -315,24 +357,45 @@ fn keep(demo: &mut Demo) {
 
 /// Takes away what a run with KEEP=1, or one that was killed, left behind.
 fn clean() -> anyhow::Result<bool> {
-    let pids =
-        std::fs::read_dir("/proc")?.filter_map(Result::ok).filter_map(|entry| entry.file_name().into_string().ok()?.parse::<i32>().ok());
-    for pid in pids {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains("/tmp/firebreak-demo/") && (line.contains("firebreak-controller") || line.contains("firebreak-agent")) {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
+    let mut places = vec![Place::kept()];
+    places.extend(broken_off().into_iter().map(Place::of));
+    let processes: Vec<i32> =
+        std::fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()?.parse().ok()).collect();
+    for Place { prefix, folder } in places {
+        let files = format!("{}/", folder.display());
+        for pid in &processes {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains(&files) && (line.contains("firebreak-controller") || line.contains("firebreak-agent")) {
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL)?;
+            }
         }
-    }
-    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().filter_map(Result::ok) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("fbd-") {
+        for name in namespaces().into_iter().filter(|name| name.starts_with(&format!("{prefix}-"))) {
             ip(&["netns", "del", &name])?;
         }
-    }
-    if Path::new("/tmp/firebreak-demo").exists() {
-        std::fs::remove_dir_all("/tmp/firebreak-demo")?;
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)?;
+        }
     }
     println!("cleaned up");
     Ok(true)
+}
+
+fn namespaces() -> Vec<String> {
+    names_in("/run/netns")
+}
+
+fn names_in(folder: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The processes whose demo is left although they are gone, by the names of their network namespaces and folders.
+fn broken_off() -> BTreeSet<u32> {
+    let of_namespace = |name: String| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok();
+    let of_folder = |name: String| name.strip_prefix("firebreak-demo-")?.parse::<u32>().ok();
+    let mut processes: BTreeSet<u32> = namespaces().into_iter().filter_map(of_namespace).collect();
+    processes.extend(names_in("/tmp").into_iter().filter_map(of_folder));
+    processes.retain(|process| !Path::new(&format!("/proc/{process}")).exists());
+    processes
 }

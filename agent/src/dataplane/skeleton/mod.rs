@@ -3,16 +3,21 @@
 
 mod accounting;
 mod cut;
+mod guard;
 mod policy;
 mod sets;
+mod shape;
 mod unknown;
 mod words;
 
 use super::config::DataplaneConfig;
-use super::names::{Layer, TABLE};
+use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sets::SetSpec;
+pub(super) use sets::{INTEGER_32, INTEGER_48, INTEGER_128};
+pub(super) use shape::SetShape;
+use std::collections::{BTreeMap, BTreeSet};
 use words::Rules;
 
 /// What tells one skeleton from another, kept in the kernel as the name of a counter: `skeleton_<form>_<rules>`.
@@ -43,8 +48,11 @@ impl Stamp {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Present {
     pub(super) chains: Vec<String>,
-    pub(super) sets: Vec<String>,
+    /// Named sets and maps.
+    pub(super) sets: BTreeMap<String, SetShape>,
     pub(super) counters: Vec<String>,
+    /// Other named objects: nft's word for the kind, and the name. We have none; another version may.
+    pub(super) others: Vec<(&'static str, String)>,
 }
 
 /// The fixed rules of one table.
@@ -67,19 +75,26 @@ impl Skeleton {
     /// For a configuration.
     pub(super) fn new(layer: Layer, config: &DataplaneConfig) -> Result<Self, serde_json::Error> {
         let mut rules = Rules::new(layer);
-        unknown::add(&mut rules, layer, config);
-        let (mut counted, mut kept) = (Vec::new(), Vec::new());
+        match layer {
+            Layer::Inet | Layer::Arp => unknown::add(&mut rules, layer, config),
+            Layer::Bridge => {
+                unknown::add(&mut rules, layer, config);
+                guard::to_workload(&mut rules);
+            }
+            Layer::Netdev => guard::from_workload(&mut rules, config),
+        }
+        let (mut counted, mut kept) = (sets::refused(layer, config), Vec::new());
         let mut midstream = None;
         match layer {
             Layer::Inet => {
                 policy::add(&mut rules);
                 cut::add(&mut rules, config.cut_label);
                 accounting::add(&mut rules, config);
-                counted = sets::counted(config);
+                counted.extend(sets::counted(config));
                 kept = sets::revoked_sets();
                 midstream = Some((sets::midstream(config, true), sets::midstream(config, false)));
             }
-            Layer::Bridge | Layer::Arp => {}
+            Layer::Bridge | Layer::Arp | Layer::Netdev => {}
         }
         let written = sets::written(layer);
         let form = fingerprint(&written)?;
@@ -93,55 +108,106 @@ impl Skeleton {
         &self.stamp
     }
 
-    /// The commands that fill an empty table.
-    pub(super) fn install(&self) -> Result<Vec<Value>, serde_json::Error> {
-        let first = self.midstream.as_ref().map(|(first, _)| first);
-        let sets = self.written.iter().chain(&self.counted).chain(&self.kept).chain(first);
-        let mut commands = sets.map(add_set).collect::<Result<Vec<Value>, _>>()?;
-        for counter in self.rules.counters.iter().chain([&self.stamp.counter()]) {
-            commands.push(add_object(&words::counter_object(self.layer, counter))?);
-        }
-        for object in self.rules.chains.iter().chain(&self.rules.rules) {
-            commands.push(add_object(object)?);
-        }
-        Ok(commands)
+    /// The sets that have to be made before the rest, as text for `nft -f`: those that its JSON cannot declare. Empty when none is
+    /// missing. Nothing looks at them before the transition.
+    pub(super) fn prelude(&self, present: &Present) -> String {
+        let missing = self.written.iter().filter(|set| !present.sets.contains_key(&set.name));
+        missing
+            .filter_map(|set| Some(format!("add set {} {TABLE} {} {{ typeof {}; }}\n", self.layer.as_str(), set.name, set.type_of?)))
+            .collect()
     }
 
-    /// The commands that put these rules in the place of others, in one transaction; the sets of the agent's elements stay as
-    /// they are and must be of the same form, or are made if they are missing. What only counts is made anew.
-    pub(super) fn replace(&self, present: &Present) -> Result<Vec<Value>, serde_json::Error> {
+    /// The commands that make of what is there, whatever it is, these rules, in one transaction. A set that is there in the same form
+    /// stays with its elements; every other one is made anew and empty. So is everything else: chains, rules, maps, and objects
+    /// that we do not have. Counters go on counting. The guards' base chains stay, and get their one rule back.
+    pub(super) fn transition(&self, present: &Present) -> Result<Transition, serde_json::Error> {
         let family = self.layer.as_str();
         let named = |kind: &str, name: &str| json!({ "delete": { kind: { "family": family, "table": TABLE, "name": name } } });
-        let mut commands = vec![json!({ "flush": { "table": { "family": family, "name": TABLE } } })];
-        let wanted: Vec<&str> = self.rules.chain_names().collect();
-        commands.extend(present.chains.iter().filter(|chain| !wanted.contains(&chain.as_str())).map(|chain| named("chain", chain)));
-        for set in self.written.iter().chain(&self.kept).filter(|set| !present.sets.contains(&set.name)) {
-            commands.push(add_set(set)?);
+        let is_first = *present == Present::default();
+        let sets = self.sets(is_first);
+        let is_kept = |name: &str| {
+            let shape = sets.iter().find(|(set, _)| set.name == name).and_then(|(set, is_dynamic)| SetShape::of(set, *is_dynamic));
+            shape.is_some() && present.sets.get(name) == shape.as_ref()
+        };
+        let mut kept: BTreeSet<String> = present.sets.keys().filter(|name| is_kept(name)).cloned().collect();
+        let from_prelude = self.written.iter().filter(|set| set.type_of.is_some());
+        kept.extend(from_prelude.map(|set| set.name.clone()));
+        let mut commands = Vec::new();
+        if !is_first {
+            commands.push(json!({ "flush": { "table": { "family": family, "name": TABLE } } }));
         }
-        for set in &self.counted {
-            if present.sets.contains(&set.name) {
-                commands.push(named("set", &set.name));
-            }
-            commands.push(add_set(set)?);
-        }
-        for (_, later) in self.midstream.iter().filter(|(_, set)| !present.sets.contains(&set.name)) {
-            commands.push(add_set(later)?);
-        }
-        commands.extend(present.counters.iter().filter(|name| Stamp::parse(name).is_some()).map(|name| named("counter", name)));
+        // Maps first: their elements may hold chains.
+        commands.extend(present.sets.iter().filter(|(_, shape)| shape.is_map()).map(|(name, _)| named("map", name)));
+        let is_port = |chain: &str| self.layer == Layer::Netdev && is_port_chain(chain);
+        commands.extend(present.chains.iter().filter(|chain| !is_port(chain)).map(|chain| named("chain", chain)));
+        let goes = |name: &str, shape: &SetShape| !shape.is_map() && !kept.contains(name);
+        commands.extend(present.sets.iter().filter(|(name, shape)| goes(name, shape)).map(|(name, _)| named("set", name)));
         let stamp = self.stamp.counter();
+        let wanted = |name: &String| self.rules.counters.contains(name);
+        commands.extend(present.counters.iter().filter(|name| !wanted(name)).map(|name| named("counter", name)));
+        commands.extend(present.others.iter().map(|(kind, name)| named(kind, name)));
+
+        for (set, _) in sets.iter().filter(|(set, _)| !kept.contains(&set.name)) {
+            commands.push(add_set(set)?);
+        }
         for counter in self.rules.counters.iter().filter(|name| !present.counters.contains(name)).chain([&stamp]) {
             commands.push(add_object(&words::counter_object(self.layer, counter))?);
         }
-        for object in self.rules.chains.iter().chain(&self.rules.rules) {
+        let mut ports = Rules::new(self.layer);
+        for chain in present.chains.iter().filter(|chain| is_port(chain)) {
+            ports.rule(chain, [words::jump(CHAIN_FROM_WORKLOAD)]);
+        }
+        for object in self.rules.chains.iter().chain(&self.rules.rules).chain(&ports.rules) {
             commands.push(add_object(object)?);
         }
-        Ok(commands)
+        Ok(Transition { commands, kept })
+    }
+
+    /// Whether every set whose elements the agent writes is there in our form, so that the rules alone can be replaced.
+    pub(super) fn elements_can_stay(&self, present: &Present) -> bool {
+        self.written.iter().all(|set| self.is_there(present, &set.name))
+    }
+
+    /// Whether a set whose elements the agent writes is there in our form.
+    pub(super) fn is_there(&self, present: &Present, set: &str) -> bool {
+        let shape = self.written.iter().find(|spec| spec.name == set).and_then(|spec| SetShape::of(spec, false));
+        shape.is_some() && present.sets.get(set) == shape.as_ref()
+    }
+
+    /// All sets, and whether rules write them. At a first install connections that are older may be picked up for a while.
+    fn sets(&self, is_first: bool) -> Vec<(&SetSpec, bool)> {
+        let midstream = self.midstream.as_ref().map(|(first, later)| if is_first { first } else { later });
+        let written = self.written.iter().chain(midstream).map(|set| (set, false));
+        written.chain(self.counted.iter().chain(&self.kept).map(|set| (set, true))).collect()
+    }
+
+    /// The fields of a set whose elements the agent writes.
+    pub(super) fn fields(&self, set: &str) -> Option<&[&'static str]> {
+        self.written.iter().find(|spec| spec.name == set).map(|spec| spec.fields.as_slice())
     }
 }
 
+/// What [`Skeleton::transition`] comes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Transition {
+    /// For `nft`.
+    pub(super) commands: Vec<Value>,
+    /// The sets that stay with their elements.
+    pub(super) kept: BTreeSet<String>,
+}
+
 /// Commands as one transaction for `nft -j -f -`.
-pub(super) fn document(commands: Vec<Value>) -> String {
-    json!({ "nftables": commands }).to_string()
+/// `elements` are commands too, as text: there may be a million of them.
+pub(super) fn document(commands: &[Value], elements: &[String]) -> String {
+    let mut text = String::from("{\"nftables\":[");
+    for (position, command) in commands.iter().map(Value::to_string).chain(elements.iter().cloned()).enumerate() {
+        if position > 0 {
+            text.push(',');
+        }
+        text.push_str(&command);
+    }
+    text.push_str("]}");
+    text
 }
 
 fn add_set(set: &SetSpec) -> Result<Value, serde_json::Error> {

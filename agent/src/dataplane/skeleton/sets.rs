@@ -2,7 +2,9 @@
 //! the ICMP types.
 
 use crate::dataplane::config::DataplaneConfig;
-use crate::dataplane::names::{DeniedKey, DeniedSet, FAMILIES, Layer, SET_KNOWN_IF, SET_MIDSTREAM, SetRef, TABLE, revoked};
+use crate::dataplane::names::{
+    BoundForm, DeniedKey, DeniedSet, FAMILIES, GuardReason, Layer, SET_GUARD_OUT, SET_KNOWN_IF, SET_MIDSTREAM, SetRef, TABLE, revoked,
+};
 use firebreak_policy::kernel_sets::Shape;
 use firebreak_policy::model::Family;
 use serde::{Serialize, Serializer};
@@ -26,6 +28,9 @@ pub(super) struct SetSpec {
     pub(super) stmt: Vec<Stateful>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) elem: Vec<Timed>,
+    /// What its keys are made of, for keys of raw bytes, which nft 1.0.6 takes in its text and not in JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) type_of: Option<&'static str>,
 }
 
 /// `counter`, in a set's declaration.
@@ -60,6 +65,7 @@ impl SetSpec {
             size: None,
             stmt: Vec::new(),
             elem: Vec::new(),
+            type_of: None,
         }
     }
 }
@@ -86,6 +92,7 @@ fn written_set(layer: Layer, set: SetRef) -> SetSpec {
     match set {
         SetRef::KnownInterfaces(_) => SetSpec::plain(layer, SET_KNOWN_IF.to_owned(), vec!["iface_index"]),
         SetRef::Workloads(family) => SetSpec::plain(layer, set.name(), vec![address(family)]),
+        SetRef::Bound(layer, form) => bound_set(layer, form),
         SetRef::Policy(id) => {
             let local = address(id.family);
             let (fields, interval) = match id.shape {
@@ -105,6 +112,59 @@ fn written_set(layer: Layer, set: SetRef) -> SetSpec {
             spec
         }
     }
+}
+
+/// Raw bytes of a packet, which nft has as `integer` of some length; these names are ours.
+pub(in crate::dataplane) const INTEGER_32: &str = "integer 32";
+pub(in crate::dataplane) const INTEGER_48: &str = "integer 48";
+pub(in crate::dataplane) const INTEGER_128: &str = "integer 128";
+
+/// What guards bind interfaces to.
+///
+/// ```text
+/// set bound4        { type iface_index . ether_addr . ipv4_addr; }
+/// set bound_mac     { type iface_index . ether_addr; }
+/// set bound_quoted4 { typeof iif . @th,192,32; }        # the destination in the packet that an ICMP error quotes
+/// set bound_target6 { typeof iif . @th,64,128; }        # nft 1.0.6 has no icmpv6 taddr
+/// set bound_chaddr  { typeof iif . @th,288,48; }        # RFC 2131: op .. giaddr are 28 bytes behind the UDP header
+/// ```
+fn bound_set(layer: Layer, form: BoundForm) -> SetSpec {
+    let (fields, type_of) = match form {
+        BoundForm::Guarded => (vec!["iface_index"], None),
+        BoundForm::Mac => (vec!["iface_index", "ether_addr"], None),
+        BoundForm::Address(family) => (vec!["iface_index", "ether_addr", address(family)], None),
+        BoundForm::Ip4 => (vec!["iface_index", "ipv4_addr"], None),
+        BoundForm::Chaddr => (vec!["iface_index", INTEGER_48], Some("iif . @th,288,48")),
+        BoundForm::Quoted4 => (vec!["iface_index", INTEGER_32], Some("iif . @th,192,32")),
+        BoundForm::Target6 => (vec!["iface_index", INTEGER_128], Some("iif . @th,64,128")),
+    };
+    SetSpec { type_of, ..SetSpec::plain(layer, form.name().to_owned(), fields) }
+}
+
+/// The sets of frames that guards refused; the kernel writes them.
+///
+/// ```text
+/// set guard_in_arp {
+///     type iface_index . ether_type
+///     size 65536; flags dynamic,timeout; timeout 5m; counter
+/// }
+/// ```
+pub(super) fn refused(layer: Layer, config: &DataplaneConfig) -> Vec<SetSpec> {
+    let names = match layer {
+        Layer::Inet | Layer::Arp => Vec::new(),
+        Layer::Bridge => vec![SET_GUARD_OUT.to_owned()],
+        Layer::Netdev => GuardReason::ALL.map(GuardReason::set).to_vec(),
+    };
+    names
+        .into_iter()
+        .map(|name| SetSpec {
+            flags: vec!["timeout"],
+            timeout: Some(config.denied_timeout.as_secs().max(1)),
+            size: Some(config.denied_size),
+            stmt: vec![Stateful::Counter(None)],
+            ..SetSpec::plain(layer, name, vec!["iface_index", "ether_type"])
+        })
+        .collect()
 }
 
 /// The sets that the kernel itself writes; they may be made anew at any time.

@@ -1,7 +1,9 @@
 //! nft's words as small functions over the types of crate `nftables`, so that the rules read like rules.
 
 use crate::dataplane::names::{Layer, TABLE};
-use nftables::expr::{BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, SetItem, Verdict};
+use nftables::expr::{
+    BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadBase, PayloadField, PayloadRaw, SetItem, Verdict,
+};
 use nftables::schema::{Chain, Counter, NfListObject, Rule};
 use nftables::stmt::{self, JumpTarget, Match, Operator, SetOp, Statement, VerdictMap};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
@@ -48,18 +50,18 @@ impl Rules {
 
     /// A rule at the end of a chain.
     pub(super) fn rule<const N: usize>(&mut self, chain: &str, statements: [Statement<'static>; N]) {
+        self.rule_of(chain, statements.to_vec());
+    }
+
+    /// A rule at the end of a chain.
+    pub(super) fn rule_of(&mut self, chain: &str, statements: Vec<Statement<'static>>) {
         self.rules.push(NfListObject::Rule(Rule {
             family: family(self.layer),
             table: TABLE.into(),
             chain: chain.to_owned().into(),
-            expr: statements.to_vec().into(),
+            expr: statements.into(),
             ..Rule::default()
         }));
-    }
-
-    /// The names of the chains.
-    pub(super) fn chain_names(&self) -> impl Iterator<Item = &str> {
-        self.chains.iter().filter_map(|object| if let NfListObject::Chain(chain) = object { Some(chain.name.as_ref()) } else { None })
     }
 }
 
@@ -80,12 +82,18 @@ pub(super) fn family(layer: Layer) -> NfFamily {
         Layer::Inet => NfFamily::INet,
         Layer::Bridge => NfFamily::Bridge,
         Layer::Arp => NfFamily::ARP,
+        Layer::Netdev => NfFamily::NetDev,
     }
 }
 
 /// `PROTOCOL FIELD`, such as `ip saddr`.
 pub(super) fn field(protocol: &'static str, field: &'static str) -> Expression<'static> {
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(PayloadField { protocol: protocol.into(), field: field.into() })))
+}
+
+/// `@BASE,OFFSET,LENGTH`, in bits.
+pub(super) fn raw(base: PayloadBase, offset: u32, len: u32) -> Expression<'static> {
+    Expression::Named(NamedExpression::Payload(Payload::PayloadRaw(PayloadRaw { base, offset, len })))
 }
 
 /// `meta KEY`.
@@ -116,6 +124,32 @@ pub(super) fn not_in_set(key: Expression<'static>, set: &str) -> Statement<'stat
 /// `KEY WORD`, such as `iifname "veth*"`.
 pub(super) fn is(key: Expression<'static>, word: &str) -> Statement<'static> {
     matches(key, Operator::EQ, Expression::String(word.to_owned().into()))
+}
+
+/// `KEY != NUMBER`
+pub(super) fn is_not_number(key: Expression<'static>, number: u32) -> Statement<'static> {
+    matches(key, Operator::NEQ, Expression::Number(number))
+}
+
+/// `KEY > NUMBER`; crate `nftables` 0.6 writes `>` for its operator LT and `<` for GT.
+pub(super) fn is_above(key: Expression<'static>, number: u32) -> Statement<'static> {
+    matches(key, Operator::LT, Expression::Number(number))
+}
+
+/// `KEY { NUMBER, ... }`
+pub(super) fn is_number_of(key: Expression<'static>, numbers: &[u32]) -> Statement<'static> {
+    let items = numbers.iter().map(|number| SetItem::Element(Expression::Number(*number))).collect();
+    matches(key, Operator::EQ, Expression::Named(NamedExpression::Set(items)))
+}
+
+/// `@ll,7,1 0`: the frame is for one station (IEEE 802: the first bit on the wire of a group's address is 1).
+pub(super) fn is_for_one_station() -> Statement<'static> {
+    is_number(raw(PayloadBase::LL, 7, 1), 0)
+}
+
+/// `@ll,7,1 1`: the frame is for a group or for everybody.
+pub(super) fn is_for_a_group() -> Statement<'static> {
+    is_number(raw(PayloadBase::LL, 7, 1), 1)
 }
 
 /// `ct state established`
@@ -248,7 +282,7 @@ pub(super) fn update(set: &str, key: Expression<'static>) -> Statement<'static> 
 }
 
 /// `log prefix "TEXT" group N snaplen BYTES`
-pub(super) fn log(prefix: &'static str, group: u16, snaplen: u32) -> Statement<'static> {
+pub(super) fn log(prefix: impl Into<std::borrow::Cow<'static, str>>, group: u16, snaplen: u32) -> Statement<'static> {
     Statement::Log(Some(stmt::Log { prefix: Some(prefix.into()), snaplen: Some(snaplen), ..stmt::Log::new(Some(u32::from(group))) }))
 }
 

@@ -50,8 +50,20 @@ pub struct Container {
     pub network: Network,
     /// The bridges that it is on.
     pub bridges: Vec<Bridge>,
+    /// What the engine gave it in each network.
+    pub given: Vec<Given>,
     /// Ports of the node that lead to it.
     pub ports: Vec<Port>,
+}
+
+/// What the engine gave a container in one of its networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Given {
+    /// Its MAC address there; `None` when the engine does not say.
+    pub mac: Option<[u8; 6]>,
+    /// Its addresses there.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What network a container is in.

@@ -1,6 +1,6 @@
 //! From the engine's answers to our words. Pure; what cannot be read refuses the container, with the field's name.
 
-use super::event::{Bridge, Container, Network, Port};
+use super::event::{Bridge, Container, Given, Network, Port};
 use bollard::models::{ContainerInspectResponse, ImageInspect, NetworkInspect, NetworkSettings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -79,6 +79,7 @@ pub fn container(
         image_labels,
         network,
         bridges: bridges(settings, networks),
+        given: given(settings)?,
         ports: ports(settings)?,
         id,
     }))
@@ -97,6 +98,41 @@ fn bridges(settings: Option<&NetworkSettings>, networks: &BTreeMap<String, Netwo
     let bridges: BTreeSet<Bridge> =
         ids.filter_map(|endpoint| endpoint.network_id.as_ref()).filter_map(|id| networks.get(id)?.bridge.clone()).collect();
     bridges.into_iter().collect()
+}
+
+/// What the engine gave the container in each network, told again and again in the same order.
+fn given(settings: Option<&NetworkSettings>) -> Result<Vec<Given>, InspectError> {
+    let mut all = BTreeSet::new();
+    for (network, endpoint) in settings.and_then(|settings| settings.networks.as_ref()).into_iter().flatten() {
+        let field = |name: &str| format!("NetworkSettings.Networks[{network:?}].{name}");
+        let mac = match endpoint.mac_address.as_deref().unwrap_or_default() {
+            "" => None,
+            text => match mac(text) {
+                Some(mac) => Some(mac),
+                None => return refuse(field("MacAddress"), format!("{text:?} is no MAC address")),
+            },
+        };
+        let link_local = endpoint.ipam_config.as_ref().and_then(|config| config.link_local_ips.as_ref()).into_iter().flatten();
+        let told = [&endpoint.ip_address, &endpoint.global_ipv6_address].into_iter().flatten().chain(link_local);
+        let mut addresses = BTreeSet::new();
+        for text in told.filter(|text| !text.is_empty()) {
+            match text.parse::<IpAddr>() {
+                Ok(address) => drop(addresses.insert(address.to_canonical())),
+                Err(_) => return refuse(field("IPAddress"), format!("{text:?} is no address")),
+            }
+        }
+        if mac.is_some() || !addresses.is_empty() {
+            all.insert(Given { mac, addresses: addresses.into_iter().collect() });
+        }
+    }
+    Ok(all.into_iter().collect())
+}
+
+/// Six bytes in hex with colons between them, as Go's `net.HardwareAddr` prints them.
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Vec<u8> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect::<Option<_>>()?;
+    bytes.try_into().ok()
 }
 
 fn ports(settings: Option<&NetworkSettings>) -> Result<Vec<Port>, InspectError> {

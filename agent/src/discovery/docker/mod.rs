@@ -6,6 +6,6 @@ mod inspect;
 mod supervise;
 pub mod watch;
 
-pub use event::{Bridge, Container, Event, Network, Port};
+pub use event::{Bridge, Container, Event, Given, Network, Port};
 pub use inspect::{InspectError, NetworkFacts, container, network};
 pub use supervise::{DockerView, StartWatcher, Sync, supervise};

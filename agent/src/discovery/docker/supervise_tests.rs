@@ -18,6 +18,7 @@ fn running(id: &str) -> Event {
         image_labels: BTreeMap::new(),
         network: Network::Own,
         bridges: Vec::new(),
+        given: Vec::new(),
         ports: Vec::new(),
     };
     Event::Running { container: Box::new(container) }
