@@ -7,8 +7,8 @@ use firebreak_policy::model::{
     Family, HostAccess, NamespaceName, NodeName, PolicyKey, PolicyKind, PortRange, Protocol, PublishedPort, WorkloadId,
 };
 use firebreak_policy::node_state::{
-    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, RuleRef, Segment,
-    SegmentId,
+    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, RuleRef, Rulebook,
+    Segment, SegmentId,
 };
 use firebreak_proto::hash::{self, MemberSum, ObjectKey, ObjectKind};
 use firebreak_proto::state::{self, GroupChange};
@@ -87,8 +87,8 @@ fn segment() -> impl Strategy<Value = Segment> {
     ("[0-9a-f]{32}", "[a-z/]{0,12}", option::of(isolation()), option::of(isolation())).prop_map(|(id, title, ingress, egress)| Segment {
         id: SegmentId(id.into()),
         title,
-        ingress,
-        egress,
+        rules: Rulebook { ingress, egress, ..Rulebook::default() },
+        audit: None,
     })
 }
 
@@ -155,7 +155,7 @@ proptest! {
     #[test]
     fn lists_without_order_do_not_change_a_hash(segment in segment(), endpoint in endpoint()) {
         let mut turned = segment.clone();
-        for isolation in [&mut turned.ingress, &mut turned.egress].into_iter().flatten() {
+        for isolation in [&mut turned.rules.ingress, &mut turned.rules.egress].into_iter().flatten() {
             isolation.policies.reverse();
             for rule in &mut isolation.rules {
                 if let CompiledPeers::Groups(groups) = &mut rule.peers {
@@ -213,8 +213,8 @@ fn good_segment() -> v1::Segment {
     v1::Segment::from(&Segment {
         id: SegmentId("s".into()),
         title: "shop/db".to_owned(),
-        ingress: Some(isolation.clone()),
-        egress: Some(isolation),
+        rules: Rulebook { ingress: Some(isolation.clone()), egress: Some(isolation), ..Rulebook::default() },
+        audit: None,
     })
 }
 

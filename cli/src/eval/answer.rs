@@ -51,6 +51,9 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     icmp_code: Option<i64>,
     verdict: Word,
+    /// The verdict if every policy in Audit mode were enforced; only where one is about an end.
+    #[serde(rename = "auditVerdict", skip_serializing_if = "Option::is_none")]
+    audit_verdict: Option<Word>,
     egress: Side,
     ingress: Side,
 }
@@ -121,6 +124,15 @@ impl Side {
             return Self::said(Word::Allow, "no workload of the manifests, so nobody judges here");
         };
         Self { audit: audit.as_ref().map(|audit| Box::new(Self::because(audit))), ..Self::because(reason) }
+    }
+
+    /// `None` where no policy in Audit mode is about either end.
+    fn audit_verdict(ends: [&Self; 2]) -> Option<Word> {
+        if ends.iter().all(|end| end.audit.is_none()) {
+            return None;
+        }
+        let would = |end: &Self| end.audit.as_ref().map_or(end.verdict, |audit| audit.verdict);
+        Some(Word::of(ends.into_iter().all(|end| would(end) == Word::Allow)))
     }
 
     fn because(reason: &Reason) -> Self {
@@ -197,6 +209,7 @@ impl Answer {
             icmp_type: *icmp_type,
             icmp_code: *icmp_code,
             verdict: Word::of(allowed),
+            audit_verdict: Side::audit_verdict([&egress, &ingress]),
             egress,
             ingress,
         }

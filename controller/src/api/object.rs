@@ -4,6 +4,7 @@ use super::refusal::{Violations, invalid};
 use crate::store::{ChangeResult, ObjectKey, Put, StoredObject};
 use bytes::Bytes;
 use firebreak_manifest::{Error, Kind, Object};
+use firebreak_policy::model::Mode;
 use firebreak_proto::v1;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -26,6 +27,22 @@ pub(super) fn reason(text: String) -> Result<String, Status> {
         return Err(invalid("reason", "has control characters; the audit trail takes one line of text"));
     }
     Ok(text)
+}
+
+/// Why no node would enforce what the object says; accepted and ignored would be a lie. `firebreak eval` judges all of it.
+fn not_enforced(object: &Object) -> Option<String> {
+    let mode = match object {
+        Object::NetworkPolicy(policy) => policy.to_policy().map(|it| it.mode),
+        Object::SegmentPolicy(policy) => policy.to_policy().map(|it| it.mode),
+        Object::ClusterSegmentPolicy(_)
+        | Object::AdminNetworkPolicy(_)
+        | Object::BaselineAdminNetworkPolicy(_)
+        | Object::ClusterNetworkPolicy(_) => {
+            return Some(format!("nodes do not enforce a {} in this version; `firebreak eval` judges by it", object.kind()));
+        }
+        Object::Namespace(_) | Object::Node(_) | Object::AddressGroup(_) | Object::Pod(_) | Object::Workload(_) => return None,
+    };
+    mode.is_ok_and(|it| it == Mode::Audit).then(|| "nodes have no Audit mode in this version; `firebreak eval` judges by it".to_owned())
 }
 
 /// Reads one object of a request as a whole. What is wrong goes into `violations`; the result is then `None`.
@@ -56,6 +73,10 @@ pub(super) fn read(position: usize, wire: v1::Object, violations: &mut Violation
             return None;
         }
     };
+    if let Some(reason) = not_enforced(&object) {
+        violations.add(format!("{place} {}", key_of(&object)), reason);
+        return None;
+    }
     let said = [
         ("kind", kind.as_str(), object.kind().as_str()),
         ("api_version", api_version.as_str(), object.api_version()),

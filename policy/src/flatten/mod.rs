@@ -70,6 +70,8 @@ impl<'a> Local<'a> {
         // An endpoint whose segment is missing cannot come out of `compile` or off the wire; it is denied everything rather than nothing.
         static UNKNOWN: Isolation = Isolation { policies: Vec::new(), host_access: HostAccess::Allow, rules: Vec::new() };
         let isolation = match state.segments.get(&endpoint.segment) {
+            // The kernel's sets have no place for tiers yet: what they are about is denied, never opened.
+            Some(segment) if has_tiers(segment, direction) => &UNKNOWN,
             Some(segment) => side(segment, direction)?,
             None => &UNKNOWN,
         };
@@ -228,6 +230,10 @@ impl<'a> Local<'a> {
     fn family(&self) -> Family {
         Family::of(self.address)
     }
+}
+
+fn has_tiers(segment: &Segment, direction: Direction) -> bool {
+    !(segment.rules.admin.of(direction).is_empty() && segment.rules.baseline.of(direction).is_empty())
 }
 
 fn side(segment: &Segment, direction: Direction) -> Option<&Isolation> {
