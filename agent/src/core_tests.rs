@@ -3,7 +3,7 @@
 use super::*;
 use crate::local::{ExemptInterface, ExemptReason, LocalInterface, Problem, Vouched};
 use firebreak_policy::model::{HostAccess, NamespaceName, NetworkAddress, NetworkName, PolicyKey, PolicyKind, WorkloadSource};
-use firebreak_policy::node_state::{CompiledRule, CompiledServices, Isolation, RuleRef};
+use firebreak_policy::node_state::{CompiledRule, CompiledServices, Isolation, RuleRef, Rulebook};
 
 fn ip(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
@@ -27,7 +27,12 @@ fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState {
         let isolation = Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules: vec![rule] };
         state.segments.insert(
             segment.clone(),
-            Arc::new(Segment { id: segment.clone(), title: (*name).to_owned(), ingress: Some(isolation), egress: None }),
+            Arc::new(Segment {
+                id: segment.clone(),
+                title: (*name).to_owned(),
+                rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() },
+                audit: None,
+            }),
         );
         let id = WorkloadId::new("n1", *name);
         state.endpoints.insert(

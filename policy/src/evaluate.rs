@@ -1,8 +1,10 @@
 //! The verdict on a flow and why: by the compiled state, the same that is flattened into kernel sets.
 
 use crate::compile::Compiled;
-use crate::model::{Direction, Family, HostAccess, PolicyKey, Protocol, Transport, WorkloadId};
-use crate::node_state::{CompiledPeers, CompiledRule, CompiledService, CompiledServices, Isolation, Member, NodeState, RuleRef, Segment};
+use crate::model::{Action, Answer, Direction, Family, HostAccess, PolicyKey, Protocol, Transport, WorkloadId};
+use crate::node_state::{
+    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Isolation, Member, NodeState, RuleRef, Rulebook, TierRule,
+};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -13,6 +15,8 @@ pub struct DirectionVerdict {
     pub direction: Direction,
     /// Why it is allowed, or why not.
     pub reason: Reason,
+    /// The same by every policy in Audit mode as if enforced; `None` when none is about the workload that was judged.
+    pub audit: Option<Reason>,
 }
 
 /// Why one end allows or denies.
@@ -33,6 +37,25 @@ pub enum Reason {
         /// The allow rule that came nearest; `None` if there is no rule at all.
         nearest: Option<NearMiss>,
     },
+    /// Denied by this rule of a tier, the first that matched.
+    DeniedBy {
+        /// The rule.
+        rule: RuleRef,
+        /// How the packet is answered.
+        answer: Answer,
+        /// Why, in the author's words.
+        text: Option<String>,
+    },
+}
+
+impl Reason {
+    /// Whether it lets the flow through.
+    pub fn allowed(&self) -> bool {
+        match self {
+            Self::NotIsolated | Self::OwnNode | Self::ToItself | Self::AllowedBy(_) => true,
+            Self::NoRule { .. } | Self::DeniedBy { .. } => false,
+        }
+    }
 }
 
 /// An allow rule that nearly allowed.
@@ -75,10 +98,12 @@ impl fmt::Display for Field {
 impl DirectionVerdict {
     /// Whether this end lets the flow through.
     pub fn allowed(&self) -> bool {
-        match self.reason {
-            Reason::NotIsolated | Reason::OwnNode | Reason::ToItself | Reason::AllowedBy(_) => true,
-            Reason::NoRule { .. } => false,
-        }
+        self.reason.allowed()
+    }
+
+    /// Why this end would deny a flow that it lets through, if the policies in Audit mode were enforced.
+    pub fn audit_denied(&self) -> Option<&Reason> {
+        self.audit.as_ref().filter(|audit| self.allowed() && !audit.allowed())
     }
 }
 
@@ -90,6 +115,8 @@ impl fmt::Display for Reason {
             Self::ToItself => f.write_str("to itself"),
             Self::AllowedBy(rule) => write!(f, "allowed by {rule}"),
             Self::NoRule { .. } => f.write_str("isolated, and no rule allows"),
+            Self::DeniedBy { rule, answer: _, text: None } => write!(f, "denied by {rule}"),
+            Self::DeniedBy { rule, answer: _, text: Some(text) } => write!(f, "denied by {rule}: {text}"),
         }
     }
 }
@@ -119,22 +146,22 @@ impl Compiled {
         let (endpoint, segment) = self.workload(subject)?;
         // An address of its own that another workload here claims too may be that one.
         let claimed = || state.endpoints.values().any(|it| it.id != endpoint.id && it.addresses.contains(&peer.address));
-        let reason = if peer.address == local || (endpoint.addresses.contains(&peer.address) && !claimed()) {
-            Reason::ToItself
-        } else {
-            judge(state, segment, direction, peer, transport)
-        };
-        Some(DirectionVerdict { direction, reason })
+        if peer.address == local || (endpoint.addresses.contains(&peer.address) && !claimed()) {
+            return Some(DirectionVerdict { direction, reason: Reason::ToItself, audit: None });
+        }
+        let by = |rules: &Rulebook| judge(state, rules, direction, peer, transport);
+        Some(DirectionVerdict { direction, reason: by(&segment.rules), audit: segment.audit.as_ref().map(by) })
     }
 }
 
-fn judge(state: &NodeState, segment: &Segment, direction: Direction, peer: PeerView<'_>, transport: Transport) -> Reason {
-    let isolation = match direction {
-        Direction::Ingress => segment.ingress.as_ref(),
-        Direction::Egress => segment.egress.as_ref(),
+fn judge(state: &NodeState, rules: &Rulebook, direction: Direction, peer: PeerView<'_>, transport: Transport) -> Reason {
+    if let Some(decided) = tier(state, rules.admin.of(direction), peer.address, transport) {
+        return decided;
+    }
+    let Some(isolation) = rules.isolation(direction) else {
+        return tier(state, rules.baseline.of(direction), peer.address, transport).unwrap_or(Reason::NotIsolated);
     };
-    let Some(isolation) = isolation else { return Reason::NotIsolated };
-    if let Some(rule) = isolation.rules.iter().find(|rule| missed(state, rule, peer.address, transport).is_empty()) {
+    if let Some(rule) = isolation.rules.iter().find(|it| missed(state, &it.peers, &it.services, peer.address, transport).is_empty()) {
         return Reason::AllowedBy(rule.origin.clone());
     }
     let from_own_node = direction == Direction::Ingress && state.addresses.contains(&peer.address);
@@ -144,15 +171,25 @@ fn judge(state: &NodeState, segment: &Segment, direction: Direction, peer: PeerV
     Reason::NoRule { isolating: isolation.policies.clone(), nearest: nearest(state, isolation, peer, transport) }
 }
 
+/// The first rule that matches decides; `None` where none does, or the first is a Pass.
+fn tier(state: &NodeState, rules: &[TierRule], peer: IpAddr, transport: Transport) -> Option<Reason> {
+    let rule = rules.iter().find(|it| missed(state, &it.peers, &it.services, peer, transport).is_empty())?;
+    match rule.action {
+        Action::Allow => Some(Reason::AllowedBy(rule.origin.clone())),
+        Action::Deny(answer) => Some(Reason::DeniedBy { rule: rule.origin.clone(), answer, text: rule.reason.clone() }),
+        Action::Pass => None,
+    }
+}
+
 /// The fields of the rule that do not match; empty if it allows.
-fn missed(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Vec<Field> {
+fn missed(state: &NodeState, peers: &CompiledPeers, services: &CompiledServices, peer: IpAddr, transport: Transport) -> Vec<Field> {
     let mut fields = Vec::new();
-    let services = match &rule.services {
-        CompiledServices::OfMembers => return missed_of_members(state, rule, peer, transport),
+    let services = match services {
+        CompiledServices::OfMembers => return missed_of_members(state, peers, peer, transport),
         CompiledServices::Any => None,
         CompiledServices::Only(services) => Some(services.as_slice()),
     };
-    if !is_peer(state, &rule.peers, peer) {
+    if !is_peer(state, peers, peer) {
         fields.push(Field::Peer);
     }
     if let Some(services) = services {
@@ -161,8 +198,8 @@ fn missed(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Trans
     fields
 }
 
-fn missed_of_members(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Vec<Field> {
-    let ports: Vec<(Protocol, u16)> = members(state, &rule.peers)
+fn missed_of_members(state: &NodeState, peers: &CompiledPeers, peer: IpAddr, transport: Transport) -> Vec<Field> {
+    let ports: Vec<(Protocol, u16)> = members(state, peers)
         .filter_map(|member| match member {
             Member::Service(address, protocol, port) if *address == peer => Some((*protocol, *port)),
             Member::Service(..) | Member::Address(_) | Member::Block(_) => None,
@@ -237,7 +274,7 @@ fn nearest(state: &NodeState, isolation: &Isolation, peer: PeerView<'_>, transpo
         };
         fields.iter().map(of).sum()
     };
-    let scored = isolation.rules.iter().map(|rule| (missed(state, rule, peer.address, transport), rule));
+    let scored = isolation.rules.iter().map(|rule| (missed(state, &rule.peers, &rule.services, peer.address, transport), rule));
     let (fields, rule) = scored.min_by_key(|(fields, _)| distance(fields))?;
     let mut wanted = Vec::new();
     let mut got = Vec::new();

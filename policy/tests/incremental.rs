@@ -154,7 +154,13 @@ fn large() -> (firebreak_policy::model::PolicySet, firebreak_policy::model::Inve
         services: Services::Only(vec![Service::Ports(Protocol::TCP, PortRange::single(5432))]),
     };
     let key = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace, name: "db".to_owned() };
-    let policy =
-        Policy { key: key.clone(), subject: selector("db"), ingress: Some(vec![rule]), egress: None, host_access: HostAccess::Allow };
+    let policy = Policy {
+        key: key.clone(),
+        mode: Mode::Enforce,
+        subject: selector("db"),
+        ingress: Some(vec![rule]),
+        egress: None,
+        host_access: HostAccess::Allow,
+    };
     (PolicySet { policies: [(key, policy)].into(), ..PolicySet::default() }, inventory)
 }

@@ -130,8 +130,8 @@ impl Hub {
             segment: known.map(|(_, segment)| segment.title.clone()).unwrap_or_default(),
             enforced: reason.is_none(),
             reason: reason.unwrap_or_default(),
-            ingress_policies: isolating(known.and_then(|(_, segment)| segment.ingress.as_ref())),
-            egress_policies: isolating(known.and_then(|(_, segment)| segment.egress.as_ref())),
+            ingress_policies: isolating(known.and_then(|(_, segment)| segment.rules.ingress.as_ref())),
+            egress_policies: isolating(known.and_then(|(_, segment)| segment.rules.egress.as_ref())),
             conditions: workload_conflicts(published, workload),
         }
     }
@@ -248,9 +248,21 @@ fn object_conditions(published: &Published, key: &ObjectKey, realized: &v1::Cond
     conditions.push(condition("Accepted", true, "Valid", String::new()));
     let problems = published.compiled.problems().get(&policy).map(Vec::as_slice).unwrap_or_default();
     for problem in problems {
-        let Problem::MissingAddressGroup(group) = problem;
-        let message = format!("AddressGroup {group} is not there: it allows nobody until it is");
-        conditions.push(condition("Degraded", true, "MissingAddressGroup", message));
+        let (reason, message) = match problem {
+            Problem::MissingAddressGroup(group) => (
+                "MissingAddressGroup",
+                format!(
+                    "AddressGroup {group} is not there: until it is, rules that allow it allow nobody, and rules that deny it deny everybody"
+                ),
+            ),
+            Problem::UnknownPeer => {
+                ("UnknownPeer", "a rule has a peer of a kind that is not known here: it allows nobody, or denies everybody".to_owned())
+            }
+            Problem::SamePriority(other) => {
+                ("SamePriority", format!("{other} has the same priority in the same tier: the first by kind and name goes first"))
+            }
+        };
+        conditions.push(condition("Degraded", true, reason, message));
     }
     conditions.push(realized.clone());
     conditions

@@ -8,6 +8,7 @@ use crate::members::{Changes, Members};
 use crate::model::Family;
 use crate::node_state::{Group, GroupId, Isolation, Member, NodeState};
 use crate::shared_sets::single;
+use crate::tiers::resolved;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,7 +16,10 @@ use std::sync::Arc;
 /// A state that was flattened, with what it takes to go on from it.
 #[derive(Clone, Debug)]
 pub struct Flattened {
-    state: NodeState,
+    /// As it was given.
+    given: NodeState,
+    /// With its tiers resolved, where it has some.
+    resolved: Option<NodeState>,
     limits: Limits,
     layout: Layout,
     /// Every local address, for published ports.
@@ -70,24 +74,32 @@ impl SetsDelta {
 impl Flattened {
     /// Flattens from the beginning.
     pub fn new(state: NodeState, limits: Limits) -> (Self, KernelSets) {
-        let layout = Layout::of(&state, &limits);
-        let sets = build(&state, &layout);
+        let resolved = resolved(&state);
+        let judged = resolved.as_ref().unwrap_or(&state);
+        let layout = Layout::of(judged, &limits);
+        let sets = build(judged, &layout);
         let local = state.endpoints.values().flat_map(|endpoint| &endpoint.addresses).copied().collect();
         let publishes = state.endpoints.values().any(|endpoint| !endpoint.published_ports.is_empty());
-        (Self { state, limits, layout, local, publishes, comments: HashSet::new() }, sets)
+        (Self { given: state, resolved, limits, layout, local, publishes, comments: HashSet::new() }, sets)
     }
 
     /// The state that was flattened last.
     pub fn state(&self) -> &NodeState {
-        &self.state
+        &self.given
+    }
+
+    fn judged(&self) -> &NodeState {
+        self.resolved.as_ref().unwrap_or(&self.given)
     }
 
     /// Goes on to the next state.
     pub fn next(&mut self, next: NodeState) -> Step {
-        match self.delta(&next) {
+        let resolved = resolved(&next);
+        match self.delta(resolved.as_ref().unwrap_or(&next)) {
             Some((delta, facts)) => {
                 self.layout.facts.extend(facts);
-                self.state = next;
+                self.given = next;
+                self.resolved = resolved;
                 Step::Delta(delta)
             }
             None => {
@@ -100,14 +112,14 @@ impl Flattened {
 
     /// `None` where more than the membership of groups differs, or where it makes a difference to the form.
     fn delta(&mut self, next: &NodeState) -> Option<(SetsDelta, BTreeMap<GroupId, Facts>)> {
-        if !self.state.differs_only_in_groups(next) || self.state.groups.len() != next.groups.len() {
+        if !self.judged().differs_only_in_groups(next) || self.judged().groups.len() != next.groups.len() {
             return None;
         }
         let mut delta = SetsDelta::default();
         let mut facts = BTreeMap::new();
         // By side, the peers whose elements may come or go.
         let mut touched: BTreeMap<SideKey, BTreeSet<Member>> = BTreeMap::new();
-        for ((id, before), (next_id, after)) in self.state.groups.iter().zip(&next.groups) {
+        for ((id, before), (next_id, after)) in self.judged().groups.iter().zip(&next.groups) {
             if id != next_id || before.title != after.title {
                 return None;
             }
@@ -161,8 +173,10 @@ impl Flattened {
     /// The elements that these members make in one side, before and after.
     fn elements(&mut self, delta: &mut SetsDelta, next: &NodeState, key: &SideKey, members: &BTreeSet<Member>) -> Option<()> {
         let (segment, direction, family) = key;
+        // Not by `judged`: comments are kept beside it.
+        let state = self.resolved.as_ref().unwrap_or(&self.given);
         let side_layout = self.layout.sides.get(key)?;
-        let isolation = side(self.state.segments.get(segment)?, *direction)?;
+        let isolation = side(state.segments.get(segment)?, *direction)?;
         for (local, who) in &side_layout.locals {
             // Several members may speak of one element: an address, and a block of one.
             let mut candidates: BTreeMap<(Shape, Element), ()> = BTreeMap::new();
@@ -172,7 +186,7 @@ impl Flattened {
             for (shape, element) in candidates.into_keys() {
                 let id = SetId { direction: *direction, family: *family, shape };
                 let says = |state: &NodeState| comment_of(state, side_layout, isolation, key, *local, who, &element);
-                match (says(&self.state), says(next)) {
+                match (says(state), says(next)) {
                     (None, None) => {}
                     (Some(before), Some(after)) if before == after => {}
                     (_, Some(after)) => {
