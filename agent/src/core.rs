@@ -5,7 +5,8 @@
 //! 2. An address that its workload has lost is nobody's: it leaves the local sets and every peer group at once, whatever the
 //!    controller still says, so that the next owner of the address inherits nothing.
 //! 3. An address that a workload has gained is isolated like its others before the controller knows of it.
-//! 4. A workload without any address may not talk: nothing could be judged by it.
+//! 4. A workload without any address may not talk: nothing could be judged by it. The same for every interface that is said to be a
+//!    workload's, whatever keeps the node from enforcing for it: what no name pattern denies is guarded and bound to nothing.
 //! 5. A guard binds an interface to nothing that its workload alone says ([`claim`]).
 //! 6. Missing referents allow nothing: a missing segment denies its workload, a missing group is empty.
 
@@ -217,11 +218,9 @@ fn interfaces(
     acknowledged: &BTreeMap<WorkloadId, Arc<LocalEndpoint>>,
     local: &LocalWorkloads,
 ) -> BTreeMap<u32, ManagedInterface> {
-    alive
-        .endpoints
-        .keys()
-        .filter_map(|id| Some((local.workloads.get(&id.container)?, acknowledged.get(id)?)))
-        .flat_map(|(workload, endpoint)| {
+    let refused = local.declared.iter().map(|(index, (name, title))| (*index, bound_to_nothing(name, title)));
+    let enforced = alive.endpoints.keys().filter_map(|id| Some((local.workloads.get(&id.container)?, acknowledged.get(id)?))).flat_map(
+        |(workload, endpoint)| {
             let title: Arc<str> = workload.title().into();
             workload.interfaces.iter().map(move |(index, interface)| {
                 let managed = ManagedInterface {
@@ -238,8 +237,14 @@ fn interfaces(
                 };
                 (*index, managed)
             })
-        })
-        .collect()
+        },
+    );
+    // What is enforced takes the place of what is refused.
+    refused.chain(enforced).collect()
+}
+
+fn bound_to_nothing(name: &InterfaceName, title: &str) -> ManagedInterface {
+    ManagedInterface { name: name.clone(), workload: title.into(), addresses: BTreeSet::new(), claim: Claim::default() }
 }
 
 /// What the guard of an interface may bind it to. Whoever has root in a container sets its addresses and its MAC address as he

@@ -133,6 +133,20 @@ fn an_endpoint_is_enforced_at_the_addresses_that_its_workload_holds() {
 }
 
 #[test]
+fn an_interface_that_only_a_manifest_makes_a_workloads_is_bound_to_nothing_until_the_workload_is_enforced() {
+    for (case, discovered, bound) in
+        [("enforced", [2].as_slice(), 1), ("without an address", [].as_slice(), 0), ("not known to the controller", [3].as_slice(), 0)]
+    {
+        let mut local = local(&[("a", 7, discovered)]);
+        local.declared.insert(7, (InterfaceName::new("odd7"), "shop/a".to_owned()));
+        let endpoints: &[(&str, &[u8])] = if case == "not known to the controller" { &[] } else { &[("a", &[2])] };
+        let desired = desired(&state(endpoints, &[]), &local, |_| KernelSets::default());
+        let interface = &desired.interfaces[&7];
+        assert_eq!((interface.claim.mac.is_some(), interface.claim.addresses.len()), (bound == 1, bound), "{case}");
+    }
+}
+
+#[test]
 fn an_address_that_its_workload_has_lost_leaves_every_peer_group() {
     let tcp = Protocol::TCP;
     let block = Member::Block("10.0.0.0/24".parse().unwrap());

@@ -24,6 +24,9 @@ pub struct LocalWorkloads {
     pub exempt: BTreeMap<u32, ExemptInterface>,
     /// Interfaces that match a pattern and belong to nobody that we know, by ifindex. They are denied.
     pub unknown: BTreeMap<u32, InterfaceName>,
+    /// Interfaces that match no pattern and that a source names as a workload's, by ifindex, with the title of (one of) the workloads. As long
+    /// as none of them is enforced behind it, nothing passes: a name that no pattern denies must not be a way out.
+    pub declared: BTreeMap<u32, (InterfaceName, String)>,
     /// The node's own addresses: of global scope, bridges included.
     pub node_addresses: BTreeSet<IpAddr>,
     /// The same of every scope: loopback and link-local ones too.

@@ -159,6 +159,21 @@ impl Site {
         self.wait_enforced()
     }
 
+    /// Applies the manifests and starts one agent after the other, each when the workloads of the one before are enforced:
+    /// so a later node's first generation knows the workloads of the earlier ones.
+    ///
+    /// # Errors
+    /// What is not as it should be.
+    pub fn start_in_order(&mut self, manifests: &str, nodes: &[(&str, &[&str])]) -> anyhow::Result<()> {
+        self.controller.apply(manifests)?;
+        for (name, workloads) in nodes {
+            let agent = Agent::start(self.node(name)?, name, self.folder.path(), &[])?;
+            self.agents.insert((*name).to_owned(), agent);
+            self.controller.wait_enforced(workloads, START_PATIENCE)?;
+        }
+        Ok(())
+    }
+
     /// Kills a node's agent and starts it again on the same files, with these further arguments.
     ///
     /// # Errors

@@ -153,9 +153,19 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
         workloads.insert(identity.container.clone(), Arc::new(workload));
     }
 
+    let in_patterns = |link: &Link| patterns.iter().any(|pattern| pattern.matches(&link.name));
+    let mut declared: BTreeMap<u32, (InterfaceName, String)> = BTreeMap::new();
+    for (identity, links) in identities.iter().zip(&places) {
+        for link in links.iter().flatten().filter(|link| !in_patterns(link)) {
+            let title = format!("{}/{}", identity.namespace, identity.name);
+            let one = declared.entry(link.index).or_insert_with(|| (InterfaceName::new(&link.name), title.clone()));
+            one.1 = one.1.clone().min(title);
+        }
+    }
+
     let mut exempt = BTreeMap::new();
     let mut unknown = BTreeMap::new();
-    for link in kernel.links.iter().filter(|link| patterns.iter().any(|pattern| pattern.matches(&link.name))) {
+    for link in kernel.links.iter().filter(|link| in_patterns(link)) {
         let name = InterfaceName::new(&link.name);
         match exempt_reason(link, kernel) {
             Some(reason) => drop(exempt.insert(link.index, ExemptInterface { name, reason })),
@@ -163,7 +173,11 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
             None => drop(unknown.insert(link.index, name)),
         }
     }
-    let bridged = managed.iter().chain(unknown.keys()).any(|index| by_index.get(index).is_some_and(|link| link.controller.is_some()));
+    let bridged = managed
+        .iter()
+        .chain(unknown.keys())
+        .chain(declared.keys())
+        .any(|index| by_index.get(index).is_some_and(|link| link.controller.is_some()));
     let node_addresses = kernel.own.iter().filter(|held| held.scope == Scope::Global).map(|held| held.address).collect();
     let own_addresses = kernel.own.iter().map(|held| held.address).collect();
     let node_macs = kernel.links.iter().filter_map(|link| link.mac).collect();
@@ -172,6 +186,7 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
         workloads,
         exempt,
         unknown,
+        declared,
         node_addresses,
         own_addresses,
         node_macs,

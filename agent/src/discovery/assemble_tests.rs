@@ -128,6 +128,16 @@ fn a_workload_is_where_its_source_says_or_the_reason_is_told() {
             vec!["a: c7 10.0.0.2 fe80::2%n1/c7"],
             vec![],
         ),
+        (
+            "interface outside the patterns, of two",
+            vec![veth(7, "c7", Some(0), None)],
+            vec![manifest("a", behind("c7")), manifest("b", behind("c7"))],
+            vec![
+                "a: interface c7 is claimed by another workload too; it is denied",
+                "b: interface c7 is claimed by another workload too; it is denied",
+            ],
+            vec![],
+        ),
         ("missing interface", vec![], vec![manifest("a", behind("veth7"))], vec!["a: there is no interface veth7"], vec![]),
         (
             "no way into the namespace",
@@ -175,6 +185,8 @@ fn a_workload_is_where_its_source_says_or_the_reason_is_told() {
         let local = run(&kernel(links.clone()), &identities);
         assert_eq!(told(&local), expected, "{case}");
         assert_eq!(local.unknown.keys().copied().collect::<Vec<_>>(), unknown, "{case}");
+        let declared: Vec<&str> = local.declared.values().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(declared, if case.starts_with("interface outside the patterns") { vec!["c7"] } else { vec![] }, "{case}");
         let turned: Vec<Identity> = identities.into_iter().rev().collect();
         let links: Vec<Link> = links.into_iter().rev().collect();
         assert_eq!(run(&kernel(links), &turned), local, "{case}: the order does not matter");

@@ -81,6 +81,62 @@ fn told(arena: &Arena, node: &str, scenes: &[Scene]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A manifest may name an interface that the patterns do not. Root inside takes its addresses away: there is nothing left to be judged by.
+#[test]
+fn an_interface_that_no_pattern_denies_is_silent_when_its_workload_has_no_address() -> anyhow::Result<()> {
+    let mut arena = Arena::start("bm", |_| String::new())?;
+    let scenes = arena.scenes()?;
+    for (node, _) in NODES {
+        let name = workload("attacker", node);
+        let interface = arena.site.workload_of(&name)?.interface.clone();
+        // Known from here on by its place only: the manifest names the network namespace.
+        arena.site.namespace(node)?.ip(&format!("link set dev {interface} name odd{node}"))?;
+        arena.site.namespace(&name)?.ip("addr flush dev eth0")?;
+        firebreak_tests::wait::until("the agent to have seen it", Duration::from_secs(15), || {
+            let listed = arena.site.controller.ask_json(&["get", "workloads", "-o", "json"])?;
+            let mine =
+                listed["items"].as_array().and_then(|items| items.iter().find(|it| name.ends_with(it["name"].as_str().unwrap_or("?"))));
+            let addresses = mine.and_then(|it| Some(it["addresses"].as_array()?.len()));
+            anyhow::ensure!(addresses == Some(0), "{name}: {mine:?}");
+            Ok(())
+        })?;
+    }
+    for scene in &scenes {
+        let sent = speak(&arena, scene)?;
+        // Behind them in the same queues.
+        let bystander = workload("bystander", scene.node);
+        arena.settle(&Scene { attacker: scene.bystander, gateway: arena.gateway(scene.node, &bystander)?, ..*scene }, &bystander)?;
+        for (what, at, marker) in sent {
+            anyhow::ensure!(arena.heard(&workload(at, scene.node), marker) == 0, "{}: {what} got through", scene.node);
+        }
+    }
+    arena.remove_enforcement()?;
+    for scene in &scenes {
+        let sent = speak(&arena, scene)?;
+        firebreak_tests::wait::until("them to arrive without enforcement", Duration::from_secs(5), || {
+            for (what, at, marker) in &sent {
+                anyhow::ensure!(arena.heard(&workload(at, scene.node), *marker) > 0, "{}: {what} does not", scene.node);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// From the attacker: under the friend's address to the victim, and under its own to the friend, who is not isolated.
+fn speak(arena: &Arena, scene: &Scene) -> anyhow::Result<Vec<(&'static str, &'static str, Marker)>> {
+    let mut sent = Vec::new();
+    let victim = ("a datagram under friend's address", "victim", scene.ip(&scene.friend), &scene.victim);
+    for (what, at, source, party) in [victim, ("an honest datagram", "friend", scene.me(), &scene.friend)] {
+        let scene = Scene { marker: Marker::unique(), ..*scene };
+        let way = if scene.is_bridged() { party.mac } else { scene.gateway.mac };
+        let datagram = scene.datagram(source, scene.ip(party));
+        arena.send(&workload("attacker", scene.node), &[framed(way, scene.attacker.mac, &datagram)])?;
+        sent.push((what, at, scene.marker));
+    }
+    Ok(sent)
+}
+
 /// The same with the MAC addresses of its neighbours on the bridge.
 #[test]
 fn a_mac_address_that_a_container_gives_itself_moves_nothing() -> anyhow::Result<()> {
