@@ -123,6 +123,13 @@ impl Rulebook {
         }
     }
 
+    /// Every policy that has a say in the direction, in key order.
+    pub fn policies(&self, direction: Direction) -> Vec<PolicyKey> {
+        let tiers = [&self.admin, &self.baseline].into_iter().flat_map(|tier| tier.of(direction)).map(|rule| &rule.origin.policy);
+        let isolating = self.isolation(direction).into_iter().flat_map(|it| &it.policies);
+        tiers.chain(isolating).cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// Every peers and services pair that a rule names, of both directions.
     pub fn peers(&self) -> impl Iterator<Item = &CompiledPeers> {
         let isolations = self.ingress.iter().chain(&self.egress).flat_map(|it| &it.rules).map(|rule| &rule.peers);

@@ -1,7 +1,7 @@
 //! A state that is reached step by step has the sets that flattening it from the beginning gives, whatever the steps were.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use firebreak_policy::arbitrary::{clusters, strangers};
+use firebreak_policy::arbitrary::{clusters, strangers, tiered_clusters};
 use firebreak_policy::kernel_sets::KernelSets;
 use firebreak_policy::model::Protocol;
 use firebreak_policy::node_state::{Group, GroupId, Member, NodeState};
@@ -101,7 +101,8 @@ fn step_by_step_reversed_squashed_and_with_empties_between_the_sets_are_those_of
         follow(&empties, limits)?;
         Ok(())
     };
-    runner.run(&(clusters(), edits(), limits()), property).unwrap();
+    let clusters = prop_oneof![3 => clusters(), 1 => tiered_clusters()];
+    runner.run(&(clusters, edits(), limits()), property).unwrap();
     let (deltas, steps) = (deltas.get(), steps.get());
     println!("{deltas} of {steps} steps were deltas");
     assert!(deltas * 3 > steps, "too few deltas to show anything");

@@ -10,7 +10,7 @@ use crate::store::ObjectKey;
 use firebreak_policy::Engine;
 use firebreak_policy::Problem;
 use firebreak_policy::model::{
-    Endpoint, Family, Flow, NetworkAddress, NetworkName, NodeName, Revision, Transport, Workload, WorkloadId, WorkloadSource,
+    Direction, Endpoint, Family, Flow, NetworkAddress, NetworkName, NodeName, Revision, Transport, Workload, WorkloadId, WorkloadSource,
 };
 use firebreak_proto::convert::{address_to_wire, addresses_to_wire};
 use firebreak_proto::hash::{ContentHash, ObjectKey as HeldKey, ObjectKind};
@@ -121,17 +121,15 @@ impl Hub {
             Arc::new(ReportedWorkload { workload: workload.clone(), image_labels: Default::default(), not_enforced: None })
         });
         let known = published.compiled.workload(&workload.id);
-        let isolating = |isolation: Option<&firebreak_policy::node_state::Isolation>| {
-            isolation.map(|isolation| wire::policies(&isolation.policies)).unwrap_or_default()
-        };
+        let policies = |direction| known.map(|(_, segment)| wire::policies(&segment.rules.policies(direction))).unwrap_or_default();
         let reason = self.not_enforced(published, workload, reported.is_some(), &seen);
         v1::WorkloadStatus {
             workload: Some(v1::Workload::from(&*seen)),
             segment: known.map(|(_, segment)| segment.title.clone()).unwrap_or_default(),
             enforced: reason.is_none(),
             reason: reason.unwrap_or_default(),
-            ingress_policies: isolating(known.and_then(|(_, segment)| segment.rules.ingress.as_ref())),
-            egress_policies: isolating(known.and_then(|(_, segment)| segment.rules.egress.as_ref())),
+            ingress_policies: policies(Direction::Ingress),
+            egress_policies: policies(Direction::Egress),
             conditions: workload_conflicts(published, workload),
         }
     }

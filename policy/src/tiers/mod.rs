@@ -14,7 +14,7 @@ use crate::node_state::{
 };
 use services::{Kind, kinds};
 use spans::{Spans, number};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -207,11 +207,7 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn of(segment: &'a Segment, direction: Direction) -> Self {
-        let tiers = [&segment.rules.admin, &segment.rules.baseline].into_iter().flat_map(|tier| tier.of(direction));
-        let isolating = segment.rules.isolation(direction).into_iter().flat_map(|it| &it.policies);
-        // Every policy that has a say.
-        let policies: BTreeSet<PolicyKey> = tiers.map(|rule| &rule.origin.policy).chain(isolating).cloned().collect();
-        Self { segment, direction, policies: policies.into_iter().collect(), rules: Vec::new(), groups: Vec::new() }
+        Self { segment, direction, policies: segment.rules.policies(direction), rules: Vec::new(), groups: Vec::new() }
     }
 
     fn resolve(&mut self, sources: &mut Sources<'_>) -> Isolation {

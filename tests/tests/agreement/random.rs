@@ -142,8 +142,10 @@ fn kubernetes_tier(random: &mut Random, addresses: &[IpAddr], api: &Api, metadat
                 _ => json!({"networks": [block(random, addresses)["cidr"]]}),
             }));
             if random.percent(65) {
+                // A name goes with pods only.
+                let named = rule[peers].as_array().unwrap().iter().all(|peer| peer["nodes"].is_null() && peer["networks"].is_null());
                 let port = if api.ports == "ports" { admin_port } else { cluster_protocol };
-                rule[api.ports] = json!(random.some(1, 3, port));
+                rule[api.ports] = json!(random.some(1, 3, |random| port(random, named)));
             }
             rule
         }));
@@ -157,8 +159,8 @@ fn either_or_both(random: &mut Random) -> Vec<(&'static str, &'static str)> {
     random.pick(&[vec![ingress], vec![egress], vec![ingress, egress]]).clone()
 }
 
-fn admin_port(random: &mut Random) -> Value {
-    match random.below(4) {
+fn admin_port(random: &mut Random, named: bool) -> Value {
+    match random.below(if named { 4 } else { 3 }) {
         0 | 1 => json!({"portNumber": {"protocol": random.pick(&PROTOCOLS), "port": random.pick(&PORTS)}}),
         2 => {
             let (one, other) = (*random.pick(&PORTS), *random.pick(&PORTS));
@@ -169,9 +171,9 @@ fn admin_port(random: &mut Random) -> Value {
     }
 }
 
-fn cluster_protocol(random: &mut Random) -> Value {
+fn cluster_protocol(random: &mut Random, named: bool) -> Value {
     let protocol = *random.pick(&["tcp", "udp", "sctp"]);
-    match random.below(4) {
+    match random.below(if named { 4 } else { 3 }) {
         0 | 1 => json!({protocol: {"destinationPort": {"number": random.pick(&PORTS)}}}),
         2 => {
             let (one, other) = (*random.pick(&PORTS), *random.pick(&PORTS));
