@@ -12,7 +12,7 @@
 
 use crate::dataplane::{Claim, Delta, Desired, MacAddress, ManagedInterface};
 use crate::local::{LocalInterface, LocalWorkload, LocalWorkloads};
-use firebreak_policy::kernel_sets::KernelSets;
+use firebreak_policy::kernel_sets::{GroupSet, KernelSets};
 use firebreak_policy::model::{InterfaceName, Protocol, WorkloadId};
 use firebreak_policy::node_state::{CompiledPeers, Group, GroupId, LocalEndpoint, Member, NodeState, Segment, SegmentId};
 use firebreak_policy::{Flattened, Limits, Members, Step};
@@ -80,6 +80,11 @@ impl Core {
         Change::Whole(desired)
     }
 
+    /// The groups that a set of what was said last is of.
+    pub(crate) fn groups_of(&self, set: &GroupSet) -> BTreeSet<GroupId> {
+        self.last.as_ref().map(|last| last.flattened.groups_of(set)).unwrap_or_default()
+    }
+
     /// What was said last did not come about: the next change is a whole one.
     pub fn forget(&mut self) {
         self.last = None;
@@ -89,6 +94,18 @@ impl Core {
 impl Last {
     fn alive_with_groups_of(&self, state: &NodeState) -> NodeState {
         let mut alive = self.flattened.state().clone();
+        let mut ids = self.state.groups.keys().zip(state.groups.keys());
+        let is_side_by_side = self.state.groups.len() == state.groups.len() && ids.all(|(id, of)| Arc::ptr_eq(&id.0, &of.0) || id == of);
+        if is_side_by_side {
+            for ((id, before), (_, after)) in self.state.groups.iter().zip(&state.groups) {
+                if !Arc::ptr_eq(before, after)
+                    && let Some(group) = alive.groups.get_mut(id)
+                {
+                    *group = without(after, &self.vacated);
+                }
+            }
+            return alive;
+        }
         for (id, group) in &mut alive.groups {
             match (self.state.groups.get(id), state.groups.get(id)) {
                 (Some(before), Some(after)) if Arc::ptr_eq(before, after) => {}
@@ -280,4 +297,4 @@ fn exempt(local: &LocalWorkloads) -> BTreeMap<u32, InterfaceName> {
 
 #[cfg(test)]
 #[path = "core_tests.rs"]
-mod tests;
+pub(crate) mod tests;

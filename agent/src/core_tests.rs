@@ -5,12 +5,12 @@ use crate::local::{ExemptInterface, ExemptReason, LocalInterface, Problem, Vouch
 use firebreak_policy::model::{HostAccess, NamespaceName, NetworkAddress, NetworkName, PolicyKey, PolicyKind, WorkloadSource};
 use firebreak_policy::node_state::{CompiledRule, CompiledServices, Isolation, RuleRef, Rulebook};
 
-fn ip(last: u8) -> IpAddr {
+pub(crate) fn ip(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
 }
 
 /// What the controller says: one segment per endpoint, each allowing the group `peers` in.
-fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState {
+pub(crate) fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState {
     let policy = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace: NamespaceName::new("shop"), name: "p".to_owned() };
     let group = GroupId("peers".into());
     let mut state = NodeState::default();
@@ -66,7 +66,7 @@ fn interface(index: u32, addresses: BTreeSet<NetworkAddress>) -> LocalInterface 
 }
 
 /// What discovery says: workloads by name, ifindex, addresses.
-fn local(workloads: &[(&str, u32, &[u8])]) -> LocalWorkloads {
+pub(crate) fn local(workloads: &[(&str, u32, &[u8])]) -> LocalWorkloads {
     let workload = |(name, index, addresses): &(&str, u32, &[u8])| {
         let addresses =
             addresses.iter().map(|last| NetworkAddress { network: NetworkName::default_network(), address: ip(*last) }).collect();
@@ -208,7 +208,7 @@ fn exempt_interfaces_are_handed_on_and_nobody_is_managed_behind_them() {
 fn a_member_that_comes_or_goes_is_a_delta_and_any_other_change_is_whole() {
     let there = |last| Member::Address(ip(last));
     let discovered = Arc::new(local(&[("a", 7, &[2])]));
-    let mut core = Core::new(Limits { pairs: 1_000, rules: 32 });
+    let mut core = Core::new(Limits { pairs: 1_000, ..Limits::DEFAULT });
     let mut kernel = match core.next(&state(&[("a", &[2]), ("gone", &[9])], &[there(50), there(9)]), &discovered) {
         Change::Whole(desired) => desired,
         Change::Members(_) => panic!("the first is whole"),

@@ -4,15 +4,18 @@
 //! is never seen. Nothing is asked of the kernel before the controller's first complete state and before discovery is in sync:
 //! until then the kernel keeps what it has.
 
+use crate::barred::{Barred, MOST_ATTEMPTS};
 use crate::core::{Change, Core};
 use crate::cuts::{CutHandle, Made, Owners};
-use crate::dataplane::{Check, CommitError, CommitReport, Dataplane, Delta, Desired, ObserveElement, ObserveError, ReadBackError};
+use crate::dataplane::{Check, CommitError, CommitReport, Culprit, Dataplane, Delta, Desired, ObserveElement, ObserveError, ReadBackError};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
 use crate::state::Marker;
 use firebreak_policy::Limits;
 use firebreak_policy::model::Generation;
-use std::collections::BTreeSet;
+use firebreak_policy::node_state::NodeState;
+use firebreak_proto::hash::ObjectKey;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -144,6 +147,8 @@ enum Job {
         committed: Arc<Committed>,
         local: Arc<LocalWorkloads>,
         judges: bool,
+        /// What was barred is tried again.
+        retries: bool,
         reply: oneshot::Sender<Outcome>,
     },
     Observe {
@@ -175,6 +180,8 @@ struct Outcome {
     at: SystemTime,
     took: Duration,
     result: Result<CommitReport, CommitError>,
+    /// Objects that the kernel would not take; the rest is in force without them.
+    refused: BTreeMap<ObjectKey, firebreak_proto::Refusal>,
 }
 
 /// The dataplane's thread. Ends when the last handle is dropped; the kernel keeps what it holds.
@@ -192,7 +199,7 @@ impl KernelThread {
     /// When the system has no thread to give.
     pub fn start(kernel: impl Kernel, marker: Option<Marker>, cuts: Option<(CutHandle, Owners)>, limits: Limits) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
-        let mut worker = Worker { kernel, core: Core::new(limits), marker, cuts };
+        let mut worker = Worker { kernel, core: Core::new(limits), barred: Barred::default(), marker, cuts };
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(job) = jobs.blocking_recv() {
                 worker.run(job);
@@ -236,6 +243,7 @@ impl KernelThread {
 struct Worker<K> {
     kernel: K,
     core: Core,
+    barred: Barred,
     marker: Option<Marker>,
     cuts: Option<(CutHandle, Owners)>,
 }
@@ -244,7 +252,12 @@ impl<K: Kernel> Worker<K> {
     /// Does one job. Nobody waits for its answer any more when the agent is stopping; the kernel has it all the same.
     fn run(&mut self, job: Job) {
         match job {
-            Job::Apply { committed, local, judges, reply } => self.apply(committed, local, judges, reply),
+            Job::Apply { committed, local, judges, retries, reply } => {
+                if retries {
+                    self.barred = Barred::default();
+                }
+                self.apply(committed, local, judges, reply);
+            }
             Job::Observe { wanted, reply } => {
                 let wanted = wanted.as_ref().map(|(duration, note)| (*duration, note.as_str()));
                 let _ = reply.send(self.kernel.observe(wanted));
@@ -267,24 +280,17 @@ impl<K: Kernel> Worker<K> {
 
     fn apply(&mut self, committed: Arc<Committed>, local: Arc<LocalWorkloads>, judges: bool, reply: oneshot::Sender<Outcome>) {
         let begun = Instant::now();
-        let change = self.core.next(&committed.state, &local);
-        // Who owns which address changes only with the whole.
-        if let (Change::Whole(desired), Some((cuts, owners))) = (&change, &mut self.cuts) {
-            cuts.forget(&owners.newly_owned(desired));
-        }
         let noted = note(&mut self.marker, &committed);
-        let made = Made { committed: committed.clone(), local };
-        let mut turn = self.cuts.as_ref().map(|(cuts, _)| cuts.turn());
-        let result = match &change {
-            Change::Whole(desired) => self.kernel.commit(desired),
-            Change::Members(delta) => self.kernel.commit_delta(delta),
+        let mut attempts = 0;
+        let (change, made, result) = loop {
+            attempts += 1;
+            let committed = self.without_barred(&committed);
+            let (change, made, result) = self.attempt(committed.clone(), &local);
+            match &result {
+                Err(error) if attempts < MOST_ATTEMPTS && self.bars(error, &committed.state, &change) => self.core.forget(),
+                Ok(_) | Err(_) => break (change, made, result),
+            }
         };
-        match (&result, &mut turn) {
-            (Ok(_), Some(turn)) => turn.made(&made),
-            (Err(CommitError::Unknown(_)), Some(turn)) => turn.unknown(),
-            (Ok(_) | Err(_), _) => {}
-        }
-        drop(turn);
         if result.is_err() {
             self.core.forget();
         }
@@ -295,13 +301,65 @@ impl<K: Kernel> Worker<K> {
             }
         }
         let is_in_force = result.is_ok();
-        let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result });
+        let refused = self.barred.refused();
+        let _ = reply.send(Outcome { at: SystemTime::now(), took: begun.elapsed(), result, refused });
         if let Some((cuts, owners)) = self.cuts.as_mut().filter(|_| is_in_force && judges) {
             if let Change::Whole(desired) = &change {
                 owners.take(desired);
             }
             cuts.committed(made);
         }
+    }
+}
+
+impl<K: Kernel> Worker<K> {
+    fn without_barred(&mut self, committed: &Arc<Committed>) -> Arc<Committed> {
+        if self.barred.is_empty() {
+            return committed.clone();
+        }
+        let state = self.barred.without(&committed.state);
+        Arc::new(Committed { state, ..Committed::clone(committed) })
+    }
+
+    fn attempt(&mut self, committed: Arc<Committed>, local: &Arc<LocalWorkloads>) -> (Change, Made, Result<CommitReport, CommitError>) {
+        let change = self.core.next(&committed.state, local);
+        // Who owns which address changes only with the whole.
+        if let (Change::Whole(desired), Some((cuts, owners))) = (&change, &mut self.cuts) {
+            cuts.forget(&owners.newly_owned(desired));
+        }
+        let made = Made { committed, local: local.clone() };
+        let mut turn = self.cuts.as_ref().map(|(cuts, _)| cuts.turn());
+        let result = match &change {
+            Change::Whole(desired) => self.kernel.commit(desired),
+            Change::Members(delta) => self.kernel.commit_delta(delta),
+        };
+        match (&result, &mut turn) {
+            (Ok(_), Some(turn)) => turn.made(&made),
+            (Err(CommitError::Unknown(_)), Some(turn)) => turn.unknown(),
+            (Ok(_) | Err(_), _) => {}
+        }
+        (change, made, result)
+    }
+
+    /// Whether there is something less to try it with.
+    fn bars(&mut self, error: &CommitError, state: &NodeState, change: &Change) -> bool {
+        let CommitError::Refused { culprit: Some(culprit), .. } = error else { return false };
+        let groups = match &**culprit {
+            Culprit::Group(set) => self.core.groups_of(set),
+            Culprit::Chain(_) | Culprit::Local(_) => BTreeSet::new(),
+        };
+        let leads = match (&**culprit, change) {
+            (Culprit::Chain(chain), Change::Whole(desired)) => {
+                let led = desired.sets.shared.segments.iter().filter(|(_, (to, _))| to == chain);
+                led.map(|((_, local), _)| *local).collect()
+            }
+            (Culprit::Chain(_) | Culprit::Group(_) | Culprit::Local(_), _) => BTreeSet::new(),
+        };
+        let bars = self.barred.bar(culprit, &error.to_string(), state, &groups, &leads);
+        if bars {
+            tracing::error!(reason = %error, "the kernel refused an object; the rest is applied without it");
+        }
+        bars
     }
 }
 
@@ -334,6 +392,7 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
     let mut failures = 0;
     let mut leftover = false;
     let mut only_tidies = false;
+    let mut retries = false;
     // Whether the controller waits for an answer.
     let mut owed = true;
     loop {
@@ -343,9 +402,10 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
         let committed = links.committed.borrow_and_update().clone();
         let local = links.local.borrow_and_update().clone();
         if let Some(committed) = committed.filter(|_| local.in_sync) {
-            let outcome = kernel.ask(|reply| Job::Apply { committed: committed.clone(), local, judges, reply }).await?;
+            let retries = std::mem::take(&mut retries);
+            let outcome = kernel.ask(|reply| Job::Apply { committed: committed.clone(), local, judges, retries, reply }).await?;
             leftover = outcome.result.as_ref().is_ok_and(|report| report.leftover);
-            failures = if outcome.result.is_ok() { 0 } else { failures + 1 };
+            failures = if outcome.result.is_ok() && outcome.refused.is_empty() { 0 } else { failures + 1 };
             tell(&links, &committed, outcome, std::mem::take(&mut owed));
         }
         let retry = async {
@@ -367,7 +427,7 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
             () = changed(&mut links.committed) => owed = true,
             () = changed(&mut links.local) => {}
             () = kernel.again.notified() => {}
-            () = retry => {}
+            () = retry => retries = true,
         }
     }
 }
@@ -375,7 +435,7 @@ pub async fn run(kernel: KernelThread, mut links: EnforceLinks, shutdown: Cancel
 /// Says how a change went: to the controller when it waits for an answer or the answer is another one than before.
 fn tell(links: &EnforceLinks, committed: &Committed, outcome: Outcome, owed: bool) {
     let Committed { epoch, generation, revision, state: _, refused } = committed;
-    let Outcome { at, took, result } = outcome;
+    let Outcome { at, took, result, refused: barred } = outcome;
     let failure = match &result {
         Ok(report) => {
             links.stats.elements.store(u64::try_from(report.elements).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -400,27 +460,25 @@ fn tell(links: &EnforceLinks, committed: &Committed, outcome: Outcome, owed: boo
         }
     };
     let broken = matches!(result, Err(CommitError::Repair(_)));
-    let warnings: BTreeSet<Warning> = failure.iter().map(|reason| Warning::new("KernelRefusedChange", reason.clone())).collect();
+    let mut warnings: BTreeSet<Warning> = failure.iter().map(|reason| Warning::new("KernelRefusedChange", reason.clone())).collect();
+    warnings.extend(barred.iter().map(|(key, refusal)| {
+        Warning::new("KernelRefusedObject", format!("{key}: {}; the rest is in force, and what it would allow is denied", refusal.reason))
+    }));
+    let mut refused = refused.clone();
+    refused.extend(barred);
     links.status.send_if_modified(|status| {
         let before = status.clone();
         status.tables_whole = !broken;
-        status.warnings.retain(|warning| warning.code != "KernelRefusedChange");
+        status.warnings.retain(|warning| !["KernelRefusedChange", "KernelRefusedObject"].contains(&warning.code));
         status.warnings.extend(warnings);
         *status != before
     });
-    let applied = Applied {
-        epoch: epoch.clone(),
-        generation: *generation,
-        revision: *revision,
-        at,
-        kernel_time: took,
-        refused: refused.clone(),
-        failure,
-    };
+    let applied = Applied { epoch: epoch.clone(), generation: *generation, revision: *revision, at, kernel_time: took, refused, failure };
     links.applied.send_if_modified(|last| {
-        let same = last
-            .as_ref()
-            .is_some_and(|last| (&last.epoch, last.generation, &last.failure) == (&applied.epoch, applied.generation, &applied.failure));
+        let same = last.as_ref().is_some_and(|last| {
+            (&last.epoch, last.generation, &last.failure, &last.refused)
+                == (&applied.epoch, applied.generation, &applied.failure, &applied.refused)
+        });
         if same && !owed {
             return false;
         }

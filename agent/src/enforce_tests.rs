@@ -124,3 +124,56 @@ async fn a_refused_change_is_told_tried_again_and_told_again_when_it_goes_throug
     assert_eq!(stage.status.borrow().warnings.len(), 0);
     stage.end().await;
 }
+
+#[tokio::test]
+async fn an_object_that_the_kernel_refuses_is_told_by_name_while_the_rest_is_applied_and_it_allows_nobody() {
+    use crate::core::tests::{ip, local, state};
+    use firebreak_policy::kernel_sets::{Element, SetId, Shape};
+    use firebreak_policy::model::{Direction, Family};
+    let refusal = || {
+        let source = crate::dataplane::Refusal { errno: nix::errno::Errno::ENOSPC, message: None };
+        let set = "inet firebreak in4_peer".to_owned();
+        Err(CommitError::Refused {
+            set,
+            act: "adding",
+            element: "10.0.0.2 . 10.0.0.50".to_owned(),
+            source,
+            others: 0,
+            culprit: Some(Box::new(Culprit::Local(ip(2)))),
+        })
+    };
+    let mut stage = stage(vec![refusal(), Ok(CommitReport::default()), Ok(CommitReport::default())]);
+    let members = [firebreak_policy::node_state::Member::Address(ip(50))];
+    let state = state(&[("a", &[2]), ("b", &[3])], &members);
+    stage.local.send_replace(Arc::new(local(&[("a", 7, &[2]), ("b", 8, &[3])])));
+    let committed = Committed { epoch: "e".to_owned(), generation: Generation(1), revision: Revision(1), state, ..Committed::default() };
+    stage.committed.send_replace(Some(Arc::new(committed)));
+    let applied = stage.outcome().await;
+    assert_eq!(applied.failure, None);
+    let refused: Vec<String> = applied.refused.iter().map(|(key, refusal)| format!("{key}: {refusal}")).collect();
+    assert!(
+        refused.len() == 1 && refused[0].starts_with("segment a: kernel: ") && refused[0].contains("10.0.0.2 . 10.0.0.50"),
+        "{refused:?}"
+    );
+    let warnings: Vec<&str> = stage.status.borrow().warnings.iter().map(|warning| warning.code).collect();
+    assert_eq!(warnings, ["KernelRefusedObject"]);
+    assert!(stage.status.borrow().enforcing());
+
+    let held = |desired: &Desired, direction, shape, element: Element| {
+        let id = SetId { direction, family: Family::V4, shape };
+        desired.sets.sets.get(&id).is_some_and(|elements| elements.contains_key(&element))
+    };
+    let (whole, rest) = (stage.seen.recv_timeout(PATIENCE).unwrap(), stage.seen.recv_timeout(PATIENCE).unwrap());
+    for (desired, allows) in [(&whole, true), (&rest, false)] {
+        assert_eq!(held(desired, Direction::Ingress, Shape::Peer, Element::Peer(ip(2), ip(50))), allows);
+        assert_eq!(held(desired, Direction::Egress, Shape::Isolated, Element::Local(ip(2))), !allows);
+        assert!(held(desired, Direction::Ingress, Shape::Isolated, Element::Local(ip(2))));
+        assert!(held(desired, Direction::Ingress, Shape::Peer, Element::Peer(ip(3), ip(50))), "the rest is applied");
+    }
+    // It is tried again, and taken.
+    let applied = stage.outcome().await;
+    assert!(applied.refused.is_empty() && applied.failure.is_none(), "{applied:?}");
+    assert_eq!(stage.seen.recv_timeout(PATIENCE).unwrap(), whole);
+    assert!(stage.status.borrow().warnings.is_empty());
+    stage.end().await;
+}

@@ -55,6 +55,8 @@ enum Inner {
     MemberMemory {
         /// How many local workloads.
         locals: u32,
+        /// How many segments.
+        segments: u32,
         /// How many groups.
         groups: u32,
         /// How many members each.
@@ -88,7 +90,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.inner {
         Some(Inner::CompileMemory { workloads, policies }) => return memory::child(workloads, policies),
-        Some(Inner::MemberMemory { locals, groups, members }) => return members::child(locals, groups, members),
+        Some(Inner::MemberMemory { locals, segments, groups, members }) => {
+            return members::child(members::Size { locals, segments, groups, members });
+        }
         None => {}
     }
     let parts = if arguments.only.is_empty() {

@@ -3,7 +3,7 @@
 use crate::memory::of_process;
 use crate::report::{Figure, Report};
 use crate::stats::{median, percentile};
-use crate::{dataplane, scratch};
+use crate::{dataplane, peer, scratch};
 use anyhow::{Context as _, ensure};
 use firebreak_agent::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
 use firebreak_agent::local::{LocalInterface, LocalWorkload, LocalWorkloads};
@@ -29,32 +29,41 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Local workloads spread over segments, one group for each segment, all of one size.
+/// Local workloads and groups spread over segments, all groups of one size, each let in by one segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
-    locals: u32,
-    groups: u32,
-    members: u32,
+    pub(crate) locals: u32,
+    pub(crate) segments: u32,
+    pub(crate) groups: u32,
+    pub(crate) members: u32,
 }
 
 /// How many members come and go in the timed part.
 const CHANGES: u32 = 1_000;
+
+/// How many times `nft` is run beside it.
+const BESIDE: u32 = 40;
 
 /// Adds the figures.
 ///
 /// # Errors
 /// The kernel refused, or a child failed.
 pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
-    changes(report, "a group of 200000 shared by 50 workloads", Size { locals: 50, groups: 1, members: 200_000 })?;
-    changes(report, "50 groups of 4000, each let in by one workload", Size { locals: 50, groups: 50, members: 4_000 })?;
+    let size = |locals, segments, groups, members| Size { locals, segments, groups, members };
+    changes(report, "a group of 200000 shared by 50 workloads", size(50, 1, 1, 200_000))?;
+    changes(report, "50 groups of 4000, each let in by one workload", size(50, 50, 50, 4_000))?;
+    changes(report, "2000 groups of 100, each let in by four workloads, 40 for each segment", size(200, 50, 2_000, 100))?;
+    beside(report)?;
     for (name, size) in [
-        ("one group of 100000, shared by 100 workloads", Size { locals: 100, groups: 1, members: 100_000 }),
-        ("one group of 100000, let in by one workload", Size { locals: 1, groups: 1, members: 100_000 }),
-        ("100 groups of 1000, each let in by one workload", Size { locals: 100, groups: 100, members: 1_000 }),
-        ("25 groups of 4000, each let in by four workloads", Size { locals: 100, groups: 25, members: 4_000 }),
-        ("100 groups of 1000, each let in by four workloads", Size { locals: 400, groups: 100, members: 1_000 }),
-        // The largest groups that are multiplied out.
-        ("195 groups of 512, each let in by one workload, multiplied out", Size { locals: 195, groups: 195, members: 512 }),
+        ("one group of 100000, shared by 100 workloads", size(100, 1, 1, 100_000)),
+        ("one group of 100000, let in by one workload", size(1, 1, 1, 100_000)),
+        ("100 groups of 1000, each let in by one workload", size(100, 100, 100, 1_000)),
+        ("25 groups of 4000, each let in by four workloads", size(100, 25, 25, 4_000)),
+        ("100 groups of 1000, each let in by four workloads", size(400, 100, 100, 1_000)),
+        ("195 groups of 512, each let in by one workload", size(195, 195, 195, 512)),
+        ("1000 groups of 100, each let in by four workloads, ten for each segment", size(400, 100, 1_000, 100)),
+        ("3125 groups of 32, each let in by four workloads, 31 for each segment", size(400, 100, 3_125, 32)),
+        ("10000 groups of 10, each let in by four workloads, 100 for each segment", size(400, 100, 10_000, 10)),
     ] {
         let (agent, kernel) = memory_of(size)?;
         let per = |bytes: i64| f64::from(i32::try_from(bytes / 1_000).unwrap_or(i32::MAX)) / 100.0;
@@ -73,25 +82,30 @@ fn local_address(number: u32) -> IpAddr {
 }
 
 fn member(group: u32, number: u32) -> Member {
-    Member::Address(Ipv4Addr::from_bits(0x0b00_0000 + group * 0x0004_0000 + number * 2).into())
+    // Of a group of 200,000 there is one, of many groups each is small; the addresses between are free for newcomers.
+    Member::Address(Ipv4Addr::from_bits(0x1000_0000 + group * 0x0000_4000 + number * 2).into())
 }
 
 fn state_of(size: Size) -> NodeState {
     let mut state = NodeState::default();
     let policy = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace: NamespaceName::from("shop"), name: "db".to_owned() };
+    let mut rules: BTreeMap<u32, Vec<CompiledRule>> = BTreeMap::new();
     for number in 0..size.groups {
-        let group = GroupId(format!("group-{number:04}").into());
+        let group = GroupId(format!("group-{number:05}").into());
         let members: Members = (0..size.members).map(|of| member(number, of)).collect();
         state
             .groups
             .insert(group.clone(), Arc::new(Group { id: group.clone(), title: format!("app=api-{number} in namespace shop"), members }));
         let service = CompiledService::Ports(Protocol::TCP, PortRange::single(5432));
-        let rule = CompiledRule {
-            origin: RuleRef { policy: policy.clone(), index: 0, name: None },
+        let of_segment = rules.entry(number % size.segments).or_default();
+        of_segment.push(CompiledRule {
+            origin: RuleRef { policy: policy.clone(), index: u32::try_from(of_segment.len()).unwrap_or(u32::MAX), name: None },
             peers: CompiledPeers::Groups(vec![group]),
             services: CompiledServices::Only(vec![service]),
-        };
-        let ingress = Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules: vec![rule] };
+        });
+    }
+    for (number, rules) in rules {
+        let ingress = Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules };
         let id = SegmentId(format!("segment-{number:04}").into());
         let segment = Segment {
             id: id.clone(),
@@ -107,7 +121,7 @@ fn state_of(size: Size) -> NodeState {
             id: id.clone(),
             name: format!("db-{number}"),
             namespace: NamespaceName::from("shop"),
-            segment: SegmentId(format!("segment-{:04}", number % size.groups).into()),
+            segment: SegmentId(format!("segment-{:04}", number % size.segments).into()),
             addresses: [local_address(number)].into(),
             published_ports: Vec::new(),
         };
@@ -249,9 +263,13 @@ fn changes(report: &mut Report, what: &str, size: Size) -> anyhow::Result<()> {
     let inside = Namespace::new(&scratch::prefix("one"))?;
     let state = state_of(size);
     let runtime = runtime()?;
-    let (times, insides) = runtime.block_on(async {
+    let mut agent = runtime.block_on(async {
         let mut agent = Agent::start(&inside, locals(&state))?;
         agent.load(&state).await?;
+        anyhow::Ok(agent)
+    })?;
+    // A task beside the one that enforces, as the agent's session is.
+    let changing = runtime.spawn(async move {
         let (mut times, mut insides) = (Vec::new(), Vec::new());
         for number in 0..CHANGES {
             let group = number / 2 % size.groups;
@@ -265,16 +283,47 @@ fn changes(report: &mut Report, what: &str, size: Size) -> anyhow::Result<()> {
         }
         agent.stop.cancel();
         anyhow::Ok((times, insides))
-    })?;
+    });
+    let (times, insides) = runtime.block_on(changing)??;
     let name = format!("one member's change through the agent (update, hash check, core, thread, kernel), {what}");
     report.add(Figure::us(format!("{name}, p50 of {CHANGES} (row 1)"), median(&times)).at_most(100.0));
     report.add(Figure::us(format!("{name}, p99 (row 1)"), percentile(&times, 99)).at_most(1_000.0));
     report.add(Figure::us(format!("of it in the dataplane's thread, {what}, p50"), median(&insides)));
+    report.add(Figure::us(format!("of it in the dataplane's thread, {what}, p99"), percentile(&insides, 99)));
     Ok(())
 }
 
+/// The same one member with `nft`: a set of 200,000 addresses is there, and one process adds one more or takes it away.
+fn beside(report: &mut Report) -> anyhow::Result<()> {
+    let theirs = Namespace::new(&scratch::prefix("nft"))?;
+    let folder = scratch::folder()?;
+    let Some(all) = (0..200_000).map(|of| member(0, of)).map(address_of).collect::<Option<Vec<IpAddr>>>() else { return Ok(()) };
+    let file = folder.path().join("members.nft");
+    std::fs::write(&file, peer::addresses(&all))?;
+    peer::load(&theirs, &file, false)?;
+    for (how, json) in [("nft -f", false), ("nft -j -f", true)] {
+        let mut times = Vec::new();
+        for round in 0..BESIDE {
+            let newcomer = Ipv4Addr::from_bits(0x0b00_0001 + round / 2).into();
+            std::fs::write(&file, peer::one_address(newcomer, round % 2 == 0, json))?;
+            times.push(peer::load(&theirs, &file, json)?);
+        }
+        let name = format!("one member's change with {how}, one process for each, 200000 addresses loaded");
+        report.add(Figure::us(format!("{name}, p50 of {BESIDE} (row 1)"), median(&times)));
+        report.add(Figure::us(format!("{name}, the slowest"), percentile(&times, 99)));
+    }
+    Ok(())
+}
+
+fn address_of(member: Member) -> Option<IpAddr> {
+    match member {
+        Member::Address(address) => Some(address),
+        Member::Block(_) | Member::Service(..) => None,
+    }
+}
+
 fn memory_of(size: Size) -> anyhow::Result<(i64, i64)> {
-    let numbers = [size.locals, size.groups, size.members].map(|it| it.to_string());
+    let numbers = [size.locals, size.segments, size.groups, size.members].map(|it| it.to_string());
     let child = Command::new(std::env::current_exe()?).arg("member-memory").args(numbers).output().context("cannot run member-memory")?;
     ensure!(child.status.success(), "member-memory: {}", String::from_utf8_lossy(&child.stderr));
     let text = String::from_utf8(child.stdout)?;
@@ -284,8 +333,8 @@ fn memory_of(size: Size) -> anyhow::Result<(i64, i64)> {
 }
 
 /// Loads a state into an agent in a process that does nothing else, and prints by how many bytes the process and the kernel's own memory grew.
-pub(crate) fn child(locals: u32, groups: u32, members: u32) -> ExitCode {
-    match grown(Size { locals, groups, members }) {
+pub(crate) fn child(size: Size) -> ExitCode {
+    match grown(size) {
         Ok((agent, kernel)) => {
             println!("{agent} {kernel}");
             ExitCode::SUCCESS
@@ -314,7 +363,7 @@ fn grown(size: Size) -> anyhow::Result<(i64, i64)> {
 }
 
 /// What the kernel cannot give back: slabs, and what is mapped for large tables.
-fn kernel_bytes() -> anyhow::Result<i64> {
+pub(crate) fn kernel_bytes() -> anyhow::Result<i64> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
     let field = |name: &str| -> anyhow::Result<i64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).with_context(|| format!("no {name}"))?;

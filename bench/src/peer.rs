@@ -6,6 +6,7 @@ use firebreak_policy::kernel_sets::{Comment, Element};
 use firebreak_tests::namespace::Namespace;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,23 @@ pub(crate) fn json<'a>(elements: impl IntoIterator<Item = (&'a Element, &'a Comm
         {"add": {"element": {"family": "inet", "table": TABLE, "name": SET, "elem": elements}}},
     ]});
     Ok(commands.to_string())
+}
+
+/// A set of addresses as nft's text.
+pub(crate) fn addresses(all: &[IpAddr]) -> String {
+    let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+    format!("table inet {TABLE} {{\n set {SET} {{\n  type ipv4_addr\n  elements = {{ {} }}\n }}\n}}\n", all.join(", "))
+}
+
+/// One address that comes into that set or goes.
+pub(crate) fn one_address(address: IpAddr, comes: bool, json: bool) -> String {
+    let act = if comes { "add" } else { "delete" };
+    if json {
+        let element = json!({"element": {"family": "inet", "table": TABLE, "name": SET, "elem": [address.to_string()]}});
+        json!({"nftables": [{ act: element }]}).to_string()
+    } else {
+        format!("{act} element inet {TABLE} {SET} {{ {address} }}\n")
+    }
 }
 
 fn fields(element: &Element) -> anyhow::Result<(String, String, u8, u16)> {

@@ -130,6 +130,15 @@ impl Rulebook {
         tiers.chain(isolating).cloned().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// The groups that rules of tiers name.
+    pub fn named_by_tiers(&self) -> impl Iterator<Item = &GroupId> {
+        let rules = [&self.admin, &self.baseline].into_iter().flat_map(|it| it.ingress.iter().chain(&it.egress));
+        rules.flat_map(|rule| match &rule.peers {
+            CompiledPeers::Any => &[][..],
+            CompiledPeers::Groups(ids) => ids,
+        })
+    }
+
     /// Every peers and services pair that a rule names, of both directions.
     pub fn peers(&self) -> impl Iterator<Item = &CompiledPeers> {
         let isolations = self.ingress.iter().chain(&self.egress).flat_map(|it| &it.rules).map(|rule| &rule.peers);

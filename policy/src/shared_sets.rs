@@ -246,7 +246,7 @@ impl GroupKey {
     }
 }
 
-fn holds(members: &Members, key: GroupKey) -> bool {
+pub(crate) fn holds(members: &Members, key: GroupKey) -> bool {
     match key {
         GroupKey::Address(address) => members.contains(&Member::Address(address)) || members.contains(&Member::Block(IpNet::from(address))),
         GroupKey::Service(..) | GroupKey::Block(_) => members.contains(&key.member()),

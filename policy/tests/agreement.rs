@@ -41,8 +41,8 @@ fn some_transports() -> impl Strategy<Value = Vec<Transport>> {
 
 /// Everything multiplied out, everything shared as far as chains have room, and between.
 fn limits() -> impl Strategy<Value = Limits> {
-    (prop::sample::select(vec![0, 1, 2, 5, 4_096]), prop::sample::select(vec![0, 1, 2, 32]))
-        .prop_map(|(pairs, rules)| Limits { pairs, rules })
+    (prop::sample::select(vec![0, 1, 2, 5, 4_096]), prop::sample::select(vec![0, 8, 16_384]), prop::sample::select(vec![0, 1, 2, 32]))
+        .prop_map(|(pairs, elements, rules)| Limits { pairs, elements, rules })
 }
 
 #[test]

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use firebreak_policy::arbitrary::{clusters, strangers, tiered_clusters};
-use firebreak_policy::kernel_sets::KernelSets;
+use firebreak_policy::kernel_sets::{KernelSets, Shape};
 use firebreak_policy::model::Protocol;
 use firebreak_policy::node_state::{Group, GroupId, Member, NodeState};
 use firebreak_policy::{Flattened, Limits, Step, compile, flatten_with};
@@ -71,7 +71,8 @@ fn follow(states: &[NodeState], limits: Limits) -> Result<usize, TestCaseError> 
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (prop::sample::select(vec![0, 3, 10, 4_096]), prop::sample::select(vec![1, 3, 32])).prop_map(|(pairs, rules)| Limits { pairs, rules })
+    (prop::sample::select(vec![0, 3, 10, 4_096]), prop::sample::select(vec![0, 7, 60, 16_384]), prop::sample::select(vec![1, 3, 32]))
+        .prop_map(|(pairs, elements, rules)| Limits { pairs, elements, rules })
 }
 
 #[test]
@@ -113,7 +114,7 @@ fn a_change_of_one_member_of_a_shared_group_is_one_member_and_of_another_group_i
     let (policies, inventory) = large();
     let compiled = compile(&policies, &inventory);
     let state = compiled.nodes().values().next().unwrap().clone();
-    for (limits, elements, groups) in [(Limits::DEFAULT, 3, 0), (Limits { pairs: 10, rules: 32 }, 0, 1)] {
+    for (limits, elements, groups) in [(Limits::DEFAULT, 3, 0), (Limits { pairs: 10, ..Limits::DEFAULT }, 0, 1)] {
         let (mut flattened, _) = Flattened::new(state.clone(), limits);
         let mut next = state.clone();
         let id: GroupId = next.groups.keys().next().unwrap().clone();
@@ -164,4 +165,78 @@ fn large() -> (firebreak_policy::model::PolicySet, firebreak_policy::model::Inve
         host_access: HostAccess::Allow,
     };
     (PolicySet { policies: [(key, policy)].into(), ..PolicySet::default() }, inventory)
+}
+
+/// One local workload that lets in so many groups of so many members each, on one port.
+fn node_with_groups(groups: u32, members: u32) -> NodeState {
+    use firebreak_policy::model::*;
+    use firebreak_policy::node_state::*;
+    let mut state = NodeState::default();
+    let policy = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace: NamespaceName::from("shop"), name: "db".to_owned() };
+    let mut rules = Vec::new();
+    for number in 0..groups {
+        let id = GroupId(format!("group-{number:04}").into());
+        let address = |of: u32| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0b00_0000 + number * 1_024 + of));
+        let members = (0..members).map(|of| Member::Address(address(of))).collect();
+        state.groups.insert(id.clone(), Arc::new(Group { id: id.clone(), title: format!("app=api-{number} in namespace shop"), members }));
+        rules.push(CompiledRule {
+            origin: RuleRef { policy: policy.clone(), index: number, name: None },
+            peers: CompiledPeers::Groups(vec![id]),
+            services: CompiledServices::Only(vec![CompiledService::Ports(Protocol::TCP, PortRange::single(5432))]),
+        });
+    }
+    let id = SegmentId("db".into());
+    let ingress = Isolation { policies: vec![policy], host_access: HostAccess::Allow, rules };
+    state.segments.insert(
+        id.clone(),
+        Arc::new(Segment {
+            id: id.clone(),
+            title: "shop/db".to_owned(),
+            rules: Rulebook { ingress: Some(ingress), ..Rulebook::default() },
+            audit: None,
+        }),
+    );
+    let workload = WorkloadId::new(NodeName::from("node"), "w0");
+    let endpoint = LocalEndpoint {
+        id: workload.clone(),
+        name: "db-0".to_owned(),
+        namespace: NamespaceName::from("shop"),
+        segment: id,
+        addresses: [IpAddr::from([10, 9, 0, 1])].into(),
+        published_ports: Vec::new(),
+    };
+    state.endpoints.insert(workload, Arc::new(endpoint));
+    state
+}
+
+#[test]
+fn small_groups_that_make_much_together_are_shared_and_those_beyond_a_chain_are_one_set() {
+    // Elements that are multiplied out, sets, rules.
+    let cases = [
+        (20, 20, Limits::DEFAULT, (400, 0, 0)),
+        (20, 20, Limits { elements: 399, ..Limits::DEFAULT }, (0, 20, 20)),
+        (40, 20, Limits { elements: 799, ..Limits::DEFAULT }, (0, 1, 1)),
+        (40, 600, Limits::DEFAULT, (0, 1, 1)),
+        (32, 600, Limits::DEFAULT, (0, 32, 32)),
+    ];
+    for (groups, members, limits, (elements, sets, rules)) in cases {
+        let state = node_with_groups(groups, members);
+        let flat = flatten_with(&state, &limits);
+        let multiplied: usize = flat.sets.iter().filter(|(id, _)| id.shape == Shape::PeerPort).map(|(_, elements)| elements.len()).sum();
+        let named: usize = flat.shared.chains.values().map(Vec::len).sum();
+        assert_eq!((multiplied, flat.shared.groups.len(), named), (elements, sets, rules), "{groups} groups of {members}, {limits:?}");
+        let held: usize = flat.shared.groups.values().map(|(members, _)| members.len()).sum();
+        assert_eq!(multiplied + held, usize::try_from(groups * members).unwrap());
+    }
+}
+
+#[test]
+fn a_member_of_one_of_many_groups_of_one_set_comes_and_goes_with_the_last_of_them() {
+    let limits = Limits::DEFAULT;
+    let mut states = vec![node_with_groups(40, 600)];
+    let shared = Member::Address("10.77.0.1".parse().unwrap());
+    for (group, comes) in [(3, true), (7, true), (3, false), (7, false)] {
+        states.push(edited(states.last().unwrap(), &Edit { group, member: shared, comes }));
+    }
+    assert_eq!(follow(&states, limits).unwrap(), 4, "each step is a delta");
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! commit --> CutThread: state + local workloads --affected (pure)--> which addresses changed
 //!            conntrack dump of those --judge (pure)--> keep, forbidden
-//!            forbidden: label bit on the entry (apply); the skeleton's `established` chain answers with RST or ICMP
+//!            forbidden: label bit on the entry (apply); the skeleton's chain `cut` answers with RST or ICMP
 //!            each cut --> a record to the outbox of `flows`
 //! ```
 //!

@@ -7,8 +7,9 @@
 
 use super::desired::{Claim, Desired, MacAddress, ManagedInterface};
 use super::element::{Bound, Entry};
+use super::literal;
 use super::names::{BoundForm, SetRef};
-use super::plan::KernelState;
+use super::plan::{KernelState, Ports};
 use crate::local::is_link_local;
 use firebreak_policy::kernel_sets::Comment;
 use firebreak_policy::model::Family;
@@ -117,6 +118,20 @@ pub(super) fn elements(bindings: &BTreeMap<u32, Binding>, set: SetRef) -> BTreeM
         }
     }
     elements
+}
+
+/// The guards' base chains for these bindings: one for each interface that is managed.
+pub(super) fn ports(desired: &Desired, bindings: &BTreeMap<u32, Binding>) -> Ports {
+    let mut ports = Ports::new();
+    for (index, binding) in bindings {
+        let Some(interface) = desired.interfaces.get(index) else { continue };
+        // For a moment there may be two of one name: their rules ask for the ifindex.
+        let literals = ports.entry(interface.name.as_str().to_owned()).or_default().get_or_insert_default();
+        if let Some(mac) = binding.mac {
+            literals.extend(literal::chosen(*index, mac, &binding.addresses));
+        }
+    }
+    ports
 }
 
 fn of_family(binding: &Binding, family: Family) -> impl Iterator<Item = IpAddr> {

@@ -4,6 +4,7 @@
 //! committed. In the background one part at a time: the rules of all tables (a few hundred small messages), or a part of one set.
 
 use super::error::ReadBackError;
+use super::literal::{self, PortRule};
 use super::names::{Layer, SetRef, TABLE, is_port_chain, parse_segment_chain, segment_chain};
 use super::plan::{KernelState, SetChange, restore_of};
 use super::ports;
@@ -37,14 +38,14 @@ pub(super) struct Rules {
 /// Takes the fingerprints of what is there, and looks into the guards' base chains.
 pub(super) fn rules(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<Rules, ReadBackError> {
     let mut prints = Prints::new();
-    // By chain, whether it is right so far, and how many rules it has.
-    let mut ports: BTreeMap<String, (bool, usize)> = BTreeMap::new();
+    // By chain, whether it is itself right, and its rules.
+    let mut ports: BTreeMap<String, (bool, Vec<PortRule>)> = BTreeMap::new();
     for layer in layers {
         let mut chains: HashMap<String, blake3::Hasher> = HashMap::new();
         dump(socket, *layer, Message::GetChain, chain::TABLE, |received| {
             let Some(name) = text(received, chain::NAME) else { return };
             if is_port(*layer, &name) {
-                ports.insert(name, (ports::is_right_chain(received), 0));
+                ports.insert(name, (ports::is_right_chain(received), Vec::new()));
             } else {
                 let hasher = chains.entry(name).or_default();
                 // Not its handle, its counters, or how often it is used.
@@ -58,22 +59,21 @@ pub(super) fn rules(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<Ru
             let expressions = received.attributes().find(rule::EXPRESSIONS);
             let (Some(name), Some(expressions)) = (text(received, rule::CHAIN), expressions) else { return };
             if is_port(*layer, &name) {
-                let (is_right, count) = ports.entry(name).or_insert((false, 0));
-                *is_right &= ports::is_right_rule(expressions.nested());
-                *count += 1;
+                let (_, rules) = ports.entry(name).or_insert((false, Vec::new()));
+                rules.push(ports::read_rule(expressions.nested()));
             } else {
                 hash_rule(chains.entry(name).or_default(), expressions.nested());
             }
         })?;
         prints.extend(chains.into_iter().map(|(name, hasher)| ((*layer, name), hasher.finalize())));
     }
-    let is_wrong = |(_, (is_right, count)): &(String, (bool, usize))| !is_right || *count != 1;
+    let is_wrong = |(_, (is_right, rules)): &(String, (bool, Vec<PortRule>))| !is_right || literal::read_chain(rules).is_none();
     let wrong_ports =
         ports.into_iter().filter(is_wrong).map(|(chain, _)| format!("chain {} {TABLE} {chain}: changed", Layer::Netdev)).collect();
     Ok(Rules { prints, wrong_ports })
 }
 
-/// The guards' base chains come and go with commits, and are all the same.
+/// The guards' base chains come, go and change with commits.
 fn is_port(layer: Layer, chain: &str) -> bool {
     layer == Layer::Netdev && is_port_chain(chain)
 }
@@ -174,7 +174,7 @@ fn segment(layer: Layer, chain: &str) -> Option<Chain> {
     if layer == Layer::Inet { parse_segment_chain(chain) } else { None }
 }
 
-/// Which of the guards' base chains are missing, and which should not be there, in words.
+/// Which of the guards' base chains are missing, let something else pass, or should not be there, in words.
 pub(super) fn port_differences(
     socket: &mut NetfilterSocket,
     committed: &KernelState,
@@ -188,8 +188,17 @@ pub(super) fn port_differences(
     };
     let (held, committed) = (held.ports.unwrap_or_default(), committed.ports.clone().unwrap_or_default());
     let word = |port: &String, what| format!("guard of interface {port}: {what}");
-    let gone = committed.difference(&held).map(|port| word(port, "gone"));
-    Ok(gone.chain(held.difference(&committed).map(|port| word(port, "added"))).collect())
+    let mut words = Vec::new();
+    for (port, literals) in &committed {
+        match held.get(port) {
+            None => words.push(word(port, "gone")),
+            // Rules that are not ours are told as such.
+            Some(Some(other)) if Some(other) != literals.as_ref() => words.push(word(port, "changed")),
+            Some(_) => {}
+        }
+    }
+    words.extend(held.keys().filter(|port| !committed.contains_key(*port)).map(|port| word(port, "added")));
+    Ok(words)
 }
 
 /// What differs between the elements of some sets, in words.

@@ -1,8 +1,10 @@
 //! What can go wrong between the agent and the kernel. Each says what was tried, on what, and why it failed.
 
 use super::names::Layer;
+use firebreak_policy::kernel_sets::{Chain, GroupSet};
 use nix::errno::Errno;
 use std::io;
+use std::net::IpAddr;
 
 /// Why the dataplane could not be opened. Nothing was left half done: the kernel holds what it held before, or our whole tables.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +102,8 @@ pub enum CommitError {
         source: Refusal,
         /// How many other elements were refused beside it.
         others: usize,
+        /// Whose it is, where that can be told.
+        culprit: Option<Box<Culprit>>,
     },
     /// The kernel refused the transaction as such.
     #[error("kernel transaction of {bytes} bytes: {source}")]
@@ -129,6 +133,17 @@ pub enum CommitError {
     /// Our table is gone or was changed, and could not be put back.
     #[error("our table was changed by somebody else and could not be put back: {0}")]
     Repair(String),
+}
+
+/// What a refused element or object is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Culprit {
+    /// The set of a group.
+    Group(GroupSet),
+    /// The chain of a segment.
+    Chain(Chain),
+    /// What is said about a local address.
+    Local(IpAddr),
 }
 
 /// The kernel's refusal.

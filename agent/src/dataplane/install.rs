@@ -54,9 +54,9 @@ impl Site {
 }
 
 impl Site {
-    /// The sets of ours that are there in our form.
+    /// The sets of ours that are there and hold what ours would.
     pub(super) fn readable(&self) -> impl Iterator<Item = SetRef> + '_ {
-        let is_there = |set: &SetRef| set.layer() == self.layer && self.skeleton.is_there(&self.present, &set.name());
+        let is_there = |set: &SetRef| set.layer() == self.layer && self.skeleton.can_be_read(&self.present, &set.name());
         SetRef::all().into_iter().filter(is_there)
     }
 }
@@ -154,6 +154,7 @@ pub(super) fn bring_about(
     let mut commands = Vec::new();
     let mut prelude = String::new();
     let mut empty = BTreeSet::new();
+    let mut flushes_ports = false;
     let mut made = Vec::new();
     for site in sites {
         match site.found {
@@ -178,6 +179,7 @@ pub(super) fn bring_about(
         let transition = site.skeleton.transition(&site.present).map_err(|error| OpenError::Nft(error.to_string()))?;
         let Transition { commands: more, kept } = transition;
         commands.extend(more);
+        flushes_ports |= site.layer == Layer::Netdev;
         empty.extend(SetRef::all().into_iter().filter(|set| set.layer() == site.layer && !kept.contains(&set.name())));
     }
     if commands.is_empty() {
@@ -188,7 +190,10 @@ pub(super) fn bring_about(
             nft::apply_text(&config.nft, &prelude)?;
         }
         let held = read_back_of(socket, &standing.layers, |set| !empty.contains(&set)).map_err(OpenError::from)?;
-        let plan = elements(&held);
+        let mut plan = elements(&held);
+        if flushes_ports {
+            plan.ports.keep(held.ports.iter().flatten());
+        }
         let fields = |layer, set: &str| sites.iter().find(|site| site.layer == layer).and_then(|site| site.skeleton.fields(set));
         Ok(nft::apply(&config.nft, &commands, &element_text::commands(&plan, fields)?)?)
     };

@@ -131,7 +131,7 @@ impl Key {
     }
 }
 
-fn local(element: &Element) -> IpAddr {
+pub(super) fn local(element: &Element) -> IpAddr {
     match element {
         Element::Local(local)
         | Element::Peer(local, _)

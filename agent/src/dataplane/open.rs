@@ -5,7 +5,6 @@ use super::config::DataplaneConfig;
 use super::desired::Desired;
 use super::error::{CommitError, ObserveError, OpenError, ReadBackError};
 use super::install::{InstallError, Site, Standing, Which, bring_about, survey};
-use super::moves;
 use super::names::{Layer, SetRef};
 use super::observe::{self, ObserveElement};
 use super::plan::{KernelState, Plan, SetChange, plan, plan_delta, plan_restore};
@@ -16,6 +15,7 @@ use super::shared::{plan_tidy, split_prepared};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::walk::{Stands, Walk};
 use super::{mark, tables};
+use super::{moves, overlap};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -159,12 +159,12 @@ impl Dataplane {
         }
         self.tidy()?;
         let plan = plan(self.actual()?, desired);
-        match self.commit_in_steps(plan, desired) {
+        match self.commit_in_steps(plan, Some(desired)) {
             Err(CommitError::Refused { source, .. }) if !self.owned && source.errno == Errno::ENOENT => {
                 // Where the kernel does not keep others off, an element may have been taken away behind our back.
                 self.actual = None;
                 let plan = super::plan::plan(self.actual()?, desired);
-                self.commit_in_steps(plan, desired)
+                self.commit_in_steps(plan, Some(desired))
             }
             result => result,
         }
@@ -182,7 +182,7 @@ impl Dataplane {
             self.tidy()?;
         }
         let plan = plan_delta(self.actual()?, delta);
-        self.commit_plan(plan)
+        self.commit_in_steps(plan, None)
     }
 
     /// Removes chains and sets that nothing leads to any more. They are left behind by a commit for the packets that were on their way;
@@ -206,8 +206,10 @@ impl Dataplane {
 
     /// What changes no verdict first: new chains and sets, which mean nothing until an address leads to them, and what the state before allows
     /// already. Then the change; what it leaves behind goes with [`Self::tidy`].
-    fn commit_in_steps(&mut self, mut plan: Plan, desired: &Desired) -> Result<CommitReport, CommitError> {
-        let (early, late) = moves::split(&mut plan, self.actual()?, &desired.sets);
+    fn commit_in_steps(&mut self, mut plan: Plan, desired: Option<&Desired>) -> Result<CommitReport, CommitError> {
+        let actual = self.actual()?;
+        let (mut early, mut late) = desired.map(|desired| moves::split(&mut plan, actual, &desired.sets)).unwrap_or_default();
+        overlap::hold(&mut plan, &mut early, &mut late, actual);
         let early = Plan { changes: early, ..Plan::default() };
         let undo = early.undone();
         let mut first = split_prepared(&mut plan).unwrap_or_default();
@@ -455,6 +457,7 @@ fn explain(plan: &Plan, batch: &Batch, complaints: &[Complaint]) -> CommitError 
                 element: place.element,
                 source: complaint.refusal.clone(),
                 others: complaints.len() - 1,
+                culprit: place.culprit.map(Box::new),
             };
         }
     }

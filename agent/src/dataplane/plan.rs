@@ -1,9 +1,10 @@
 //! From what the kernel holds and what it is to hold to the change between them. Pure: the same two states give the same plan,
 //! in one order, whatever happened before.
 
-use super::bind::{self, Binding};
+use super::bind;
 use super::desired::Desired;
 use super::element::{Bound, Entry, tidy};
+use super::literal::Literal;
 use super::names::{BoundForm, Layer, SetRef};
 use super::shared::{self, HeldShared, Object};
 use super::{Delta, element::Comments};
@@ -24,8 +25,8 @@ pub(super) struct KernelState {
     pub(super) policy: BTreeMap<SetId, BTreeMap<Element, Comment>>,
     /// The guards' sets, of the tables that are there.
     pub(super) bound: BTreeMap<SetRef, BTreeMap<Entry, Comment>>,
-    /// The interfaces that have a guard's base chain, by name; `None` without a netdev table.
-    pub(super) ports: Option<BTreeSet<String>>,
+    /// The guards' base chains, by the name of their interface; `None` without a netdev table.
+    pub(super) ports: Option<Ports>,
     /// Policy in the shared form.
     pub(super) shared: HeldShared,
 }
@@ -39,7 +40,7 @@ impl KernelState {
                 state.known.insert(layer, BTreeMap::new());
             }
             if layer == Layer::Netdev {
-                state.ports = Some(BTreeSet::new());
+                state.ports = Some(Ports::new());
             }
             state.bound.extend(BoundForm::of(layer).iter().map(|form| (SetRef::Bound(layer, *form), BTreeMap::new())));
         }
@@ -171,8 +172,9 @@ impl KernelState {
             }
         }
         if let Some(ports) = &mut self.ports {
-            ports.retain(|port| !plan.ports.remove.contains(port));
-            ports.extend(std::mem::take(&mut plan.ports.put));
+            ports.retain(|port, _| !plan.ports.remove.contains(port));
+            let changed = [&mut plan.ports.put, &mut plan.ports.rewrite].into_iter().flat_map(std::mem::take);
+            ports.extend(changed.map(|Port { device, literals }| (device, Some(literals))));
         }
     }
 }
@@ -194,13 +196,39 @@ pub(super) struct Plan {
     pub(super) rules: Vec<(Chain, Vec<SharedRule>)>,
 }
 
+/// By the name of an interface, the literals of its guard's base chain; `None` when its rules are not ours.
+pub(super) type Ports = BTreeMap<String, Option<BTreeSet<Literal>>>;
+
 /// Base chains of guards, by the name of their interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PortChange {
     /// What goes, in order.
     pub(super) remove: Vec<String>,
     /// What comes, in order.
-    pub(super) put: Vec<String>,
+    pub(super) put: Vec<Port>,
+    /// What stays and gets other rules, in order.
+    pub(super) rewrite: Vec<Port>,
+}
+
+impl PortChange {
+    /// Has the rules of the chains written again that it leaves as they are: for a transaction that empties all of them.
+    pub(super) fn keep<'a>(&mut self, held: impl Iterator<Item = (&'a String, &'a Option<BTreeSet<Literal>>)>) {
+        let changed: BTreeSet<String> =
+            self.remove.iter().chain([&self.put, &self.rewrite].into_iter().flatten().map(|port| &port.device)).cloned().collect();
+        let readable = held.filter_map(|(device, literals)| Some(Port { device: device.clone(), literals: literals.clone()? }));
+        self.rewrite.extend(readable.filter(|port| !changed.contains(&port.device)));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.put.is_empty() && self.rewrite.is_empty()
+    }
+}
+
+/// The base chain of an interface, and its rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Port {
+    pub(super) device: String,
+    pub(super) literals: BTreeSet<Literal>,
 }
 
 /// What changes in one set.
@@ -214,11 +242,18 @@ pub(super) struct SetChange {
     pub(super) put: Vec<(Entry, Comment)>,
 }
 
+impl SetChange {
+    /// Whether something comes or goes.
+    pub(super) fn is_something(&self) -> bool {
+        !(self.remove.is_empty() && self.put.is_empty())
+    }
+}
+
 impl Plan {
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
         let objects = !(self.before.is_empty() && self.after.is_empty());
-        !objects && self.changes.is_empty() && self.ports.remove.is_empty() && self.ports.put.is_empty()
+        !objects && self.changes.is_empty() && self.ports.is_empty()
     }
 
     /// Takes back elements that come.
@@ -253,29 +288,26 @@ impl Plan {
 pub(super) fn plan(actual: &KernelState, desired: &Desired) -> Plan {
     let bindings = bind::bindings(actual, desired);
     let mut plan = plan_to(actual, &desired_interfaces(desired), &desired_workloads(desired), &desired.sets.sets);
-    plan_guards(&mut plan, actual, |set| bind::elements(&bindings, set), &guarded(desired, &bindings));
+    plan_guards(&mut plan, actual, |set| bind::elements(&bindings, set), &bind::ports(desired, &bindings));
     shared::plan(&mut plan, &actual.shared, &desired.sets.shared, false);
     plan
 }
 
-/// The names of the interfaces that get a guard's base chain: all that are managed.
-fn guarded(desired: &Desired, bindings: &BTreeMap<u32, Binding>) -> BTreeSet<String> {
-    bindings.keys().filter_map(|index| desired.interfaces.get(index)).map(|interface| interface.name.as_str().to_owned()).collect()
-}
-
-fn plan_guards(
-    plan: &mut Plan,
-    actual: &KernelState,
-    desired: impl Fn(SetRef) -> BTreeMap<Entry, Comment>,
-    desired_ports: &BTreeSet<String>,
-) {
+fn plan_guards(plan: &mut Plan, actual: &KernelState, desired: impl Fn(SetRef) -> BTreeMap<Entry, Comment>, desired_ports: &Ports) {
     for (set, actual) in &actual.bound {
         let (remove, put) = difference(actual, &desired(*set), std::convert::identity);
         plan.push(*set, remove, put);
     }
     if let Some(actual) = &actual.ports {
-        plan.ports.remove = actual.difference(desired_ports).cloned().collect();
-        plan.ports.put = desired_ports.difference(actual).cloned().collect();
+        plan.ports.remove = actual.keys().filter(|device| !desired_ports.contains_key(*device)).cloned().collect();
+        for (device, literals) in desired_ports {
+            let port = || Port { device: device.clone(), literals: literals.clone().unwrap_or_default() };
+            match actual.get(device) {
+                None => plan.ports.put.push(port()),
+                Some(held) if held != literals => plan.ports.rewrite.push(port()),
+                Some(_) => {}
+            }
+        }
     }
 }
 
@@ -284,7 +316,7 @@ pub(super) fn plan_restore(actual: &KernelState, committed: &KernelState) -> Pla
     let nothing = BTreeMap::new();
     let mut plan = plan_to(actual, committed.known.values().next().unwrap_or(&nothing), &committed.workloads, &committed.policy);
     let bound = |set| committed.bound.get(&set).cloned().unwrap_or_default();
-    plan_guards(&mut plan, actual, bound, committed.ports.as_ref().unwrap_or(&BTreeSet::new()));
+    plan_guards(&mut plan, actual, bound, committed.ports.as_ref().unwrap_or(&Ports::new()));
     shared::plan(&mut plan, &actual.shared, &committed.shared.desired(), true);
     plan
 }
@@ -408,6 +440,10 @@ pub(super) fn plan_delta(actual: &KernelState, delta: &Delta) -> Plan {
 fn desired_interfaces(desired: &Desired) -> BTreeMap<u32, Comment> {
     let exempt: Comment = "exempt: judged by nobody".into();
     let mut known: BTreeMap<u32, Comment> = desired.exempt.keys().map(|index| (*index, exempt.clone())).collect();
+    // In `inet` a bridged packet comes from its bridge and goes to it: one lookup for it too. What matches a pattern and is no veth is exempt anyway.
+    let bridge: Comment = "bridge of workloads".into();
+    let links = desired.interfaces.values().map(|interface| interface.claim.link).filter(|link| *link != 0);
+    known.extend(links.map(|link| (link, bridge.clone())));
     known.extend(desired.interfaces.iter().map(|(index, interface)| (*index, interface.workload.clone())));
     known
 }

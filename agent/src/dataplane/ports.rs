@@ -3,6 +3,7 @@
 //! ```text
 //! chain port_veth12 {
 //!     type filter hook ingress device "veth12" priority -500; policy drop;
+//!     ...                                                             # of each of its addresses: [`super::literal`]
 //!     jump from_workload
 //! }
 //! ```
@@ -10,18 +11,21 @@
 //! in a message, and `nft list chain` fails for a chain of more than some hundred. The kernel binds it to the name: it stays when
 //! the interface is deleted, and the next one of that name meets it with nothing bound to its ifindex, so that all is refused.
 
+use super::element::put_comment;
+use super::literal::{self, Literal, PortRule};
 use super::names::{CHAIN_FROM_WORKLOAD, Layer, TABLE, is_port_chain, port_chain};
-use super::plan::PortChange;
+use super::plan::{Port, PortChange};
 use super::render_shared::immediate;
 use super::wire::{APPEND, Attributes, CREATE, DATA_VERDICT, LIST_ELEMENT, Message, Received, Writer, chain, expression, rule, verdict};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Before connection tracking and everybody else.
 const PRIORITY: i32 = -500;
 
-/// Makes the chain of an interface with its one rule; two messages, of which it gives the beginnings. The chain refuses all from the
-/// moment that it is there, and without its rule.
-pub(super) fn put(writer: &mut Writer, sequence: &mut u32, device: &str) -> [usize; 2] {
+/// Makes the chain of an interface with its rules; gives the beginnings of the messages. The chain refuses all from the
+/// moment that it is there, and without its rules.
+pub(super) fn put(writer: &mut Writer, sequence: &mut u32, Port { device, literals }: &Port) -> Vec<usize> {
     let name = port_chain(device);
     let chain_start = writer.len();
     *sequence = sequence.wrapping_add(1);
@@ -36,17 +40,46 @@ pub(super) fn put(writer: &mut Writer, sequence: &mut u32, device: &str) -> [usi
     writer.number(chain::POLICY, chain::DROP);
     writer.text(chain::TYPE, "filter");
     writer.end(open);
+    let mut starts = vec![chain_start];
+    rules(writer, sequence, &name, literals, &mut starts);
+    starts
+}
 
-    let rule_start = writer.len();
+/// Gives the chain of an interface other rules; gives the beginnings of the messages.
+pub(super) fn rewrite(writer: &mut Writer, sequence: &mut u32, Port { device, literals }: &Port) -> Vec<usize> {
+    let name = port_chain(device);
+    let mut starts = vec![writer.len()];
     *sequence = sequence.wrapping_add(1);
-    let open = writer.begin(Message::NewRule, CREATE | APPEND, *sequence, Layer::Netdev);
+    // Without a handle: all rules of the chain.
+    let open = writer.begin(Message::DelRule, 0, *sequence, Layer::Netdev);
     writer.text(rule::TABLE, TABLE);
     writer.text(rule::CHAIN, &name);
-    let expressions = writer.nest(rule::EXPRESSIONS);
-    immediate(writer, verdict::JUMP, Some(CHAIN_FROM_WORKLOAD));
-    writer.end_nest(expressions);
     writer.end(open);
-    [chain_start, rule_start]
+    rules(writer, sequence, &name, literals, &mut starts);
+    starts
+}
+
+fn rules(writer: &mut Writer, sequence: &mut u32, chain: &str, literals: &BTreeSet<Literal>, starts: &mut Vec<usize>) {
+    let mut rule = |comment: Option<&str>, expressions: &mut dyn FnMut(&mut Writer)| {
+        starts.push(writer.len());
+        *sequence = sequence.wrapping_add(1);
+        let open = writer.begin(Message::NewRule, CREATE | APPEND, *sequence, Layer::Netdev);
+        writer.text(rule::TABLE, TABLE);
+        writer.text(rule::CHAIN, chain);
+        let list = writer.nest(rule::EXPRESSIONS);
+        expressions(writer);
+        writer.end_nest(list);
+        if let Some(comment) = comment {
+            let mut userdata = Vec::new();
+            put_comment(&mut userdata, comment);
+            writer.attribute(rule::USERDATA, &userdata);
+        }
+        writer.end(open);
+    };
+    for literal_rule in literal::rules(literals) {
+        rule(Some(&literal_rule.comment), &mut |writer| literal::write(writer, &literal_rule));
+    }
+    rule(None, &mut |writer| immediate(writer, verdict::JUMP, Some(CHAIN_FROM_WORKLOAD)));
 }
 
 /// Removes the chain of an interface with its rule; one message.
@@ -65,12 +98,22 @@ pub(super) fn text(change: &PortChange) -> Vec<String> {
         .remove
         .iter()
         .map(|device| json!({ "delete": { "chain": { "family": family, "table": TABLE, "name": port_chain(device) } } }));
-    let come = change.put.iter().flat_map(|device| {
+    let with_rules = |first: Value, Port { device, literals }: &Port| {
         let name = port_chain(device);
-        let jump = json!({ "jump": { "target": CHAIN_FROM_WORKLOAD } });
-        [command(&name, device), json!({ "add": { "rule": { "family": family, "table": TABLE, "chain": name, "expr": [jump] } } })]
-    });
-    gone.chain(come).map(|command| command.to_string()).collect()
+        let rule = |expressions: Value| json!({ "family": family, "table": TABLE, "chain": name, "expr": expressions });
+        let of_literals = literal::rules(literals).map(|literal_rule| {
+            let mut inside = rule(literal::text(&literal_rule));
+            inside["comment"] = literal_rule.comment.into();
+            inside
+        });
+        let jump = rule(json!([{ "jump": { "target": CHAIN_FROM_WORKLOAD } }]));
+        let rules = of_literals.chain([jump]).map(|inside| json!({ "add": { "rule": inside } }));
+        [first].into_iter().chain(rules).collect::<Vec<Value>>()
+    };
+    let come = change.put.iter().flat_map(|port| with_rules(command(&port_chain(&port.device), &port.device), port));
+    let flush = |port: &Port| json!({ "flush": { "chain": { "family": family, "table": TABLE, "name": port_chain(&port.device) } } });
+    let changed = change.rewrite.iter().flat_map(|port| with_rules(flush(port), port));
+    gone.chain(come).chain(changed).map(|command| command.to_string()).collect()
 }
 
 /// The command for `nft -j` that makes the chain of an interface, or one that is there so again.
@@ -89,8 +132,13 @@ pub(super) fn is_right_chain(received: &Received<'_>) -> bool {
         && hook(chain::HOOK_PRIORITY) == Some(u32::from_ne_bytes(PRIORITY.to_ne_bytes()))
 }
 
-/// Whether a rule is the one of [`put`]: no condition, and the jump.
-pub(super) fn is_right_rule(expressions: Attributes<'_>) -> bool {
+/// What a rule of a dump is to its chain.
+pub(super) fn read_rule(expressions: Attributes<'_>) -> PortRule {
+    if is_jump(expressions) { PortRule::Jump } else { literal::read_rule(expressions) }
+}
+
+/// Whether a rule has no condition, and the jump.
+fn is_jump(expressions: Attributes<'_>) -> bool {
     let mut several = expressions.filter(|item| item.kind == LIST_ELEMENT);
     let (Some(only), None) = (several.next(), several.next()) else { return false };
     let is_immediate = only.nested().find(expression::NAME).and_then(|name| name.as_text()) == Some("immediate");

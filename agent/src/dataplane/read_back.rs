@@ -2,14 +2,15 @@
 
 use super::element::{Comments, Entry, RawElement, decode, decode_segment, read_element};
 use super::error::{OpenError, ReadBackError};
-use super::names::{Layer, SetRef, TABLE, parse_group_set, parse_segment_chain};
-use super::plan::KernelState;
+use super::literal::{self, PortRule};
+use super::names::{Layer, SetRef, TABLE, is_port_chain, parse_group_set, parse_segment_chain};
+use super::plan::{KernelState, Ports};
 use super::ports;
 use super::render::is_interval_of_one_field;
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::{DUMP_ATTEMPTS, look_into};
-use super::wire::{Message, Received, Writer, chain, element};
-use std::collections::BTreeSet;
+use super::wire::{Message, Received, Writer, chain, element, rule};
+use std::collections::BTreeMap;
 
 /// Reads every set that the agent writes, of the tables that are there.
 pub(super) fn read_back(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<KernelState, ReadBackError> {
@@ -50,17 +51,42 @@ pub(super) fn read_back_of(
     Ok(state)
 }
 
-/// The interfaces that have a guard's base chain.
-fn read_ports(socket: &mut NetfilterSocket) -> Result<BTreeSet<String>, ReadBackError> {
+/// The guards' base chains, by interface.
+fn read_ports(socket: &mut NetfilterSocket) -> Result<Ports, ReadBackError> {
+    let devices: BTreeMap<String, String> = dump_netdev(socket, Message::GetChain, chain::TABLE, |received| {
+        let name = received.attributes().find(chain::NAME)?.as_text()?;
+        Some((name.to_owned(), ports::device(received)?.to_owned()))
+    })?;
+    let mut rules: BTreeMap<String, Vec<PortRule>> = BTreeMap::new();
+    let found: Vec<(String, PortRule)> = dump_netdev(socket, Message::GetRule, rule::TABLE, |received| {
+        let name = received.attributes().find(rule::CHAIN)?.as_text().filter(|name| is_port_chain(name))?;
+        Some((name.to_owned(), ports::read_rule(received.attributes().find(rule::EXPRESSIONS)?.nested())))
+    })?;
+    for (chain, found) in found {
+        rules.entry(chain).or_default().push(found);
+    }
+    let literals = |chain: &String| literal::read_chain(rules.get(chain).map_or(&[], Vec::as_slice));
+    Ok(devices.iter().map(|(chain, device)| (device.clone(), literals(chain))).collect())
+}
+
+fn dump_netdev<T, C: FromIterator<T>>(
+    socket: &mut NetfilterSocket,
+    message: Message,
+    table: u16,
+    read: impl Fn(&Received<'_>) -> Option<T>,
+) -> Result<C, ReadBackError> {
     let what = || format!("chains of table {} {TABLE}", Layer::Netdev);
     for _ in 0..DUMP_ATTEMPTS {
-        let mut found = BTreeSet::new();
+        let mut found = Vec::new();
         let take = |received: &Received<'_>| -> Result<(), std::convert::Infallible> {
-            found.extend(ports::device(received).map(str::to_owned));
+            let of = received.attributes().find(table);
+            if received.family() == Some(Layer::Netdev.number()) && of.and_then(|name| name.as_text()) == Some(TABLE) {
+                found.extend(read(received));
+            }
             Ok(())
         };
-        match socket.dump(Message::GetChain, Some(Layer::Netdev), |writer| writer.text(chain::TABLE, TABLE), take) {
-            Ok(Ok(())) => return Ok(found),
+        match socket.dump(message, Some(Layer::Netdev), |writer| writer.text(table, TABLE), take) {
+            Ok(Ok(())) => return Ok(found.into_iter().collect()),
             Err(RequestError::Interrupted) => {}
             Err(RequestError::Refused(source)) => return Err(ReadBackError::Refused { set: what(), source }),
             Err(RequestError::Socket(error)) => return Err(ReadBackError::Socket(error)),

@@ -1,14 +1,15 @@
 //! From a plan to the bytes of one transaction, and from the kernel's complaint back to the element. Pure.
 
 use super::element::{Entry, Key, encode, put_comment};
-use super::error::CommitError;
+use super::error::{CommitError, Culprit};
+use super::moves::local;
 use super::names::{SetRef, TABLE, segment_chain};
-use super::plan::Plan;
+use super::plan::{Plan, Port};
 use super::ports;
 use super::render_shared;
 use super::shared::Object;
 use super::wire::{self, Attributes, CREATE, DATA_VALUE, LIST_ELEMENT, Message, NFGEN_HEADER, NLMSG_HEADER, Writer, element};
-use firebreak_policy::kernel_sets::{GroupForm, GroupSet};
+use firebreak_policy::kernel_sets::{GroupForm, GroupSet, SetId, Shape};
 
 /// The list of one message stays below this, so that its attribute's 16-bit length holds it and one element more.
 const LIST_BYTES: usize = 60_000;
@@ -29,8 +30,16 @@ pub(super) struct Batch {
 pub(super) enum Part {
     /// Some elements of one set.
     Elements(Elements),
-    /// A guard's base chain comes or goes: where the message begins, which of the plan's list it is, and whether it comes.
-    Port { start: usize, position: usize, puts: bool },
+    /// A guard's base chain: where the message begins, which of the plan's list it is, and what is done.
+    Port { start: usize, position: usize, act: PortAct },
+}
+
+/// What is done to a guard's base chain.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PortAct {
+    Removes,
+    Puts,
+    Rewrites,
 }
 
 impl Part {
@@ -82,6 +91,7 @@ pub(super) struct Place {
     pub(super) set: String,
     pub(super) act: &'static str,
     pub(super) element: String,
+    pub(super) culprit: Option<Culprit>,
 }
 
 /// Renders a plan. An element that does not fit its set is an error, and nothing is sent.
@@ -94,12 +104,17 @@ pub(super) fn render(plan: &Plan, first_sequence: u32) -> Result<Batch, CommitEr
     objects(&mut writer, &mut messages, &mut sequence, &plan.before, Source::Before);
     // An interface is guarded before it is known; all of it takes effect at once, but for the hook, which is there a moment earlier.
     for (position, device) in plan.ports.remove.iter().enumerate() {
-        messages.push(Part::Port { start: writer.len(), position, puts: false });
+        messages.push(Part::Port { start: writer.len(), position, act: PortAct::Removes });
         ports::remove(&mut writer, &mut sequence, device);
     }
-    for (position, device) in plan.ports.put.iter().enumerate() {
-        for start in ports::put(&mut writer, &mut sequence, device) {
-            messages.push(Part::Port { start, position, puts: true });
+    for (position, port) in plan.ports.put.iter().enumerate() {
+        for start in ports::put(&mut writer, &mut sequence, port) {
+            messages.push(Part::Port { start, position, act: PortAct::Puts });
+        }
+    }
+    for (position, port) in plan.ports.rewrite.iter().enumerate() {
+        for start in ports::rewrite(&mut writer, &mut sequence, port) {
+            messages.push(Part::Port { start, position, act: PortAct::Rewrites });
         }
     }
     for (index, change) in plan.changes.iter().enumerate() {
@@ -210,7 +225,7 @@ pub(super) fn locate(plan: &Plan, batch: &Batch, sequence: u32, offset: Option<u
     let end = batch.messages.get(position + 1).map_or(batch.bytes.len(), |next| next.start());
     let part = match *part {
         Part::Elements(part) => part,
-        Part::Port { start: _, position, puts } => return port_place(plan, position, puts),
+        Part::Port { start: _, position, act } => return port_place(plan, position, act),
     };
     let change = match part.source {
         Source::Change(index) => plan.changes.get(index)?,
@@ -233,13 +248,41 @@ pub(super) fn locate(plan: &Plan, batch: &Batch, sequence: u32, offset: Option<u
         set: change.set.to_string(),
         act: if part.puts { "adding" } else { "removing" },
         element: entry.map_or_else(|| format!("one of {} elements", starts.len()), ToString::to_string),
+        culprit: culprit(change.set, entry),
     })
 }
 
-fn port_place(plan: &Plan, position: usize, puts: bool) -> Option<Place> {
-    let (act, devices) = if puts { ("adding", &plan.ports.put) } else { ("removing", &plan.ports.remove) };
-    let device = devices.get(position)?;
-    Some(Place { set: format!("netdev {TABLE} {}", super::names::port_chain(device)), act, element: format!("the guard of {device}") })
+/// Whose an element is, where it is an object's of the controller.
+fn culprit(set: SetRef, entry: Option<&Entry>) -> Option<Culprit> {
+    if let SetRef::Group(set) = set {
+        return Some(Culprit::Group(set));
+    }
+    match (set, entry?) {
+        (SetRef::Policy(SetId { shape: Shape::Published, .. }), _) => None,
+        (SetRef::Policy(_), Entry::Policy(element)) => Some(Culprit::Local(local(element))),
+        (SetRef::Segments(..), Entry::Segment(local, _)) => Some(Culprit::Local(*local)),
+        (SetRef::Group(_), _) => None,
+        (
+            SetRef::Policy(_) | SetRef::Segments(..) | SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Bound(..),
+            Entry::Policy(_) | Entry::Segment(..) | Entry::Group(_) | Entry::Interface(_) | Entry::Bound(_),
+        ) => None,
+    }
+}
+
+fn port_place(plan: &Plan, position: usize, act: PortAct) -> Option<Place> {
+    let of = |ports: &'_ [Port]| ports.get(position).map(|port| port.device.clone());
+    let (act, device) = match act {
+        PortAct::Removes => ("removing", plan.ports.remove.get(position).cloned()),
+        PortAct::Puts => ("adding", of(&plan.ports.put)),
+        PortAct::Rewrites => ("rewriting", of(&plan.ports.rewrite)),
+    };
+    let device = device?;
+    Some(Place {
+        set: format!("netdev {TABLE} {}", super::names::port_chain(&device)),
+        act,
+        element: format!("the guard of {device}"),
+        culprit: None,
+    })
 }
 
 /// Where the elements of a message begin, from the message's beginning.

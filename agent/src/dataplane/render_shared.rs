@@ -1,6 +1,7 @@
 //! Sets of groups and chains of segments as nf_tables messages. The rules are the ones that nft makes of the text in `shared_sets.rs`
 //! of the policy crate, expression by expression, so that `nft list` shows that text. Pure.
 
+use super::error::Culprit;
 use super::names::Layer;
 use super::names::{TABLE, beyond_egress, group_set, icmp_number, segment_chain};
 use super::render::Place;
@@ -38,14 +39,19 @@ fn with_rules<'a>(first: ObjectMessage<'a>, chain: &'a Chain, rules: &'a [Shared
 
 /// What a complaint about an object is about.
 pub(super) fn place(object: &Object, puts: bool) -> Place {
-    let (name, what) = match object {
-        Object::AddSet(set, title) => (group_set(set), format!("the set of {title}")),
-        Object::DeleteSet(set) => (group_set(set), "the set".to_owned()),
+    let (name, what, culprit) = match object {
+        Object::AddSet(set, title) => (group_set(set), format!("the set of {title}"), Culprit::Group(*set)),
+        Object::DeleteSet(set) => (group_set(set), "the set".to_owned(), Culprit::Group(*set)),
         Object::AddChain(chain, _) | Object::RewriteChain(chain, _) | Object::DeleteChain(chain) => {
-            (segment_chain(chain), "the chain".to_owned())
+            (segment_chain(chain), "the chain".to_owned(), Culprit::Chain(*chain))
         }
     };
-    Place { set: format!("{} {TABLE} {name}", Layer::Inet), act: if puts { "adding" } else { "removing" }, element: what }
+    Place {
+        set: format!("{} {TABLE} {name}", Layer::Inet),
+        act: if puts { "adding" } else { "removing" },
+        element: what,
+        culprit: Some(culprit),
+    }
 }
 
 /// Writes one message.
@@ -210,14 +216,14 @@ fn expression(writer: &mut Writer, name: &str, content: impl FnOnce(&mut Writer)
     writer.end_nest(item);
 }
 
-fn meta(writer: &mut Writer, key: u32, to: u32) {
+pub(super) fn meta(writer: &mut Writer, key: u32, to: u32) {
     expression(writer, "meta", |writer| {
         writer.number(e::META_KEY, key);
         writer.number(e::META_TO, to);
     });
 }
 
-fn payload(writer: &mut Writer, base: u32, offset: u32, length: u32, to: u32) {
+pub(super) fn payload(writer: &mut Writer, base: u32, offset: u32, length: u32, to: u32) {
     expression(writer, "payload", |writer| {
         writer.number(e::PAYLOAD_TO, to);
         writer.number(e::PAYLOAD_BASE, base);
@@ -226,7 +232,7 @@ fn payload(writer: &mut Writer, base: u32, offset: u32, length: u32, to: u32) {
     });
 }
 
-fn compare(writer: &mut Writer, operator: u32, value: &[u8]) {
+pub(super) fn compare(writer: &mut Writer, operator: u32, value: &[u8]) {
     expression(writer, "cmp", |writer| {
         writer.number(e::CMP_FROM, e::REGISTER);
         writer.number(e::CMP_OP, operator);

@@ -106,15 +106,18 @@ pub(super) mod expression {
     /// `NFTA_META_DREG`, `NFTA_META_KEY`.
     pub(crate) const META_TO: u16 = 1;
     pub(crate) const META_KEY: u16 = 2;
-    /// `NFT_META_NFPROTO`, `NFT_META_L4PROTO`.
+    /// `NFT_META_IIF`, `NFT_META_NFPROTO`, `NFT_META_L4PROTO`, `NFT_META_PKTTYPE`.
+    pub(crate) const IIF: u32 = 4;
     pub(crate) const NFPROTO: u32 = 15;
     pub(crate) const L4PROTO: u32 = 16;
+    pub(crate) const PKTTYPE: u32 = 19;
     /// `NFTA_PAYLOAD_*`.
     pub(crate) const PAYLOAD_TO: u16 = 1;
     pub(crate) const PAYLOAD_BASE: u16 = 2;
     pub(crate) const PAYLOAD_OFFSET: u16 = 3;
     pub(crate) const PAYLOAD_LENGTH: u16 = 4;
-    /// `NFT_PAYLOAD_NETWORK_HEADER`, `NFT_PAYLOAD_TRANSPORT_HEADER`.
+    /// `NFT_PAYLOAD_LL_HEADER`, `NFT_PAYLOAD_NETWORK_HEADER`, `NFT_PAYLOAD_TRANSPORT_HEADER`.
+    pub(crate) const LINK: u32 = 0;
     pub(crate) const NETWORK: u32 = 1;
     pub(crate) const TRANSPORT: u32 = 2;
     /// `NFTA_CMP_*` and its operators.
@@ -122,6 +125,7 @@ pub(super) mod expression {
     pub(crate) const CMP_OP: u16 = 2;
     pub(crate) const CMP_DATA: u16 = 3;
     pub(crate) const EQUAL: u32 = 0;
+    pub(crate) const NOT_EQUAL: u32 = 1;
     pub(crate) const AT_MOST: u32 = 3;
     pub(crate) const AT_LEAST: u32 = 5;
     /// `NFTA_LOOKUP_*`.

@@ -131,7 +131,11 @@ impl Lab {
     /// What a guard binds a workload's interface to: these addresses and its link-local one.
     pub fn claim(&self, end: End, veth: &str, mut addresses: BTreeSet<IpAddr>) -> Claim {
         addresses.insert(self.link_local(end));
-        Claim { mac: Some(self.mac(end)), addresses, vouched: false, link: self.index(veth) }
+        let link = match self.topology {
+            Topology::Routed => self.index(veth),
+            Topology::Bridged => self.index("br0"),
+        };
+        Claim { mac: Some(self.mac(end)), addresses, vouched: false, link }
     }
 
     /// The MAC address of a workload's interface.

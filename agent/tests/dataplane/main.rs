@@ -7,6 +7,7 @@ mod frames;
 mod guards;
 mod install;
 mod lab;
+mod literals;
 mod live;
 mod namespace;
 mod ownership;

@@ -4,7 +4,7 @@ use crate::contents::{everything, generation};
 use crate::install::{config, open};
 use crate::lab::{End, Lab, Topology, sets};
 use crate::namespace::Namespace;
-use firebreak_agent::dataplane::{Dataplane, DataplaneConfig, OpenError, SkeletonState};
+use firebreak_agent::dataplane::{Check, Dataplane, DataplaneConfig, OpenError, SkeletonState, uninstall};
 use firebreak_policy::kernel_sets::{Element, SetId, Shape};
 use firebreak_policy::model::{Direction, Family, Protocol};
 use std::net::{SocketAddr, UdpSocket};
@@ -192,6 +192,59 @@ fn the_rules_of_part_1_are_replaced_without_a_wrong_decision() {
     for topology in [Topology::Routed, Topology::Bridged] {
         // The bridge table has got sets since then, so that the elements come with the rules.
         upgrade_under_traffic(topology, PART1, SkeletonState::Outdated);
+    }
+}
+
+/// What Part 2 made first of the same: interfaces in a set that grows, and guards that only look up.
+fn before_literals(ruleset: &str) -> String {
+    let mut kept = Vec::new();
+    let mut left_out = 0;
+    for line in ruleset.lines() {
+        if line.trim() == "size 8192" || line.contains("pkttype != broadcast") {
+            left_out += 1;
+        } else if let Some((before, _)) = line.split_once("counter skeleton_") {
+            kept.push(format!("{before}counter skeleton_00000000_00000000 {{"));
+        } else if !line.starts_with("\tflags") {
+            kept.push(line.split(" # progname").next().unwrap().to_owned());
+        }
+    }
+    assert_eq!(left_out, 3 + 2 * 3, "a size in three tables, and a rule for IPv4 and two for IPv6 of each interface");
+    kept.join("\n")
+}
+
+#[test]
+fn guards_that_only_look_up_get_their_literals_in_one_transaction_without_a_wrong_decision() {
+    for topology in [Topology::Routed, Topology::Bridged] {
+        let lab = Lab::new(topology);
+        let desired = policy(&lab);
+        let (mut ours, _) = open(&lab.node);
+        ours.commit(&desired).unwrap();
+        drop(ours);
+        let old = before_literals(&lab.node.ruleset());
+        lab.node.run(|| uninstall().unwrap());
+        let loaded = lab.node.nft_load(&old);
+        assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+        let traffic = Traffic::start(&lab);
+        std::thread::sleep(Duration::from_millis(100));
+        let (mut dataplane, opened) = open(&lab.node);
+        assert_eq!(opened.skeleton, SkeletonState::Outdated, "{topology:?}");
+        assert_eq!(lab.node.stable_ruleset().matches("pkttype != broadcast").count(), 0, "{topology:?}: in force as they were");
+        dataplane = lab.node.run({
+            let desired = desired.clone();
+            move || {
+                assert_eq!(dataplane.commit(&desired).unwrap().bytes, 0, "all of it was in the one transaction");
+                dataplane
+            }
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        let [(permitted, arrived), (_, leaked)] = traffic.stop();
+        assert!(permitted > 100, "the traffic is real");
+        assert_eq!((arrived, leaked), (permitted, 0), "{topology:?}");
+        let ruleset = lab.node.stable_ruleset();
+        assert_eq!((ruleset.matches("pkttype != broadcast").count(), ruleset.matches("size 8192").count()), (6, 3), "{topology:?}");
+        assert_eq!(dataplane.check(Check::All).unwrap(), [""; 0], "{topology:?}");
+        drop(dataplane);
+        assert_eq!(open(&lab.node).1.skeleton, SkeletonState::Adopted);
     }
 }
 

@@ -226,11 +226,15 @@ impl Builder<'_> {
         let mut interfaces = BTreeMap::new();
         for workload in [self.client, self.server] {
             let index = self.index(&workload.interface)?;
+            let link = match self.node.topology {
+                Topology::Bridged => self.index("br0")?,
+                Topology::Routed => index,
+            };
             let managed = ManagedInterface {
                 name: InterfaceName::new(&workload.interface),
                 workload: "by the benchmark".into(),
                 addresses: workload.addresses().into(),
-                claim: Claim { mac: Some(mac(workload)?), addresses: workload.addresses().into(), vouched: true, link: index },
+                claim: Claim { mac: Some(mac(workload)?), addresses: workload.addresses().into(), vouched: true, link },
             };
             interfaces.insert(index, managed);
         }

@@ -1,7 +1,7 @@
 //! Rules taken apart into grants, and which of them go into the shared form. A function of the state alone.
 
 use super::{EXACT_PORTS, Limits, opens, side};
-use crate::kernel_sets::{GroupForm, Span};
+use crate::kernel_sets::{GroupForm, GroupKey, GroupSet, ShortName, Span};
 use crate::members::Members;
 use crate::model::Direction;
 use crate::model::{Family, PortRange, Protocol};
@@ -9,6 +9,7 @@ use crate::node_state::{
     CompiledPeers, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, SegmentId,
 };
 use crate::shared_sets::single;
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -66,6 +67,18 @@ pub(super) struct Side {
     pub(super) grants: Vec<Grant>,
     /// Beside each grant, whether the chain has it.
     pub(super) in_chain: Vec<bool>,
+    /// Of those in the chain, the ones that are one rule together.
+    pub(super) merged: Vec<Merged>,
+}
+
+/// Grants of several groups for the same service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Merged {
+    pub(super) form: GroupForm,
+    pub(super) service: GrantService,
+    /// Which of the side's grants.
+    pub(super) grants: Vec<usize>,
+    pub(super) groups: BTreeSet<GroupId>,
 }
 
 pub(super) type SideKey = (SegmentId, Direction, Family);
@@ -77,6 +90,10 @@ pub(super) struct Layout {
     pub(super) facts: BTreeMap<GroupId, Facts>,
     /// Groups that are shared because of their size.
     pub(super) large: BTreeSet<GroupId>,
+    /// What the groups make multiplied out, and the size from which they are shared.
+    pub(super) ladder: Ladder,
+    /// The members of groups that are one set together.
+    pub(super) unions: BTreeMap<GroupSet, Members>,
     /// Elements that one member of the group would make, were it multiplied out.
     pub(super) multiples: BTreeMap<GroupId, usize>,
     /// Where a group is named.
@@ -150,9 +167,9 @@ fn counts(members: &Members, family: Family) -> Counts {
     counts
 }
 
-fn whole_block(first: IpAddr) -> ipnet::IpNet {
+fn whole_block(first: IpAddr) -> IpNet {
     // A prefix length of nothing fits every family.
-    ipnet::IpNet::new(first, 0).unwrap_or_else(|_| first.into())
+    IpNet::new(first, 0).unwrap_or_else(|_| first.into())
 }
 
 impl Layout {
@@ -168,6 +185,12 @@ impl Layout {
         layout.measure(limits);
         for side in layout.sides.values_mut() {
             side.choose(&layout.facts, &layout.large, limits);
+        }
+        for ((_, _, family), side) in &layout.sides {
+            for merged in &side.merged {
+                let set = merged.set(*family);
+                layout.unions.entry(set).or_insert_with(|| merged.members(&set, &state.groups));
+            }
         }
         layout
     }
@@ -200,7 +223,7 @@ impl Layout {
             }
         }
         let grants = grants(isolation, &self.facts, key.2);
-        Side { locals: Vec::new(), contested: false, overflows: false, in_chain: vec![false; grants.len()], grants }
+        Side { locals: Vec::new(), contested: false, overflows: false, in_chain: vec![false; grants.len()], merged: Vec::new(), grants }
     }
 
     fn measure(&mut self, limits: &Limits) {
@@ -214,14 +237,94 @@ impl Layout {
             }
         }
         let facts = &self.facts;
-        let large = |(id, multiple): (&GroupId, &usize)| is_large(facts.get(id)?, *multiple, limits).then(|| id.clone());
+        let makes = |(id, multiple): (&GroupId, &usize)| Some(product(facts.get(id)?, *multiple));
+        self.ladder = Ladder::of(self.multiples.iter().filter_map(makes), limits);
+        let from = self.ladder.from(limits);
+        let large = |(id, multiple): (&GroupId, &usize)| (product(facts.get(id)?, *multiple) > from).then(|| id.clone());
         self.large = self.multiples.iter().filter_map(large).collect();
     }
 }
 
-/// Whether a group that makes so many elements of a member is shared.
-pub(super) fn is_large(facts: &Facts, multiple: usize, limits: &Limits) -> bool {
-    facts.exact().saturating_mul(multiple) > limits.pairs
+/// How many elements a group makes that makes so many of a member.
+pub(super) fn product(facts: &Facts, multiple: usize) -> usize {
+    facts.exact().saturating_mul(multiple)
+}
+
+/// How many elements groups of which size make together, by halvings of `Limits::pairs`: a change of one group is a change of one step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ladder(BTreeMap<u32, usize>);
+
+impl Ladder {
+    fn of(products: impl Iterator<Item = usize>, limits: &Limits) -> Self {
+        let mut ladder = Self::default();
+        products.for_each(|product| ladder.add(product, limits));
+        ladder
+    }
+
+    pub(super) fn add(&mut self, product: usize, limits: &Limits) {
+        if let Some(step) = Self::step(product, limits) {
+            *self.0.entry(step).or_default() += product;
+        }
+    }
+
+    pub(super) fn take(&mut self, product: usize, limits: &Limits) {
+        let Some(step) = Self::step(product, limits) else { return };
+        if let Some(sum) = self.0.get_mut(&step) {
+            *sum = sum.saturating_sub(product);
+            if *sum == 0 {
+                self.0.remove(&step);
+            }
+        }
+    }
+
+    /// How often `pairs` can be halved until the group is shared; `None` when it is anyway, or makes nothing.
+    fn step(product: usize, limits: &Limits) -> Option<u32> {
+        (product > 0 && product <= limits.pairs).then(|| (limits.pairs / product).ilog2())
+    }
+
+    /// Groups that make more than this are shared.
+    pub(super) fn from(&self, limits: &Limits) -> usize {
+        let mut sum: usize = self.0.values().sum();
+        let mut from = limits.pairs;
+        for (step, makes) in &self.0 {
+            if sum <= limits.elements {
+                break;
+            }
+            sum = sum.saturating_sub(*makes);
+            from = limits.pairs.checked_shr(step + 1).unwrap_or(0);
+        }
+        from
+    }
+}
+
+impl Merged {
+    /// The set of all its groups' members, of one family.
+    pub(super) fn set(&self, family: Family) -> GroupSet {
+        GroupSet { family, form: self.form, name: ShortName::new(&self.title(), self.groups.iter().map(|id| &*id.0)) }
+    }
+
+    pub(super) fn title(&self) -> String {
+        format!("{} groups", self.groups.len())
+    }
+
+    fn members(&self, set: &GroupSet, groups: &BTreeMap<GroupId, Arc<Group>>) -> Members {
+        let all = self.groups.iter().filter_map(|id| groups.get(id)).flat_map(|group| &group.members);
+        let members: Members = all.filter_map(|member| set.key(*member)).map(GroupKey::member).collect();
+        if self.form != GroupForm::Blocks {
+            return members;
+        }
+        // Blocks lie in one another or apart; of those that lie in one another the outer comes first.
+        let mut outer: Option<IpNet> = None;
+        let apart = members.iter().filter(|member| match member {
+            Member::Block(block) if outer.is_some_and(|outer| outer.contains(block)) => false,
+            Member::Block(block) => {
+                outer = Some(*block);
+                true
+            }
+            Member::Address(_) | Member::Service(..) => true,
+        });
+        apart.copied().collect()
+    }
 }
 
 impl Side {
@@ -237,13 +340,53 @@ impl Side {
                 wanting.push((usize::MAX - weight, index));
             }
         }
+        if wanting.len() > limits.rules {
+            self.merge(wanting.iter().map(|(_, index)| *index), limits);
+        }
+        let merged: BTreeSet<usize> = self.merged.iter().flat_map(|merged| &merged.grants).copied().collect();
+        wanting.retain(|(_, index)| !merged.contains(index));
         wanting.sort_unstable();
-        self.overflows = wanting.len() > limits.rules;
-        for (_, index) in wanting.into_iter().take(limits.rules) {
+        let room = limits.rules.saturating_sub(self.merged.len());
+        self.overflows = wanting.len() > room;
+        let alone = wanting.into_iter().take(room).map(|(_, index)| index);
+        for index in alone.chain(merged) {
             if let Some(chosen) = self.in_chain.get_mut(index) {
                 *chosen = true;
             }
         }
+    }
+
+    /// Makes one rule of the groups with the same service, whatever their size, so that a change of sizes changes nothing. Not at all where even so
+    /// there would be too many rules.
+    fn merge(&mut self, wanting: impl Iterator<Item = usize>, limits: &Limits) {
+        let mut kinds: Vec<Merged> = Vec::new();
+        let mut alone = 0;
+        for index in wanting {
+            let Some(grant) = self.grants.get(index) else { continue };
+            let GrantPeers::Group(id, form) = &grant.peers else {
+                alone += 1;
+                continue;
+            };
+            let same = kinds.iter().position(|kind| kind.form == *form && kind.service == grant.service);
+            if same.is_none() {
+                if kinds.len() + alone >= limits.rules {
+                    return;
+                }
+                kinds.push(Merged { form: *form, service: grant.service, grants: Vec::new(), groups: BTreeSet::new() });
+            }
+            let last = kinds.len().saturating_sub(1);
+            let Some(kind) = kinds.get_mut(same.unwrap_or(last)) else { return };
+            kind.grants.push(index);
+            kind.groups.insert(id.clone());
+        }
+        if kinds.len() + alone > limits.rules {
+            return;
+        }
+        kinds.retain(|kind| kind.groups.len() > 1);
+        for kind in &mut kinds {
+            kind.grants.sort_unstable();
+        }
+        self.merged = kinds;
     }
 }
 

@@ -1,14 +1,15 @@
 //! From one state's sets to the next one's when only members of groups differ, without looking at the rest. The result is what
 //! flattening the next state from the beginning gives (property test in `policy/tests/incremental.rs`); it only comes sooner.
 
-use super::grants::{Facts, GrantPeers, GrantService, Layout, Side, SideKey, groups_of, is_large};
+use super::grants::{Facts, GrantPeers, GrantService, Ladder, Layout, Side, SideKey, groups_of, product};
 use super::{Limits, build, exact_address, exact_elements, said, shared, side};
-use crate::kernel_sets::{Comment, Element, GroupForm, GroupSet, KernelSets, SetId, Shape};
+use crate::kernel_sets::{Comment, Element, GroupForm, GroupKey, GroupSet, KernelSets, SetId, Shape};
 use crate::members::{Changes, Members};
 use crate::model::Family;
 use crate::node_state::{Group, GroupId, Isolation, Member, NodeState};
-use crate::shared_sets::single;
+use crate::shared_sets::{holds, single};
 use crate::tiers::resolved;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,10 +17,10 @@ use std::sync::Arc;
 /// A state that was flattened, with what it takes to go on from it.
 #[derive(Clone, Debug)]
 pub struct Flattened {
-    /// As it was given.
-    given: NodeState,
-    /// With its tiers resolved, where it has some.
-    resolved: Option<NodeState>,
+    /// With its tiers resolved.
+    state: NodeState,
+    /// As it was given, where it has tiers.
+    given: Option<NodeState>,
     limits: Limits,
     layout: Layout,
     /// Every local address, for published ports.
@@ -27,6 +28,13 @@ pub struct Flattened {
     publishes: bool,
     /// Comments that were made on the way, so that equal ones share their memory.
     comments: HashSet<Comment>,
+}
+
+/// What a step makes different in the layout without changing its form.
+struct Learnt {
+    facts: BTreeMap<GroupId, Facts>,
+    ladder: Ladder,
+    unions: BTreeMap<GroupSet, Members>,
 }
 
 /// How the sets of the next state come about.
@@ -74,36 +82,52 @@ impl SetsDelta {
 impl Flattened {
     /// Flattens from the beginning.
     pub fn new(state: NodeState, limits: Limits) -> (Self, KernelSets) {
-        let resolved = resolved(&state);
-        let judged = resolved.as_ref().unwrap_or(&state);
-        let layout = Layout::of(judged, &limits);
-        let sets = build(judged, &layout);
+        let (state, given) = without_tiers(state);
+        let layout = Layout::of(&state, &limits);
+        let sets = build(&state, &layout);
         let local = state.endpoints.values().flat_map(|endpoint| &endpoint.addresses).copied().collect();
         let publishes = state.endpoints.values().any(|endpoint| !endpoint.published_ports.is_empty());
-        (Self { given: state, resolved, limits, layout, local, publishes, comments: HashSet::new() }, sets)
+        (Self { state, given, limits, layout, local, publishes, comments: HashSet::new() }, sets)
     }
 
     /// The state that was flattened last.
     pub fn state(&self) -> &NodeState {
-        &self.given
+        self.given.as_ref().unwrap_or(&self.state)
     }
 
-    fn judged(&self) -> &NodeState {
-        self.resolved.as_ref().unwrap_or(&self.given)
+    /// The groups that a set of the shared form is of.
+    pub fn groups_of(&self, set: &GroupSet) -> BTreeSet<GroupId> {
+        let mut groups = BTreeSet::new();
+        for ((_, _, family), side) in &self.layout.sides {
+            for merged in side.merged.iter().filter(|merged| merged.set(*family) == *set) {
+                groups.extend(merged.groups.iter().cloned());
+            }
+            for (id, form) in side.grants.iter().filter_map(|grant| match &grant.peers {
+                GrantPeers::Group(id, form) => Some((id, *form)),
+                GrantPeers::Any => None,
+            }) {
+                if self.state.groups.get(id).is_some_and(|group| shared::group_set(group, *family, form) == *set) {
+                    groups.insert(id.clone());
+                }
+            }
+        }
+        groups
     }
 
     /// Goes on to the next state.
     pub fn next(&mut self, next: NodeState) -> Step {
-        let resolved = resolved(&next);
-        match self.delta(resolved.as_ref().unwrap_or(&next)) {
-            Some((delta, facts)) => {
+        let (next, given) = without_tiers(next);
+        match self.delta(&next) {
+            Some((delta, Learnt { facts, ladder, unions })) => {
                 self.layout.facts.extend(facts);
-                self.given = next;
-                self.resolved = resolved;
+                self.layout.ladder = ladder;
+                self.layout.unions.extend(unions);
+                self.state = next;
+                self.given = given;
                 Step::Delta(delta)
             }
             None => {
-                let (flattened, sets) = Self::new(next, self.limits);
+                let (flattened, sets) = Self::new(given.unwrap_or(next), self.limits);
                 *self = flattened;
                 Step::Whole(sets)
             }
@@ -111,15 +135,19 @@ impl Flattened {
     }
 
     /// `None` where more than the membership of groups differs, or where it makes a difference to the form.
-    fn delta(&mut self, next: &NodeState) -> Option<(SetsDelta, BTreeMap<GroupId, Facts>)> {
-        if !self.judged().differs_only_in_groups(next) || self.judged().groups.len() != next.groups.len() {
+    fn delta(&mut self, next: &NodeState) -> Option<(SetsDelta, Learnt)> {
+        if !self.state.differs_only_in_groups(next) || self.state.groups.len() != next.groups.len() {
             return None;
         }
         let mut delta = SetsDelta::default();
-        let mut facts = BTreeMap::new();
+        let mut learnt = Learnt { facts: BTreeMap::new(), ladder: self.layout.ladder.clone(), unions: BTreeMap::new() };
         // By side, the peers whose elements may come or go.
         let mut touched: BTreeMap<SideKey, BTreeSet<Member>> = BTreeMap::new();
-        for ((id, before), (next_id, after)) in self.judged().groups.iter().zip(&next.groups) {
+        for ((id, before), (next_id, after)) in self.state.groups.iter().zip(&next.groups) {
+            // The names are looked at only where something may differ: of thousands of groups one has changed.
+            if Arc::ptr_eq(&id.0, &next_id.0) && Arc::ptr_eq(before, after) {
+                continue;
+            }
             if id != next_id || before.title != after.title {
                 return None;
             }
@@ -131,13 +159,14 @@ impl Flattened {
                 continue;
             }
             let Some(uses) = self.layout.uses.get(id) else { continue };
-            facts.insert(id.clone(), self.keeps_form(id, after, &changes)?);
+            self.keeps_form(id, after, &changes, &mut learnt)?;
             for key in uses {
                 let side = self.layout.sides.get(key)?;
                 if side.contested || side.overflows || changes_ranges(side, id, &changes) {
                     return None;
                 }
                 share(&mut delta, side, key, after);
+                self.unite(&mut learnt.unions, next, side, key, (id, &changes))?;
                 if makes_elements(side, id) {
                     let of_family = |member: &&Member| family_of(member) == key.2;
                     let changed = changes.gone.iter().chain(&changes.come).filter(of_family);
@@ -145,22 +174,66 @@ impl Flattened {
                 }
             }
         }
+        if learnt.ladder.from(&self.limits) != self.layout.ladder.from(&self.limits) {
+            return None;
+        }
+        delta.groups.extend(learnt.unions.iter().map(|(set, members)| (*set, members.clone())));
         for (key, members) in touched {
             self.elements(&mut delta, next, &key, &members)?;
         }
         delta.groups.sort_by_key(|(set, _)| *set);
         delta.groups.dedup_by_key(|(set, _)| *set);
-        Some((delta, facts))
+        Some((delta, learnt))
     }
 
-    /// The group's new facts, if they leave the layout as it is.
-    fn keeps_form(&self, id: &GroupId, after: &Group, changes: &Changes) -> Option<Facts> {
+    /// Takes up the group's new facts, if they leave the layout as it is.
+    fn keeps_form(&self, id: &GroupId, after: &Group, changes: &Changes, learnt: &mut Learnt) -> Option<()> {
         let before = self.layout.facts.get(id)?;
         let facts = Facts::of(&after.members);
         let multiple = self.layout.multiples.get(id).copied().unwrap_or(0);
-        let large = is_large(&facts, multiple, &self.limits);
+        let makes = product(&facts, multiple);
+        learnt.ladder.take(product(before, multiple), &self.limits);
+        learnt.ladder.add(makes, &self.limits);
+        let large = makes > self.layout.ladder.from(&self.limits);
         let concerns_published = self.publishes && changes.gone.iter().chain(&changes.come).any(|member| self.is_local(member));
-        (facts.kinds() == before.kinds() && large == self.layout.large.contains(id) && !concerns_published).then_some(facts)
+        let keeps = facts.kinds() == before.kinds() && large == self.layout.large.contains(id) && !concerns_published;
+        learnt.facts.insert(id.clone(), facts);
+        keeps.then_some(())
+    }
+
+    /// The sets of several groups that a changed one is of.
+    fn unite(
+        &self,
+        unions: &mut BTreeMap<GroupSet, Members>,
+        next: &NodeState,
+        side: &Side,
+        key: &SideKey,
+        (id, changes): (&GroupId, &Changes),
+    ) -> Option<()> {
+        for merged in side.merged.iter().filter(|merged| merged.groups.contains(id)) {
+            let set = merged.set(key.2);
+            let keys = |members: &[Member]| -> Vec<GroupKey> { members.iter().filter_map(|member| set.key(*member)).collect() };
+            let (gone, come) = (keys(&changes.gone), keys(&changes.come));
+            if gone.is_empty() && come.is_empty() {
+                continue;
+            }
+            if merged.form == GroupForm::Blocks {
+                // Of blocks that lie in one another only the outer is there.
+                return None;
+            }
+            let union = match unions.entry(set) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(self.layout.unions.get(&set)?.clone()),
+            };
+            let stays = |key: &GroupKey| merged.groups.iter().filter_map(|of| next.groups.get(of)).any(|group| holds(&group.members, *key));
+            for key in gone.iter().filter(|key| !stays(key)) {
+                union.remove(&key.member());
+            }
+            for key in come.iter().filter(|key| stays(key)) {
+                union.insert(key.member());
+            }
+        }
+        Some(())
     }
 
     fn is_local(&self, member: &Member) -> bool {
@@ -173,10 +246,8 @@ impl Flattened {
     /// The elements that these members make in one side, before and after.
     fn elements(&mut self, delta: &mut SetsDelta, next: &NodeState, key: &SideKey, members: &BTreeSet<Member>) -> Option<()> {
         let (segment, direction, family) = key;
-        // Not by `judged`: comments are kept beside it.
-        let state = self.resolved.as_ref().unwrap_or(&self.given);
         let side_layout = self.layout.sides.get(key)?;
-        let isolation = side(state.segments.get(segment)?, *direction)?;
+        let isolation = side(self.state.segments.get(segment)?, *direction)?;
         for (local, who) in &side_layout.locals {
             // Several members may speak of one element: an address, and a block of one.
             let mut candidates: BTreeMap<(Shape, Element), ()> = BTreeMap::new();
@@ -186,7 +257,7 @@ impl Flattened {
             for (shape, element) in candidates.into_keys() {
                 let id = SetId { direction: *direction, family: *family, shape };
                 let says = |state: &NodeState| comment_of(state, side_layout, isolation, key, *local, who, &element);
-                match (says(state), says(next)) {
+                match (says(&self.state), says(next)) {
                     (None, None) => {}
                     (Some(before), Some(after)) if before == after => {}
                     (_, Some(after)) => {
@@ -202,15 +273,24 @@ impl Flattened {
     }
 }
 
-/// The sets of the group that the side's chain names.
+/// The sets of the group alone that the side's chain names.
 fn share(delta: &mut SetsDelta, side: &Side, key: &SideKey, group: &Group) {
-    for (grant, in_chain) in side.grants.iter().zip(&side.in_chain) {
+    for (index, (grant, in_chain)) in side.grants.iter().zip(&side.in_chain).enumerate() {
         if let GrantPeers::Group(id, form) = &grant.peers
             && *in_chain
             && *id == group.id
+            && !side.merged.iter().any(|merged| merged.grants.binary_search(&index).is_ok())
         {
             delta.groups.push((shared::group_set(group, key.2, *form), group.members.clone()));
         }
+    }
+}
+
+/// The state with its tiers resolved, and as it was given where it has some.
+fn without_tiers(state: NodeState) -> (NodeState, Option<NodeState>) {
+    match resolved(&state) {
+        Some(plain) => (plain, Some(state)),
+        None => (state, None),
     }
 }
 

@@ -36,13 +36,16 @@ pub(crate) static CLOSED: Isolation = Isolation { policies: Vec::new(), host_acc
 pub struct Limits {
     /// A group that would make more elements than this, all local workloads together, is a set of its own.
     pub pairs: usize,
-    /// The most rules that a segment's chain has; what finds no room is multiplied out.
+    /// The most elements that all the other groups make together. Where they would make more, `pairs` is halved until they do not.
+    pub elements: usize,
+    /// The most rules that a segment's chain has. Where it would have more, groups with the same service are one set together; what finds no
+    /// room even so is multiplied out.
     pub rules: usize,
 }
 
 impl Limits {
     /// The limits that agents use; ARCHITECTURE.md has the measurements behind them.
-    pub const DEFAULT: Self = Self { pairs: 512, rules: 32 };
+    pub const DEFAULT: Self = Self { pairs: 512, elements: 16_384, rules: 32 };
 }
 
 impl Default for Limits {
@@ -314,11 +317,14 @@ fn exact_elements(local: IpAddr, peer: IpAddr, service: GrantService) -> Vec<(Sh
 
 /// Who may reach whom by which rule, as the kernel keeps it.
 fn said(who: &str, direction: Direction, peers: &str, rule: &CompiledRule) -> Comment {
-    let arrow = match direction {
+    comment(format!("{who} {} {peers} by {}", arrow(direction), rule.origin))
+}
+
+fn arrow(direction: Direction) -> &'static str {
+    match direction {
         Direction::Ingress => "<-",
         Direction::Egress => "->",
-    };
-    comment(format!("{who} {arrow} {peers} by {}", rule.origin))
+    }
 }
 
 fn whole(family: Family) -> Span<IpAddr> {

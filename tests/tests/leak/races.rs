@@ -3,7 +3,8 @@
 //!
 //! nf_tables makes a generation of hash sets and rules current at one moment (`gencursor`), but each lookup reads that moment for itself, and the new
 //! copy of a set of intervals (pipapo) is put in place a little later in the same commit. What both states allow is therefore written before the
-//! change or taken away after it (`agent/src/dataplane/moves.rs`); without that some 5 of 600,000 packets were dropped here.
+//! change or taken away after it (`agent/src/dataplane/moves.rs`), and where each allows something that the other does not, what is common to them is
+//! held meanwhile (`overlap.rs`); without that some 5 of 600,000 packets were dropped here.
 
 use crate::field::{Field, segment};
 use firebreak_tests::flood::{Flood, Stream};
@@ -28,7 +29,7 @@ fn shapes() -> Vec<(&'static str, Option<String>)> {
 }
 
 #[test]
-fn hardly_a_packet_meets_a_verdict_that_moves_between_sets_half_way() {
+fn no_packet_meets_a_verdict_that_moves_between_sets_half_way() {
     let field = Field::start("lr").unwrap();
     let (from, to) = ("field/srv-bridged", "field/open-bridged");
     let node = &field.site.node("bridged").unwrap().namespace;
@@ -61,6 +62,5 @@ fn hardly_a_packet_meets_a_verdict_that_moves_between_sets_half_way() {
     }
     let (sent, lasted) = flood.stop().unwrap();
     println!("{sent} packets in {lasted:?} during {changes} changes of shape: {} judged by half a state: {wrong:?}", denied() - before);
-    // None in most runs; what is left of the cause is not known. Nothing is let through.
-    assert!(sent > 0 && (denied() - before) * 20_000 <= sent, "{wrong:?}");
+    assert!(sent > 0 && denied() == before, "{wrong:?}");
 }

@@ -2,8 +2,8 @@
 
 use super::policy::{WITH_PORTS, allows_with_ports, ip, nfproto, set};
 use super::words::{
-    Rules, accept, back, concat, count, dispatch, drop, field, goto, has_label, in_set, is_direction, is_not, is_opening, jump, l4proto,
-    meta, not_in_set, prohibit, reset, set_label, to_goto, to_jump, update,
+    Rules, accept, back, concat, count, dispatch, drop, field, goto, has_no_label, in_set, is_direction, is_established, is_not,
+    is_opening, jump, l4proto, meta, not_in_set, prohibit, reset, set_label, to_goto, to_jump, update,
 };
 use crate::dataplane::names::{self, COUNTER_CUT, FAMILIES, SET_MIDSTREAM, SET_OBSERVE, family_digit, revoked};
 use firebreak_policy::kernel_sets::Shape;
@@ -20,9 +20,11 @@ pub(super) fn midstream_name(hook: &str) -> String {
 }
 
 /// ```text
-/// chain established {
-///     ct label 127 goto cut                            # set by the agent: a newer generation forbids it
-///     accept
+/// chain forward {
+///     ...
+///     ct state established ct label & 127 != 127 accept
+///     ct state != new jump state_forward               # from where what is established goes to cut
+///     ...
 /// }
 /// chain cut {
 ///     meta nfproto @observe accept
@@ -45,13 +47,10 @@ pub(super) fn midstream_name(hook: &str) -> String {
 /// moments after the commit, so the attempt is dropped, as policy drops one that it forbids, and not answered.
 /// The label is set already where it is set; kernels before 6.18 keep room for labels in new entries only if some rule sets one.
 /// `revoked4` holds what the end that did not begin the connection sends.
+/// The agent sets the label where a newer generation forbids the connection. What every packet of an open connection pays is one rule.
 pub(super) fn add(rules: &mut Rules, label: u8) {
     rules.counter(COUNTER_CUT);
-    for chain in ["established", "cut"] {
-        rules.chain(chain);
-    }
-    rules.rule("established", [has_label(label), goto("cut")]);
-    rules.rule("established", [accept()]);
+    rules.chain("cut");
     // What policy forbids is let through while the node observes; the label stays, so that it ends with that.
     rules.rule("cut", [in_set(meta(MetaKey::Nfproto), SET_OBSERVE), accept()]);
     rules.rule("cut", [count(COUNTER_CUT)]);
@@ -70,6 +69,11 @@ pub(super) fn add(rules: &mut Rules, label: u8) {
         Reversed { purpose: Purpose::Midstream, family }.add(rules);
         Reversed { purpose: Purpose::Revoked, family }.add(rules);
     }
+}
+
+/// What a packet of an established connection that is not cut meets at a hook.
+pub(super) fn of_established(label: u8) -> [Statement<'static>; 3] {
+    [is_established(), has_no_label(label), accept()]
 }
 
 fn remembered(rules: &mut Rules, family: Family) {

@@ -94,7 +94,7 @@ impl Skeleton {
         let mut midstream = None;
         match layer {
             Layer::Inet => {
-                policy::add(&mut rules);
+                policy::add(&mut rules, config.cut_label);
                 cut::add(&mut rules, config.cut_label);
                 accounting::add(&mut rules, config);
                 counted.extend(sets::counted(config));
@@ -198,6 +198,12 @@ impl Skeleton {
     pub(super) fn is_there(&self, present: &Present, set: &str) -> bool {
         let shape = self.written.iter().find(|spec| spec.name == set).and_then(|spec| SetShape::of(spec, false));
         shape.is_some() && present.sets.get(set) == shape.as_ref()
+    }
+
+    /// Whether a set whose elements the agent writes is there in a form whose elements are ours, though it may have to be made anew.
+    pub(super) fn can_be_read(&self, present: &Present, set: &str) -> bool {
+        let shape = self.written.iter().find(|spec| spec.name == set).and_then(|spec| SetShape::of(spec, false));
+        shape.zip(present.sets.get(set)).is_some_and(|(shape, held)| shape.holds_the_same(held))
     }
 
     /// All sets, and whether rules write them. At a first install connections that are older may be picked up for a while.

@@ -2,9 +2,8 @@
 //! They are judged on their real ends: after destination NAT, before source NAT.
 
 use super::words::{
-    Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is, is_established, is_for_link_local,
-    is_for_more_than_the_node, is_midstream, is_not, is_not_number, is_number, is_one_of, is_reset, jump, l4proto, look_up, meta, to_goto,
-    to_jump,
+    Rules, accept, back, concat, count, ct_state, dispatch, drop, field, goto, in_set, is, is_for_link_local, is_for_more_than_the_node,
+    is_midstream, is_not, is_not_number, is_number, is_one_of, is_reset, jump, l4proto, look_up, meta, to_goto, to_jump,
 };
 use super::{cut, unknown};
 use crate::dataplane::names::{self, COUNTER_OUT_OF_STATE, DIRECTIONS, FAMILIES, direction_word, family_digit};
@@ -20,8 +19,8 @@ const BEFORE_FILTER: i32 = -10;
 pub(super) const WITH_PORTS: [&str; 5] = ["tcp", "udp", "dccp", "sctp", "udplite"];
 
 /// Everything but the accounting, which the stages go to when they deny.
-pub(super) fn add(rules: &mut Rules) {
-    hooks(rules);
+pub(super) fn add(rules: &mut Rules, label: u8) {
+    hooks(rules, label);
     state(rules);
     for family in FAMILIES {
         judged(rules, family);
@@ -36,23 +35,23 @@ pub(super) fn add(rules: &mut Rules) {
 /// chain forward {
 ///     type filter hook forward priority filter - 10; policy accept;
 ///     oif != @known_if jump unknown_out
-///     ct state established goto established
+///     ct state established ct label & 127 != 127 accept
 ///     ct state != new jump state_forward
 ///     tcp flags & (fin | syn | rst | ack) != syn jump midstream_forward
 ///     meta nfproto ipv4 goto forward4
 ///     meta nfproto ipv6 goto forward6
 /// }
 /// chain state_forward {
-///     ct state vmap { related : jump related, invalid : goto stateless, untracked : jump neighbours }
+///     ct state vmap { established : goto cut, related : jump related, invalid : goto stateless, untracked : jump neighbours }
 /// }
 /// ```
 /// and so for `input` (into the node, so without the first rule) and `output`. `invalid` is left alone on output: what the node
-/// itself sends out of state is its answer to something that was let in. The chains `established` and `midstream_*` are those of
+/// itself sends out of state is its answer to something that was let in. The chains `cut` and `midstream_*` are those of
 /// [`super::cut`], `unknown_out` that of [`super::unknown`].
 ///
 /// What every packet or every connection meets is measured (`bench`, row 5): a comparison costs a few nanoseconds, a lookup (a verdict map is
 /// one) ten times that. So comparisons stand where there is a choice.
-fn hooks(rules: &mut Rules) {
+fn hooks(rules: &mut Rules, label: u8) {
     for (chain, hook, related, neighbours) in [
         ("forward", NfHook::Forward, "related", "neighbours"),
         ("input", NfHook::Input, "related_of_host", "neighbours_of_host"),
@@ -61,14 +60,14 @@ fn hooks(rules: &mut Rules) {
         let state = format!("state_{chain}");
         rules.base_chain(chain, hook, BEFORE_FILTER);
         rules.chain(&state);
-        let mut states = vec![("related", to_jump(related)), ("untracked", to_jump(neighbours))];
+        let mut states = vec![("established", to_goto("cut")), ("related", to_jump(related)), ("untracked", to_jump(neighbours))];
         if chain != "output" {
             states.push(("invalid", to_goto("stateless")));
         }
         if chain != "input" {
             rules.rule(chain, unknown::leaves_through_unknown());
         }
-        rules.rule(chain, [is_established(), goto("established")]);
+        rules.rule(chain, cut::of_established(label));
         rules.rule(chain, [is_not(ct_state(), "new"), jump(&state)]);
         rules.rule(&state, [dispatch(ct_state(), states)]);
         rules.rule(chain, [is_midstream(), jump(&cut::midstream_name(chain))]);

@@ -88,6 +88,11 @@ impl SetShape {
         }
     }
 
+    /// Whether a set of the other shape holds the same elements.
+    pub(super) fn holds_the_same(&self, other: &Self) -> bool {
+        Self { size: other.size, ..self.clone() } == *other
+    }
+
     /// Whether it is a map.
     pub(super) fn is_map(&self) -> bool {
         self.is_map

@@ -216,9 +216,10 @@ pub(super) fn look_up(key: Expression<'static>, map: &str) -> Statement<'static>
     Statement::VerdictMap(VerdictMap { key, data: Expression::String(format!("@{map}").into()) })
 }
 
-/// `ct label BIT`
-pub(super) fn has_label(bit: u8) -> Statement<'static> {
-    matches(ct("label"), Operator::IN, Expression::Number(bit.into()))
+/// `ct label & BIT != BIT`: it is not set. (Crate `nftables` lacks nft's `!`.)
+pub(super) fn has_no_label(bit: u8) -> Statement<'static> {
+    let only = BinaryOperation::AND(ct("label"), Expression::Number(bit.into()));
+    matches(Expression::BinaryOperation(Box::new(only)), Operator::NEQ, Expression::Number(bit.into()))
 }
 
 /// `ct label set BIT`

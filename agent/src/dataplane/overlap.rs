@@ -1,0 +1,582 @@
+//! What one transaction takes away in one set and gives in another. A packet asks the sets one after the other, so one that asks the second before
+//! the moment of the commit and the first after it finds neither. What both the old and the new permission allow is therefore held by elements
+//! that stand through the whole of the change: they come before it and go after it, and change no verdict. Pure.
+
+use super::element::Entry;
+use super::moves::local;
+use super::names::SetRef;
+use super::plan::{KernelState, Plan, SetChange};
+use super::shared::Object;
+use firebreak_policy::Members;
+use firebreak_policy::kernel_sets::{
+    Chain, Comment, Element, GroupForm, GroupKey, GroupSet, SetId, Shape, SharedPeers, SharedRule, SharedService, Span,
+};
+use firebreak_policy::model::{Direction, Family, Protocol};
+use firebreak_policy::node_state::Member;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Of a change that would take more of them the rest is left to chance: a packet may be dropped that both states allow.
+const MOST: usize = 8_192;
+
+/// How many pairs of permissions are looked at.
+const MOST_PAIRS: usize = 1_000_000;
+
+/// So many ports or types are as many exact elements.
+const FEW: usize = 16;
+
+/// So many are where a range would overlap with another.
+const MANY: usize = 1_024;
+
+/// What `nft list` says beside them.
+const COMMENT: &str = "held for the moment of a change";
+
+/// Which end, in which direction.
+type Stage = (Direction, IpAddr);
+
+/// Takes what is to come before the plan and what is to go after it to `early` and `late`.
+pub(super) fn hold(plan: &mut Plan, early: &mut Vec<SetChange>, late: &mut Vec<SetChange>, actual: &KernelState) {
+    let goes = plan.changes.iter().any(|change| !change.remove.is_empty());
+    let comes = plan.changes.iter().any(|change| !change.put.is_empty());
+    if !(goes && comes) {
+        return;
+    }
+    let by_set = |changes: &mut Vec<SetChange>| std::mem::take(changes).into_iter().map(|change| (change.set, change)).collect();
+    let (mut first, mut last): (BTreeMap<SetRef, SetChange>, BTreeMap<SetRef, SetChange>) = (by_set(early), by_set(late));
+    for (id, elements) in common(plan, actual) {
+        let set = SetRef::Policy(id);
+        let mut wanted: BTreeSet<Entry> = elements.into_iter().map(Entry::Policy).collect();
+        let (first, last) = (part(&mut first, set), part(&mut last, set));
+        if let Some(change) = plan.changes.iter_mut().find(|change| change.set == set) {
+            let goes: BTreeSet<Entry> = change.remove.iter().filter(|entry| wanted.contains(entry)).cloned().collect();
+            let comes: BTreeSet<Entry> =
+                change.put.iter().map(|(entry, _)| entry).filter(|entry| wanted.contains(entry)).cloned().collect();
+            // What goes and comes has another comment only: that is one lookup, and takes effect at once.
+            last.remove.extend(change.remove.extract_if(.., |entry| goes.contains(entry) && !comes.contains(entry)));
+            first.put.extend(change.put.extract_if(.., |(entry, _)| comes.contains(entry) && !goes.contains(entry)));
+            wanted.retain(|entry| !goes.contains(entry) && !comes.contains(entry));
+        }
+        let held = |entry: &Entry| match (actual.policy.get(&id), entry) {
+            (Some(elements), Entry::Policy(element)) => elements.contains_key(element),
+            (None, _) | (Some(_), Entry::Group(_) | Entry::Segment(..) | Entry::Interface(_) | Entry::Bound(_)) => false,
+        };
+        for (entry, _) in &first.put {
+            wanted.remove(entry);
+        }
+        for entry in wanted.into_iter().filter(|entry| !held(entry)) {
+            first.put.push((entry.clone(), Comment::from(COMMENT)));
+            last.remove.push(entry);
+        }
+    }
+    plan.changes.retain(SetChange::is_something);
+    early.extend(first.into_values().filter(SetChange::is_something));
+    late.extend(last.into_values().filter(SetChange::is_something));
+}
+
+/// The part of the changes that is about one set.
+fn part(changes: &mut BTreeMap<SetRef, SetChange>, set: SetRef) -> &mut SetChange {
+    changes.entry(set).or_insert_with(|| SetChange { set, remove: Vec::new(), put: Vec::new() })
+}
+
+/// Who is allowed what by one element, or by one rule of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pass {
+    peers: Peers,
+    service: Service,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peers {
+    Any,
+    Span(Span<IpAddr>),
+    /// The members before the change of what goes, and after it of what comes.
+    In(GroupSet),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Any,
+    /// What an interval of four fields means by every protocol.
+    AnyButIcmp,
+    Protocol(Protocol),
+    Ports(Protocol, Span<u16>),
+    Icmp(Span<u8>, Span<u8>),
+}
+
+const EVERY_PORT: Span<u16> = Span { first: 0, last: u16::MAX };
+const EVERY_BYTE: Span<u8> = Span { first: 0, last: u8::MAX };
+
+impl Pass {
+    /// `None` for an element that allows nothing by itself.
+    fn of(shape: Shape, element: &Element) -> Option<Self> {
+        match shape {
+            Shape::Isolated | Shape::HostJudged | Shape::Published | Shape::PublishedAllow => return None,
+            Shape::PeerPort | Shape::Peer | Shape::PeerProtocol | Shape::Port | Shape::Range | Shape::PeerIcmp | Shape::IcmpRange => {}
+        }
+        let one = |peer: &IpAddr| Peers::Span(Span::single(*peer));
+        let (peers, service) = match element {
+            Element::Local(_) => return None,
+            Element::Peer(_, peer) => (one(peer), Service::Any),
+            Element::PeerProtocol(_, peer, protocol) => (one(peer), Service::Protocol(*protocol)),
+            Element::PeerPort(_, peer, protocol, port) => (one(peer), Service::Ports(*protocol, Span::single(*port))),
+            Element::PeerIcmp(_, peer, kind, code) => (one(peer), Service::Icmp(Span::single(*kind), Span::single(*code))),
+            Element::Port(_, protocol, port) => (Peers::Any, Service::Ports(*protocol, Span::single(*port))),
+            Element::Range(_, peers, protocols, ports) => {
+                let service = match (protocols.first == protocols.last, *ports == EVERY_PORT) {
+                    (true, true) => Service::Protocol(Protocol(protocols.first)),
+                    (true, false) => Service::Ports(Protocol(protocols.first), *ports),
+                    (false, true) if *protocols == EVERY_BYTE => Service::AnyButIcmp,
+                    (false, _) => return None,
+                };
+                (Peers::Span(*peers), service)
+            }
+            Element::IcmpRange(_, peers, kinds, codes) => (Peers::Span(*peers), Service::Icmp(*kinds, *codes)),
+        };
+        Some(Self { peers, service })
+    }
+
+    /// `None` where the rule is about several protocols: what it allows is not held through a change.
+    fn of_rule(rule: &SharedRule) -> Option<Self> {
+        let peers = match rule.peers {
+            SharedPeers::Any => Peers::Any,
+            SharedPeers::In(set) => Peers::In(set),
+        };
+        Some(Self { peers, service: Service::of(rule.service)? })
+    }
+
+    fn of_key(key: GroupKey, rule: &SharedRule) -> Option<Self> {
+        let service = Service::of(rule.service)?;
+        Some(match key {
+            GroupKey::Address(address) => Self { peers: Peers::Span(Span::single(address)), service },
+            GroupKey::Block(block) => Self { peers: Peers::Span(Span { first: block.network(), last: block.broadcast() }), service },
+            GroupKey::Service(address, protocol, port) => {
+                Self { peers: Peers::Span(Span::single(address)), service: Service::Ports(protocol, Span::single(port)) }
+            }
+        })
+    }
+
+    fn peer(&self) -> Option<IpAddr> {
+        match self.peers {
+            Peers::Span(span) if span.first == span.last => Some(span.first),
+            Peers::Any | Peers::Span(_) | Peers::In(_) => None,
+        }
+    }
+}
+
+impl Service {
+    fn of(service: SharedService) -> Option<Self> {
+        Some(match service {
+            SharedService::Protocols(_) => return None,
+            SharedService::Any => Self::Any,
+            SharedService::Protocol(protocol) => Self::Protocol(protocol),
+            SharedService::Ports(protocol, ports) => Self::Ports(protocol, ports),
+            SharedService::Icmp(kind, code) => Self::Icmp(Span::single(kind), code.map_or(EVERY_BYTE, Span::single)),
+        })
+    }
+
+    fn and(self, other: Self, family: Family) -> Option<Self> {
+        let is_icmp = |protocol: Protocol| protocol.icmp_family() == Some(family);
+        match (self, other) {
+            (Self::Any, service) | (service, Self::Any) => Some(service),
+            (Self::AnyButIcmp, Self::AnyButIcmp) => Some(Self::AnyButIcmp),
+            (Self::AnyButIcmp, Self::Icmp(..)) | (Self::Icmp(..), Self::AnyButIcmp) => None,
+            (Self::AnyButIcmp, service @ (Self::Protocol(protocol) | Self::Ports(protocol, _)))
+            | (service @ (Self::Protocol(protocol) | Self::Ports(protocol, _)), Self::AnyButIcmp) => {
+                (!is_icmp(protocol)).then_some(service)
+            }
+            (Self::Protocol(one), service @ (Self::Protocol(other) | Self::Ports(other, _)))
+            | (service @ Self::Ports(other, _), Self::Protocol(one)) => (one == other).then_some(service),
+            (Self::Protocol(protocol), service @ Self::Icmp(..)) | (service @ Self::Icmp(..), Self::Protocol(protocol)) => {
+                is_icmp(protocol).then_some(service)
+            }
+            (Self::Ports(one, ports), Self::Ports(other, others)) => {
+                both(ports, others).filter(|_| one == other).map(|ports| Self::Ports(one, ports))
+            }
+            (Self::Icmp(kinds, codes), Self::Icmp(other_kinds, other_codes)) => {
+                Some(Self::Icmp(both(kinds, other_kinds)?, both(codes, other_codes)?))
+            }
+            (Self::Ports(..), Self::Icmp(..)) | (Self::Icmp(..), Self::Ports(..)) => None,
+        }
+    }
+}
+
+fn both<T: Copy + Ord>(one: Span<T>, other: Span<T>) -> Option<Span<T>> {
+    let span = Span { first: one.first.max(other.first), last: one.last.min(other.last) };
+    (span.first <= span.last).then_some(span)
+}
+
+/// What a stage loses and gets.
+#[derive(Debug, Default)]
+struct Turn {
+    goes: Vec<Pass>,
+    comes: Vec<Pass>,
+    /// Of a chain that another takes the place of: it is asked before everything but `peer_port`, at one moment. Only a set that the commit
+    /// changes later than that moment, an interval set of several fields, does not stand in for it at once.
+    replaced: Vec<Pass>,
+}
+
+/// The elements that hold what both allow.
+fn common(plan: &Plan, actual: &KernelState) -> BTreeMap<SetId, BTreeSet<Element>> {
+    let before = |set: &GroupSet| actual.shared.groups.get(set).map(|group| &group.members);
+    let after = |set: &GroupSet| plan.members.iter().find(|(of, _)| of == set).map(|(_, members)| members).or_else(|| before(set));
+    let mut found = Found { elements: BTreeSet::new(), pairs: 0, ranged: ranged(plan, actual) };
+    for (stage, turn) in turns(plan, actual) {
+        // Most of what comes is for one peer; only that is looked at for what goes of the same peer.
+        let mut by_peer: BTreeMap<IpAddr, Vec<Pass>> = BTreeMap::new();
+        let mut wide = Vec::new();
+        for pass in &turn.comes {
+            match pass.peer() {
+                Some(peer) => by_peer.entry(peer).or_default().push(*pass),
+                None => wide.push(*pass),
+            }
+        }
+        for going in &turn.goes {
+            match going.peer() {
+                Some(peer) => {
+                    for coming in by_peer.get(&peer).into_iter().flatten().chain(&wide) {
+                        found.add(stage, going, coming, &after);
+                    }
+                }
+                None => turn.comes.iter().for_each(|coming| found.add(stage, going, coming, &after)),
+            }
+        }
+        for going in &turn.replaced {
+            for coming in turn.comes.iter().filter(|coming| matches!(coming.peers, Peers::Span(_))) {
+                found.add(stage, going, coming, &before);
+            }
+        }
+    }
+    let mut by_set: BTreeMap<SetId, BTreeSet<Element>> = BTreeMap::new();
+    for (id, element) in found.elements {
+        by_set.entry(id).or_default().insert(element);
+    }
+    by_set
+}
+
+/// The stages at which interval sets hold something, or will: another element there could overlap with it, which the kernel refuses.
+fn ranged(plan: &Plan, actual: &KernelState) -> BTreeSet<(SetId, IpAddr)> {
+    let of = |id: &SetId, element: &Element| match element {
+        Element::Range(local, ..) | Element::IcmpRange(local, ..) => Some((*id, *local)),
+        Element::Local(_)
+        | Element::Peer(..)
+        | Element::PeerProtocol(..)
+        | Element::PeerPort(..)
+        | Element::PeerIcmp(..)
+        | Element::Port(..) => None,
+    };
+    let intervals = actual.policy.iter().filter(|(id, _)| matches!(id.shape, Shape::Range | Shape::IcmpRange));
+    let held = intervals.flat_map(|(id, elements)| elements.keys().filter_map(move |element| of(id, element)));
+    let coming = plan.changes.iter().flat_map(|change| {
+        change.put.iter().filter_map(move |(entry, _)| match (change.set, entry) {
+            (SetRef::Policy(id), Entry::Policy(element)) => of(&id, element),
+            (SetRef::Policy(_) | SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Bound(..), _)
+            | (SetRef::Group(_) | SetRef::Segments(..), _) => None,
+        })
+    });
+    held.chain(coming).collect()
+}
+
+fn turns(plan: &Plan, actual: &KernelState) -> BTreeMap<Stage, Turn> {
+    let mut turns: BTreeMap<Stage, Turn> = BTreeMap::new();
+    let mut groups: BTreeMap<GroupSet, (Vec<GroupKey>, Vec<GroupKey>)> = BTreeMap::new();
+    let mut led: BTreeMap<Stage, Option<Chain>> = BTreeMap::new();
+    for change in &plan.changes {
+        match change.set {
+            SetRef::Policy(SetId { direction, family: _, shape }) => {
+                let pass = |entry: &Entry| match entry {
+                    Entry::Policy(element) => Pass::of(shape, element).map(|pass| ((direction, local(element)), pass)),
+                    Entry::Group(_) | Entry::Segment(..) | Entry::Interface(_) | Entry::Bound(_) => None,
+                };
+                // What goes and comes has another comment only.
+                let goes: BTreeSet<&Entry> = change.remove.iter().collect();
+                let comes: BTreeSet<&Entry> = change.put.iter().map(|(entry, _)| entry).collect();
+                for (stage, pass) in goes.difference(&comes).filter_map(|entry| pass(entry)) {
+                    turns.entry(stage).or_default().goes.push(pass);
+                }
+                for (stage, pass) in comes.difference(&goes).filter_map(|entry| pass(entry)) {
+                    turns.entry(stage).or_default().comes.push(pass);
+                }
+            }
+            SetRef::Group(set) => {
+                let key = |entry: &Entry| match entry {
+                    Entry::Group(key) => Some(*key),
+                    Entry::Policy(_) | Entry::Segment(..) | Entry::Interface(_) | Entry::Bound(_) => None,
+                };
+                let comes = change.put.iter().filter_map(|(entry, _)| key(entry)).collect();
+                groups.insert(set, (change.remove.iter().filter_map(key).collect(), comes));
+            }
+            SetRef::Segments(direction, _) => {
+                let put = change.put.iter().map(|(entry, _)| (entry, true));
+                for (entry, comes) in change.remove.iter().map(|entry| (entry, false)).chain(put) {
+                    if let Entry::Segment(local, chain) = entry {
+                        led.insert((direction, *local), comes.then_some(*chain));
+                    }
+                }
+            }
+            SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Bound(..) => {}
+        }
+    }
+    keep_moved(&mut groups, &turns, &led);
+    let stages: BTreeSet<Stage> = actual.shared.segments.keys().copied().chain(led.keys().copied()).collect();
+    for stage in stages {
+        let held = actual.shared.segments.get(&stage).map(|(chain, _)| chain);
+        let turn = turns.entry(stage).or_default();
+        let old = held.and_then(|chain| actual.shared.chains.get(chain)).map_or(&[][..], Vec::as_slice);
+        for (rule, (gone, come)) in old.iter().filter_map(|rule| Some((rule, groups.get(&rule.group()?)?))) {
+            turn.goes.extend(gone.iter().filter_map(|key| Pass::of_key(*key, rule)));
+            if !led.contains_key(&stage) {
+                turn.comes.extend(come.iter().filter_map(|key| Pass::of_key(*key, rule)));
+            }
+        }
+        if let Some(to) = led.get(&stage) {
+            turn.replaced.extend(old.iter().filter_map(Pass::of_rule));
+            let new = to.iter().flat_map(|chain| rules_of(plan, actual, chain));
+            turn.comes.extend(new.clone().filter_map(Pass::of_rule));
+            // What comes into an interval set that is there may be seen later than the chain.
+            for (rule, set) in new.filter_map(|rule| Some((rule, rule.group()?))).filter(|(_, set)| set.form == GroupForm::Blocks) {
+                let come = groups.get(&set).into_iter().flat_map(|(_, come)| come);
+                turn.comes.extend(come.filter_map(|key| Pass::of_key(*key, rule)));
+            }
+        }
+    }
+    turns
+}
+
+/// Of members that come or go, those that do the other somewhere else too: there may be many, and each would be looked at for each local address.
+fn keep_moved(
+    groups: &mut BTreeMap<GroupSet, (Vec<GroupKey>, Vec<GroupKey>)>,
+    turns: &BTreeMap<Stage, Turn>,
+    led: &BTreeMap<Stage, Option<Chain>>,
+) {
+    let peers_of = |passes: &mut dyn Iterator<Item = &Pass>| -> (BTreeSet<IpAddr>, bool) {
+        let (mut peers, mut wide) = (BTreeSet::new(), false);
+        for pass in passes {
+            match pass.peer() {
+                Some(peer) => drop(peers.insert(peer)),
+                None => wide = true,
+            }
+        }
+        (peers, wide)
+    };
+    let (mut gone, mut any_gone) = peers_of(&mut turns.values().flat_map(|turn| &turn.goes));
+    let (mut come, mut any_come) = peers_of(&mut turns.values().flat_map(|turn| &turn.comes));
+    any_come |= led.values().any(Option::is_some);
+    any_gone |= !led.is_empty();
+    for (goes, comes) in groups.values() {
+        for (keys, peers, any) in [(goes, &mut gone, &mut any_gone), (comes, &mut come, &mut any_come)] {
+            for key in keys {
+                match key {
+                    GroupKey::Address(address) | GroupKey::Service(address, ..) => drop(peers.insert(*address)),
+                    GroupKey::Block(_) => *any = true,
+                }
+            }
+        }
+    }
+    let moves = |key: &GroupKey, others: &BTreeSet<IpAddr>, any: bool| match key {
+        GroupKey::Address(address) | GroupKey::Service(address, ..) => any || others.contains(address),
+        GroupKey::Block(_) => any || !others.is_empty(),
+    };
+    for (goes, comes) in groups.values_mut() {
+        goes.retain(|key| moves(key, &come, any_come));
+        comes.retain(|key| moves(key, &gone, any_gone));
+    }
+}
+
+fn rules_of<'a>(plan: &'a Plan, actual: &'a KernelState, chain: &Chain) -> &'a [SharedRule] {
+    let made = plan.before.iter().find_map(|object| match object {
+        Object::AddChain(of, rules) | Object::RewriteChain(of, rules) => (of == chain).then_some(rules),
+        Object::AddSet(..) | Object::DeleteChain(_) | Object::DeleteSet(_) => None,
+    });
+    let learnt = || plan.rules.iter().find(|(of, _)| of == chain).map(|(_, rules)| rules);
+    made.or_else(learnt).or_else(|| actual.shared.chains.get(chain)).map_or(&[], Vec::as_slice)
+}
+
+struct Found {
+    elements: BTreeSet<(SetId, Element)>,
+    pairs: usize,
+    ranged: BTreeSet<(SetId, IpAddr)>,
+}
+
+impl Found {
+    fn add<'a>(&mut self, stage: Stage, going: &Pass, coming: &Pass, members: &impl Fn(&GroupSet) -> Option<&'a Members>) {
+        self.pairs += 1;
+        if self.pairs > MOST_PAIRS || self.elements.len() >= MOST {
+            return;
+        }
+        let family = Family::of(stage.1);
+        let Some(service) = going.service.and(coming.service, family) else { return };
+        match (going.peers, coming.peers) {
+            (Peers::Any, Peers::Any) => self.put(stage, None, service),
+            (Peers::Any, Peers::Span(span)) | (Peers::Span(span), Peers::Any) => self.put(stage, Some(span), service),
+            (Peers::Span(one), Peers::Span(other)) => {
+                if let Some(span) = both(one, other) {
+                    self.put(stage, Some(span), service);
+                }
+            }
+            (Peers::In(set), other) | (other, Peers::In(set)) => {
+                let Some(members) = members(&set) else { return };
+                let within = match other {
+                    Peers::Span(span) => Some(span),
+                    // The members of two sets, of a chain that another takes the place of.
+                    Peers::Any | Peers::In(_) => None,
+                };
+                self.members(stage, set, members, within, service);
+            }
+        }
+    }
+
+    fn members(&mut self, stage: Stage, set: GroupSet, members: &Members, within: Option<Span<IpAddr>>, service: Service) {
+        let one = within.filter(|span| span.first == span.last).map(|span| span.first);
+        let keys: Vec<GroupKey> = match (one, set.form) {
+            (Some(peer), GroupForm::Addresses) => {
+                let transport = firebreak_policy::model::Transport::Other(Protocol(0));
+                set.matches(members, peer, transport).then_some(GroupKey::Address(peer)).into_iter().collect()
+            }
+            (Some(peer), GroupForm::Blocks) => {
+                let transport = firebreak_policy::model::Transport::Other(Protocol(0));
+                set.matches(members, peer, transport).then_some(GroupKey::Address(peer)).into_iter().collect()
+            }
+            (Some(peer), GroupForm::Services) => {
+                let (first, last) = (Member::Service(peer, Protocol(0), 0), Member::Service(peer, Protocol(u8::MAX), u16::MAX));
+                members.range(first..=last).filter_map(|member| set.key(*member)).collect()
+            }
+            // More than are ever held would be too many.
+            (None, _) => set.keys(members).take(MOST * 4).collect(),
+        };
+        for key in keys {
+            let (span, service) = match key {
+                GroupKey::Address(address) => (Span::single(address), Some(service)),
+                GroupKey::Block(block) => (Span { first: block.network(), last: block.broadcast() }, Some(service)),
+                GroupKey::Service(address, protocol, port) => {
+                    (Span::single(address), service.and(Service::Ports(protocol, Span::single(port)), set.family))
+                }
+            };
+            let span = match within {
+                Some(within) => both(span, within),
+                None => Some(span),
+            };
+            if let (Some(span), Some(service)) = (span, service) {
+                self.put(stage, Some(span), service);
+            }
+        }
+    }
+
+    fn range(&mut self, (direction, local): Stage, mut peers: Span<IpAddr>, protocol: u8, mut ports: Span<u16>) {
+        let id = SetId { direction, family: Family::of(local), shape: Shape::Range };
+        let meets = |element: &Element, peers, ports| match element {
+            Element::Range(of, others, protocols, other_ports) if *of == local && protocols.contains(protocol) => {
+                (both(*others, peers).is_some() && both(*other_ports, ports).is_some()).then_some((*others, *other_ports))
+            }
+            Element::Range(..)
+            | Element::Local(_)
+            | Element::Peer(..)
+            | Element::PeerProtocol(..)
+            | Element::PeerPort(..)
+            | Element::PeerIcmp(..)
+            | Element::Port(..)
+            | Element::IcmpRange(..) => None,
+        };
+        let element = |peers, ports| Element::Range(local, peers, Span::single(protocol), ports);
+        while let Some(other) = self.elements.iter().find_map(|(_, element)| meets(element, peers, ports)) {
+            let Some(joined) = joined((peers, ports), other) else { return };
+            self.elements.remove(&(id, element(other.0, other.1)));
+            (peers, ports) = joined;
+        }
+        self.elements.insert((id, element(peers, ports)));
+    }
+
+    fn icmp_range(&mut self, (direction, local): Stage, peers: Span<IpAddr>, kinds: Span<u8>, codes: Span<u8>) {
+        let meets = |element: &Element| match element {
+            Element::IcmpRange(of, others, other_kinds, other_codes) if *of == local => {
+                both(*others, peers).is_some() && both(*other_kinds, kinds).is_some() && both(*other_codes, codes).is_some()
+            }
+            Element::IcmpRange(..)
+            | Element::Range(..)
+            | Element::Local(_)
+            | Element::Peer(..)
+            | Element::PeerProtocol(..)
+            | Element::PeerPort(..)
+            | Element::PeerIcmp(..)
+            | Element::Port(..) => false,
+        };
+        if !self.elements.iter().any(|(_, element)| meets(element)) {
+            let id = SetId { direction, family: Family::of(local), shape: Shape::IcmpRange };
+            self.elements.insert((id, Element::IcmpRange(local, peers, kinds, codes)));
+        }
+    }
+
+    /// `None`: everybody.
+    fn put(&mut self, (direction, local): Stage, peers: Option<Span<IpAddr>>, service: Service) {
+        let mut add = |shape, element| {
+            if self.elements.len() < MOST {
+                self.elements.insert((SetId { direction, family: Family::of(local), shape }, element));
+            }
+        };
+        let Some(peers) = peers else {
+            if let Service::Ports(protocol, ports) = service
+                && usize::from(ports.last - ports.first) < FEW
+            {
+                (ports.first..=ports.last).for_each(|port| add(Shape::Port, Element::Port(local, protocol, port)));
+            }
+            return;
+        };
+        let is_free = |shape| !self.ranged.contains(&(SetId { direction, family: Family::of(local), shape }, local));
+        let addresses = addresses(peers);
+        match service {
+            Service::AnyButIcmp => {}
+            Service::Any => addresses.for_each(|peer| add(Shape::Peer, Element::Peer(local, peer))),
+            Service::Protocol(protocol) => {
+                addresses.for_each(|peer| add(Shape::PeerProtocol, Element::PeerProtocol(local, peer, protocol)))
+            }
+            Service::Ports(protocol, ports) => {
+                let few = usize::from(ports.last - ports.first) < FEW;
+                if !few && is_free(Shape::Range) {
+                    return self.range((direction, local), peers, protocol.0, ports);
+                }
+                // Beside another range only exact elements have a place.
+                for peer in addresses.filter(|_| usize::from(ports.last - ports.first) < MANY) {
+                    (ports.first..=ports.last).for_each(|port| add(Shape::PeerPort, Element::PeerPort(local, peer, protocol, port)));
+                }
+            }
+            Service::Icmp(kinds, codes) => {
+                let one = kinds.first == kinds.last && codes.first == codes.last;
+                if !one && is_free(Shape::IcmpRange) {
+                    return self.icmp_range((direction, local), peers, kinds, codes);
+                }
+                for peer in addresses {
+                    for kind in kinds.first..=kinds.last {
+                        (codes.first..=codes.last).for_each(|code| add(Shape::PeerIcmp, Element::PeerIcmp(local, peer, kind, code)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What an element of an interval set becomes where another is there that it meets: both are common to old and new, so what joins them is too.
+/// `None`: it has to stay away, for the kernel refuses two that overlap.
+fn joined<T: Copy + Ord>(one: (Span<IpAddr>, Span<T>), other: (Span<IpAddr>, Span<T>)) -> Option<(Span<IpAddr>, Span<T>)> {
+    let holds = |outer: Span<IpAddr>, inner: Span<IpAddr>| outer.first <= inner.first && inner.last <= outer.last;
+    let spans = Span { first: one.1.first.min(other.1.first), last: one.1.last.max(other.1.last) };
+    if one.0 == other.0 {
+        return Some((one.0, spans));
+    }
+    (holds(one.0, other.0) && spans == one.1).then_some(one).or_else(|| (holds(other.0, one.0) && spans == other.1).then_some(other))
+}
+
+/// Each address of a span, as far as any number of them makes elements.
+fn addresses(span: Span<IpAddr>) -> Box<dyn Iterator<Item = IpAddr>> {
+    match (span.first, span.last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => {
+            Box::new((first.to_bits()..=last.to_bits()).map(|bits| IpAddr::V4(bits.into())).take(MOST))
+        }
+        (IpAddr::V6(first), IpAddr::V6(last)) => {
+            Box::new((first.to_bits()..=last.to_bits()).map(|bits| IpAddr::V6(bits.into())).take(MOST))
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => Box::new(std::iter::empty()),
+    }
+}
+
+#[cfg(test)]
+#[path = "overlap_tests.rs"]
+mod tests;
