@@ -1,11 +1,11 @@
 //! Objects that the kernel would not take. The rest of their generation is applied without them, so that nothing widens: a group that is barred has no
-//! members, a segment that is barred allows nobody in either direction. An object is tried again when another version of it comes, and from time to
+//! members, a segment that is barred allows nobody in either direction, and so does one with a tier that names a barred group: it may deny by it. An object is tried again when another version of it comes, and from time to
 //! time. Pure.
 
 use crate::dataplane::Culprit;
 use firebreak_policy::Members;
 use firebreak_policy::model::HostAccess;
-use firebreak_policy::node_state::{Group, GroupId, Isolation, NodeState, Segment, SegmentId};
+use firebreak_policy::node_state::{Group, GroupId, Isolation, NodeState, Rulebook, Segment, SegmentId};
 use firebreak_proto::Refusal;
 use firebreak_proto::hash::{ObjectKey, ObjectKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +67,10 @@ impl Barred {
             let empty = Group { id: id.clone(), title: group.title.clone(), members: Members::default() };
             state.groups.insert(id.clone(), Arc::new(empty));
         }
+        let by_tier = |segment: &Segment| segment.rules.named_by_tiers().any(|id| self.groups.contains_key(id));
+        for segment in state.segments.values_mut().filter(|segment| by_tier(segment)) {
+            *segment = Arc::new(closed(segment));
+        }
         for (id, (segment, _)) in &self.segments {
             state.segments.insert(id.clone(), Arc::new(closed(segment)));
         }
@@ -88,7 +92,8 @@ fn closed(segment: &Segment) -> Segment {
         let host_access = isolation.as_ref().map_or(HostAccess::Allow, |isolation| isolation.host_access);
         Some(Isolation { policies, host_access, rules: Vec::new() })
     };
-    Segment { ingress: nobody(&segment.ingress), egress: nobody(&segment.egress), ..segment.clone() }
+    let rules = Rulebook { ingress: nobody(&segment.rules.ingress), egress: nobody(&segment.rules.egress), ..Rulebook::default() };
+    Segment { id: segment.id.clone(), title: segment.title.clone(), rules, audit: segment.audit.clone() }
 }
 
 #[cfg(test)]

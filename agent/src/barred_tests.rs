@@ -45,7 +45,7 @@ fn a_segment_that_is_barred_allows_nobody_in_either_direction() {
         assert_eq!(names(&barred), ["segment b"]);
         let now = barred.without(&state);
         let closed = &now.segments[&SegmentId("b".into())];
-        for isolation in [&closed.ingress, &closed.egress] {
+        for isolation in [&closed.rules.ingress, &closed.rules.egress] {
             assert!(isolation.as_ref().is_some_and(|isolation| isolation.rules.is_empty()), "{isolation:?}");
         }
         assert_eq!(now.segments[&SegmentId("a".into())], state.segments[&SegmentId("a".into())]);

@@ -202,7 +202,8 @@ fn missing(id: &GroupId) -> Arc<Group> {
 }
 
 fn named_groups(segment: &Segment) -> impl Iterator<Item = &GroupId> {
-    [&segment.ingress, &segment.egress].into_iter().flatten().flat_map(|isolation| &isolation.rules).flat_map(|rule| match &rule.peers {
+    let books = [Some(&segment.rules), segment.audit.as_ref()];
+    books.into_iter().flatten().flat_map(|rules| rules.peers()).flat_map(|peers| match peers {
         CompiledPeers::Any => [].as_slice(),
         CompiledPeers::Groups(groups) => groups.as_slice(),
     })

@@ -3,7 +3,7 @@
 use super::*;
 use crate::local::{ExemptInterface, ExemptReason, LocalInterface, Problem, Vouched};
 use firebreak_policy::model::{HostAccess, NamespaceName, NetworkAddress, NetworkName, PolicyKey, PolicyKind, WorkloadSource};
-use firebreak_policy::node_state::{CompiledRule, CompiledServices, Isolation, RuleRef};
+use firebreak_policy::node_state::{CompiledRule, CompiledServices, Isolation, RuleRef, Rulebook};
 
 pub(crate) fn ip(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
@@ -27,7 +27,12 @@ pub(crate) fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState 
         let isolation = Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules: vec![rule] };
         state.segments.insert(
             segment.clone(),
-            Arc::new(Segment { id: segment.clone(), title: (*name).to_owned(), ingress: Some(isolation), egress: None }),
+            Arc::new(Segment {
+                id: segment.clone(),
+                title: (*name).to_owned(),
+                rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() },
+                audit: None,
+            }),
         );
         let id = WorkloadId::new("n1", *name);
         state.endpoints.insert(
@@ -280,7 +285,7 @@ fn a_guard_binds_nothing_that_the_workload_alone_says() {
     ];
     for (case, addresses, change, expected_mac, expected) in table {
         let mut discovered = local(&[("a", 7, addresses)]);
-        let mut workload = LocalWorkload::clone(&discovered.workloads[&"a".into()]);
+        let mut workload = LocalWorkload::clone(&discovered.workloads["a"]);
         change(workload.interfaces.get_mut(&7).unwrap(), &mut discovered);
         discovered.workloads.insert("a".into(), Arc::new(workload));
         let controller = state(&[("a", if *case == "an engine says one of two that the controller has" { &[2, 3] } else { &[2] })], &[]);

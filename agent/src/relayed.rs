@@ -58,6 +58,8 @@ fn listening_or_all(open: &OpenPorts) -> Listening {
 type OpenPorts = BTreeMap<(Protocol, u16), BTreeSet<String>>;
 
 fn open_ports(state: &NodeState) -> OpenPorts {
+    let resolved = firebreak_policy::resolved(state);
+    let state = resolved.as_ref().unwrap_or(state);
     let on_ipv6 = |host: Option<IpAddr>| host.is_none_or(|host| Family::of(host) == Family::V6);
     let mut open = OpenPorts::new();
     for endpoint in state.endpoints.values().filter(|endpoint| lets_the_node_in(state, endpoint) && is_ipv4_only(endpoint)) {
@@ -87,7 +89,7 @@ fn warning(open: &OpenPorts, listening: &Listening) -> Option<Warning> {
 }
 
 fn lets_the_node_in(state: &NodeState, endpoint: &LocalEndpoint) -> bool {
-    let ingress = state.segments.get(&endpoint.segment).and_then(|segment| segment.ingress.as_ref());
+    let ingress = state.segments.get(&endpoint.segment).and_then(|segment| segment.rules.ingress.as_ref());
     ingress.is_some_and(|isolation| match isolation.host_access {
         HostAccess::Allow => true,
         HostAccess::Judge => false,

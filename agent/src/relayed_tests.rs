@@ -2,7 +2,7 @@
 
 use super::*;
 use firebreak_policy::model::{NamespaceName, PolicyKey, PolicyKind, PublishedPort, WorkloadId};
-use firebreak_policy::node_state::{Isolation, Segment, SegmentId};
+use firebreak_policy::node_state::{Isolation, Rulebook, Segment, SegmentId};
 
 /// One workload with a published port; `host_access` is its policy's, `None` is no policy.
 fn state(host_access: Option<HostAccess>, addresses: &[&str], host_address: Option<&str>) -> NodeState {
@@ -20,7 +20,15 @@ fn state(host_access: Option<HostAccess>, addresses: &[&str], host_address: Opti
         published_ports: vec![PublishedPort { protocol: Protocol::TCP, host_address, host_port: 15432, workload_port: 5432 }],
     };
     let mut state = NodeState::default();
-    state.segments.insert(segment.clone(), Arc::new(Segment { id: segment, title: "db".to_owned(), ingress: isolation, egress: None }));
+    state.segments.insert(
+        segment.clone(),
+        Arc::new(Segment {
+            id: segment,
+            title: "db".to_owned(),
+            rules: Rulebook { ingress: isolation, ..Rulebook::default() },
+            audit: None,
+        }),
+    );
     state.endpoints.insert(id, Arc::new(endpoint));
     state
 }

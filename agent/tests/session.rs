@@ -4,7 +4,7 @@
 use firebreak_agent::local::{LocalWorkload, LocalWorkloads};
 use firebreak_agent::session::{self, Applied, Backoff, Committed, Held, NodeStatus, SessionConfig, SessionLinks};
 use firebreak_policy::model::{Generation, Labels, NamespaceName, NodeName, Revision, WorkloadId, WorkloadSource};
-use firebreak_policy::node_state::{NodeState, Segment, SegmentId};
+use firebreak_policy::node_state::{NodeState, Rulebook, Segment, SegmentId};
 use firebreak_proto::hash::{self, ObjectKey, ObjectKind};
 use firebreak_proto::v1::agent_message::Message as Up;
 use firebreak_proto::v1::agent_service_server::{AgentService, AgentServiceServer};
@@ -202,7 +202,7 @@ fn node() -> NodeName {
 fn state_of(segments: &[&str]) -> NodeState {
     let segment = |id: &&str| {
         let id = SegmentId((*id).into());
-        (id.clone(), Arc::new(Segment { title: format!("shop/{}", id.0), id, ingress: None, egress: None }))
+        (id.clone(), Arc::new(Segment { title: format!("shop/{}", id.0), id, rules: Rulebook::default(), audit: None }))
     };
     NodeState { segments: segments.iter().map(segment).collect(), ..NodeState::default() }
 }

@@ -14,7 +14,7 @@ use firebreak_policy::model::{
 };
 use firebreak_policy::node_state::{
     CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, RuleRef,
-    Segment, SegmentId,
+    Rulebook, Segment, SegmentId,
 };
 use firebreak_policy::{Limits, Members};
 use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind};
@@ -107,7 +107,12 @@ fn state_of(size: Size) -> NodeState {
     for (number, rules) in rules {
         let ingress = Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules };
         let id = SegmentId(format!("segment-{number:04}").into());
-        let segment = Segment { id: id.clone(), title: format!("shop/db-{number}"), ingress: Some(ingress), egress: None };
+        let segment = Segment {
+            id: id.clone(),
+            title: format!("shop/db-{number}"),
+            rules: Rulebook { ingress: Some(ingress), ..Rulebook::default() },
+            audit: None,
+        };
         state.segments.insert(id, Arc::new(segment));
     }
     for number in 0..size.locals {

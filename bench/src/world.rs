@@ -1,7 +1,7 @@
 //! Made-up clusters: policies and inventories of a given size, always the same.
 
 use firebreak_policy::model::{
-    AddressGroup, CidrBlock, ContainerId, Entity, GroupName, HostAccess, Inventory, LabelSelector, Labels, Namespace, NamespaceName,
+    AddressGroup, CidrBlock, ContainerId, Entity, GroupName, HostAccess, Inventory, LabelSelector, Labels, Mode, Namespace, NamespaceName,
     NamespaceScope, NetworkAddress, NetworkName, Node, NodeName, Peer, Peers, Policy, PolicyKey, PolicyKind, PolicySet, PortRange,
     Protocol, Rule, Service, Services, Workload, WorkloadId, WorkloadSource,
 };
@@ -58,6 +58,7 @@ fn app_policy(space: usize, app: usize, namespaces: usize) -> Policy {
     let block = Peer::Cidr(CidrBlock { cidr: IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24)), except: Vec::new() });
     Policy {
         key: key(space, &format!("a{app}")),
+        mode: Mode::Enforce,
         subject: app_is(app),
         ingress: Some(vec![rule(vec![from_here], 8080), rule(vec![from_next], 9090)]),
         egress: Some(vec![rule(vec![to_here, block], 8080), rule(vec![to_next], 9090)]),
@@ -96,6 +97,7 @@ pub(crate) fn node_with_blocks(blocks: usize) -> NodeState {
 fn one_policy(peer: Peer) -> PolicySet {
     let policy = Policy {
         key: key(0, "db"),
+        mode: Mode::Enforce,
         subject: selector("app", "db"),
         ingress: Some(vec![rule(vec![peer], 5432)]),
         egress: Some(vec![Rule { name: None, peers: Peers::Only(vec![Peer::Entity(Entity::Any)]), services: Services::Any }]),

@@ -22,7 +22,7 @@ pub(crate) async fn run(client: &mut Client, arguments: DescribeArgs) -> anyhow:
         Kind::Nodes => crate::nodes::fetch(client, &name).await?.iter().map(view::node).collect(),
         Kind::Workloads => workloads(client, &namespace, &name).await?,
         Kind::Stored(stored) => objects(client, &[stored.name], &namespace, &name).await?,
-        Kind::Policies => objects(client, &["SegmentPolicy", "NetworkPolicy"], &namespace, &name).await?,
+        Kind::Policies => objects(client, &kinds::POLICIES, &namespace, &name).await?,
         Kind::All => return Err(BadInput::new("describe is about one thing; name its kind").into()),
     };
     if values.is_empty() {

@@ -89,7 +89,11 @@ pub(crate) fn run(arguments: EvalArgs) -> anyhow::Result<ExitCode> {
 fn warnings(compiled: &Compiled) -> Vec<String> {
     let missing = compiled.problems().iter().flat_map(|(policy, problems)| {
         problems.iter().map(move |problem| match problem {
-            Problem::MissingAddressGroup(name) => format!("{policy} names the AddressGroup {name}, which is not there: it matches nobody"),
+            Problem::MissingAddressGroup(name) => {
+                format!("{policy} names the AddressGroup {name}, which is not there: it is nobody for a rule that allows, everybody for one that denies")
+            }
+            Problem::UnknownPeer => format!("{policy} has a peer of a kind that is not known here: it allows nobody, or denies everybody"),
+            Problem::SamePriority(other) => format!("{policy} and {other} have one priority in one tier: the first by kind and name goes first"),
         })
     });
     let contested = compiled.conflicts().iter().map(|(address, claimants)| {

@@ -36,7 +36,7 @@ pub(crate) async fn run(client: &mut Client, arguments: GetArgs) -> anyhow::Resu
             crate::nodes::show(&nodes, arguments.output)?;
         }
         Kind::Stored(stored) => stored_objects(client, &arguments, &[stored.name], &namespace, name.as_deref()).await?,
-        Kind::Policies => stored_objects(client, &arguments, &["SegmentPolicy", "NetworkPolicy"], &namespace, name.as_deref()).await?,
+        Kind::Policies => stored_objects(client, &arguments, &kinds::POLICIES, &namespace, name.as_deref()).await?,
         Kind::All => stored_objects(client, &arguments, &[""], &namespace, name.as_deref()).await?,
     }
     Ok(ExitCode::SUCCESS)

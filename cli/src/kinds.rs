@@ -11,7 +11,7 @@ pub(crate) enum Kind {
     Workloads,
     /// Nodes with their state.
     Nodes,
-    /// Segment and network policies.
+    /// Policies of every kind.
     Policies,
     /// Everything in the store.
     All,
@@ -28,6 +28,10 @@ pub(crate) struct Stored {
 
 const SEGMENT_POLICY: Stored = Stored { name: "SegmentPolicy", namespaced: true };
 const NETWORK_POLICY: Stored = Stored { name: "NetworkPolicy", namespaced: true };
+const CLUSTER_SEGMENT_POLICY: Stored = Stored { name: "ClusterSegmentPolicy", namespaced: false };
+const ADMIN_NETWORK_POLICY: Stored = Stored { name: "AdminNetworkPolicy", namespaced: false };
+const BASELINE_ADMIN_NETWORK_POLICY: Stored = Stored { name: "BaselineAdminNetworkPolicy", namespaced: false };
+const CLUSTER_NETWORK_POLICY: Stored = Stored { name: "ClusterNetworkPolicy", namespaced: false };
 const ADDRESS_GROUP: Stored = Stored { name: "AddressGroup", namespaced: false };
 const WORKLOAD: Stored = Stored { name: "Workload", namespaced: true };
 const NAMESPACE: Stored = Stored { name: "Namespace", namespaced: false };
@@ -35,17 +39,31 @@ const POD: Stored = Stored { name: "Pod", namespaced: true };
 const NODE: Stored = Stored { name: "Node", namespaced: false };
 
 /// Lower-case name, plural and short name of each kind that `get` and `describe` know.
-const NAMES: [(&[&str], Kind); 10] = [
+const NAMES: [(&[&str], Kind); 14] = [
     (&["workload", "workloads", "wl"], Kind::Workloads),
     (&["node", "nodes", "no"], Kind::Nodes),
     (&["segmentpolicy", "segmentpolicies", "sp"], Kind::Stored(SEGMENT_POLICY)),
     (&["networkpolicy", "networkpolicies", "netpol"], Kind::Stored(NETWORK_POLICY)),
+    (&["clustersegmentpolicy", "clustersegmentpolicies", "csp"], Kind::Stored(CLUSTER_SEGMENT_POLICY)),
+    (&["adminnetworkpolicy", "adminnetworkpolicies", "anp"], Kind::Stored(ADMIN_NETWORK_POLICY)),
+    (&["baselineadminnetworkpolicy", "baselineadminnetworkpolicies", "banp"], Kind::Stored(BASELINE_ADMIN_NETWORK_POLICY)),
+    (&["clusternetworkpolicy", "clusternetworkpolicies", "cnp"], Kind::Stored(CLUSTER_NETWORK_POLICY)),
     (&["addressgroup", "addressgroups", "ag"], Kind::Stored(ADDRESS_GROUP)),
     (&["namespace", "namespaces", "ns"], Kind::Stored(NAMESPACE)),
     (&["pod", "pods", "po"], Kind::Stored(POD)),
     (&["manifest", "manifests"], Kind::Stored(WORKLOAD)),
     (&["policy", "policies"], Kind::Policies),
     (&["all"], Kind::All),
+];
+
+/// Every kind of policy, in the order in which they are listed.
+pub(crate) const POLICIES: [&str; 6] = [
+    SEGMENT_POLICY.name,
+    NETWORK_POLICY.name,
+    CLUSTER_SEGMENT_POLICY.name,
+    ADMIN_NETWORK_POLICY.name,
+    BASELINE_ADMIN_NETWORK_POLICY.name,
+    CLUSTER_NETWORK_POLICY.name,
 ];
 
 /// The kind that a person means.

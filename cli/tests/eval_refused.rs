@@ -192,7 +192,7 @@ spec: {appliesTo: {}, ingress: [{from: [{addressGroup: gone}]}]}
     assert_eq!(output.status.code(), Some(0));
     let stderr = String::from_utf8_lossy(&output.stderr);
     for fragment in [
-        "warning: SegmentPolicy default/p names the AddressGroup gone, which is not there: it matches nobody",
+        "warning: SegmentPolicy default/p names the AddressGroup gone, which is not there: it is nobody for a rule that allows",
         "warning: the address 10.0.0.1 is claimed by n/default.one and n/default.two: it is nobody's peer",
     ] {
         assert!(stderr.contains(fragment), "{fragment:?} is not in {stderr}");

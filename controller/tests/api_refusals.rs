@@ -90,6 +90,12 @@ fn bad_objects() -> Vec<(&'static str, v1::Object, Expected)> {
             edited(|value| value["spec"]["ingress"][0]["from"] = json!([{"cidr": "10.0.0.0/40"}])),
             invalid(&["spec.ingress[0].from[0]", "10.0.0.0/40"]),
         ),
+        (
+            "audit mode",
+            edited(|value| value["spec"]["mode"] = json!("Audit")),
+            invalid(&["objects[1] SegmentPolicy shop/db", "no Audit mode in this version"]),
+        ),
+        ("a reject", object(&tier("Reject")), invalid(&["objects[1] ClusterSegmentPolicy tier", "answer: Reject"])),
         ("empty peers", edited(|value| value["spec"]["ingress"][0]["from"] = json!([])), invalid(&["spec.ingress[0].from"])),
         ("bad name", edited(|value| value["metadata"]["name"] = json!("Bad_Name")), invalid(&["metadata.name", "Bad_Name"])),
         (
@@ -103,6 +109,28 @@ fn bad_objects() -> Vec<(&'static str, v1::Object, Expected)> {
         ("too large", with(|object| object.json = vec![b' '; (1 << 20) + 1].into()), invalid(&["objects[1].json", "1048577 bytes"])),
         ("named twice", namespace("good"), invalid(&["objects[1]", "Namespace good is named twice"])),
     ]
+}
+
+fn tier(answer: &str) -> serde_json::Value {
+    json!({
+        "apiVersion": "firebreak.dev/v1alpha1",
+        "kind": "ClusterSegmentPolicy",
+        "metadata": {"name": "tier"},
+        "spec": {
+            "tier": "Admin",
+            "priority": 1,
+            "subject": {"namespaces": {}},
+            "ingress": [{"action": "Deny", "answer": answer, "from": [{"entity": "any"}]}],
+        },
+    })
+}
+
+#[tokio::test]
+async fn policies_of_tiers_are_taken() {
+    let server = Server::start().await;
+    let request = v1::ApplyRequest { objects: vec![object(&tier("Drop"))], ..v1::ApplyRequest::default() };
+    server.client.clone().apply(request).await.unwrap();
+    server.stop().await;
 }
 
 fn object_json(kind: &str) -> String {

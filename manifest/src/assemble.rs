@@ -34,6 +34,18 @@ pub fn build<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Result<(Polic
             Object::SegmentPolicy(policy) => policy.to_policy().map(|policy| {
                 policies.policies.insert(policy.key.clone(), policy);
             }),
+            Object::ClusterSegmentPolicy(policy) => policy.to_policy().map(|policy| {
+                policies.tiered.insert(policy.key.clone(), policy);
+            }),
+            Object::AdminNetworkPolicy(policy) => policy.to_policy().map(|policy| {
+                policies.tiered.insert(policy.key.clone(), policy);
+            }),
+            Object::BaselineAdminNetworkPolicy(policy) => policy.to_policy().map(|policy| {
+                policies.tiered.insert(policy.key.clone(), policy);
+            }),
+            Object::ClusterNetworkPolicy(policy) => policy.to_policy().map(|policy| {
+                policies.tiered.insert(policy.key.clone(), policy);
+            }),
             Object::Pod(pod) => pod.to_model().map(|workload| {
                 node_addresses.push((workload.id.node.clone(), convert::host_addresses(pod)));
                 errors.extend(add_workload(workload, object.key(), &mut named, &mut inventory));

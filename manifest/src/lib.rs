@@ -35,14 +35,23 @@ mod validate;
 pub use assemble::build;
 pub use error::{Error, Errors, Place};
 pub use kinds::address_group::{AddressGroup, AddressGroupSpec, Block};
+pub use kinds::admin::{
+    AdminEgressRule, AdminIngressRule, AdminNetworkPolicy, AdminNetworkPolicySpec, AdminPort, AdminPortNumber, AdminPortRange,
+    BaselineAdminNetworkPolicy, BaselineAdminNetworkPolicySpec, ClusterDestination, ClusterEgressRule, ClusterIngressRule,
+    ClusterNetworkPolicy, ClusterNetworkPolicySpec, ClusterPort, ClusterPortRange, ClusterProtocol, NamespacedPod, PodSubject, TierPeer,
+};
 pub use kinds::cluster::{Namespace, Node, NodeAddress, NodeStatus};
+pub use kinds::cluster_segment_policy::{
+    Action as RuleAction, Answer as RuleAnswer, ClusterPeer, ClusterSegmentEgressRule, ClusterSegmentIngressRule, ClusterSegmentPolicy,
+    ClusterSegmentPolicySpec, ClusterSubject, Tier,
+};
 pub use kinds::meta::ObjectMeta;
 pub use kinds::network_policy::{
     IpBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
 pub use kinds::pod::{Container, ContainerPort, HostIp, Pod, PodIp, PodSpec, PodStatus};
 pub use kinds::segment_policy::{
-    EgressRule, Entity, HostAccess, Icmp, IngressRule, IpFamily, Peer, SegmentPolicy, SegmentPolicySpec, ServicePort,
+    EgressRule, Entity, HostAccess, Icmp, IngressRule, IpFamily, Mode, Peer, SegmentPolicy, SegmentPolicySpec, ServicePort,
 };
 pub use kinds::selector::{LabelSelector, LabelSelectorRequirement};
 pub use kinds::value::IntOrString;

@@ -232,6 +232,10 @@ fn read(kind: Kind, tree: &Tree) -> Result<Object, Problems<'_>> {
         Kind::Workload => decode(tree, strictness, &mut problems).map(Object::Workload),
         Kind::NetworkPolicy => decode(tree, strictness, &mut problems).map(Object::NetworkPolicy),
         Kind::SegmentPolicy => decode(tree, strictness, &mut problems).map(Object::SegmentPolicy),
+        Kind::ClusterSegmentPolicy => decode(tree, strictness, &mut problems).map(Object::ClusterSegmentPolicy),
+        Kind::AdminNetworkPolicy => decode(tree, strictness, &mut problems).map(Object::AdminNetworkPolicy),
+        Kind::BaselineAdminNetworkPolicy => decode(tree, strictness, &mut problems).map(Object::BaselineAdminNetworkPolicy),
+        Kind::ClusterNetworkPolicy => decode(tree, strictness, &mut problems).map(Object::ClusterNetworkPolicy),
     };
     let Some(mut object) = object else { return Err(problems) };
     let metadata = object.metadata_mut();

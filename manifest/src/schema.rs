@@ -1,21 +1,28 @@
 //! The JSON Schema of our own kinds, made from their types.
 
 use crate::kinds::meta::{SERVER_SET, STRUCT_NAME};
-use crate::{AddressGroup, Kind, SegmentPolicy, Workload};
+use crate::{AddressGroup, ClusterSegmentPolicy, Kind, SegmentPolicy, Workload};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 /// The kinds that have a schema here: our own.
-pub const KINDS: [Kind; 3] = [Kind::AddressGroup, Kind::SegmentPolicy, Kind::Workload];
+pub const KINDS: [Kind; 4] = [Kind::AddressGroup, Kind::ClusterSegmentPolicy, Kind::SegmentPolicy, Kind::Workload];
 
 /// The JSON Schema (draft 2020-12) of one of [`KINDS`]; `None` for the kinds of Kubernetes, which publishes theirs.
 pub fn of(kind: Kind) -> Option<Value> {
     match kind {
         Kind::AddressGroup => Some(object::<AddressGroup>(kind)),
         Kind::SegmentPolicy => Some(object::<SegmentPolicy>(kind)),
+        Kind::ClusterSegmentPolicy => Some(object::<ClusterSegmentPolicy>(kind)),
         Kind::Workload => Some(object::<Workload>(kind)),
-        Kind::Namespace | Kind::Node | Kind::Pod | Kind::NetworkPolicy => None,
+        Kind::Namespace
+        | Kind::Node
+        | Kind::Pod
+        | Kind::NetworkPolicy
+        | Kind::AdminNetworkPolicy
+        | Kind::BaselineAdminNetworkPolicy
+        | Kind::ClusterNetworkPolicy => None,
     }
 }
 

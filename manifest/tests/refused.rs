@@ -163,7 +163,7 @@ fn broken_segment_policies_are_refused() {
         segment("{appliesTo: {}, ingress: [], hostAccess: deny}", &[&["spec.hostAccess: \"deny\" is not known; use one of Allow, Judge"]]),
         segment(
             "{appliesTo: {}, ingress: [], tier: 3}",
-            &[&["t:4:36", "spec.tier: is not a known field; known here: appliesTo, hostAccess, ingress, egress"]],
+            &[&["t:4:36", "spec.tier: is not a known field; known here: appliesTo, mode, hostAccess, ingress, egress"]],
         ),
         segment(
             "{appliesto: {}, ingress: []}",

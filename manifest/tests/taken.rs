@@ -124,10 +124,10 @@ fn a_node_has_the_addresses_of_its_object_and_of_its_pods_status() {
 {apiVersion: v1, kind: Pod, metadata: {name: other}, spec: {nodeName: m}, status: {hostIP: 10.0.0.5}}
 ",
     );
-    let addresses = |name: &str| inventory.nodes[&name.into()].addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let addresses = |name: &str| inventory.nodes[name].addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(addresses("n"), ["10.0.0.2", "10.0.0.3", "192.0.2.1"]);
     assert_eq!(addresses("m"), ["10.0.0.5"]);
-    assert_eq!(inventory.nodes[&"n".into()].labels.get("a"), Some("b"));
+    assert_eq!(inventory.nodes["n"].labels.get("a"), Some("b"));
 }
 
 #[test]

@@ -3,9 +3,10 @@
 //! Only with the feature `arbitrary`.
 
 use crate::model::{
-    AddressGroup, CidrBlock, ContainerId, Entity, Family, GroupName, HostAccess, Inventory, LabelSelector, Labels, NamedPort, Namespace,
-    NamespaceName, NamespaceScope, NetworkAddress, NetworkName, Node, NodeName, Operator, Peer, Peers, Policy, PolicyKey, PolicyKind,
-    PolicySet, PortRange, Protocol, PublishedPort, Requirement, Rule, Service, Services, Transport, Workload, WorkloadId, WorkloadSource,
+    Action, AddressGroup, Answer, CidrBlock, ContainerId, Entity, Family, GroupName, HostAccess, Inventory, LabelSelector, Labels, Mode,
+    NamedPort, Namespace, NamespaceName, NamespaceScope, NetworkAddress, NetworkName, Node, NodeName, Operator, Peer, Peers, Policy,
+    PolicyKey, PolicyKind, PolicySet, PortRange, Protocol, PublishedPort, Requirement, Rule, Service, Services, Subject, Tier,
+    TieredPolicy, TieredRule, Transport, Workload, WorkloadId, WorkloadSource,
 };
 use ipnet::IpNet;
 use proptest::collection::{btree_set, vec};
@@ -79,6 +80,7 @@ impl Vocabulary {
         let cluster = prop_oneof![2 => Just(Vec::new()), 1 => vec(blocks(self.addresses.clone()).prop_map(|it| it.cidr), 1..3)];
         (vec(self.policies(), 0..6), groups, cluster).prop_map(|(policies, groups, cluster_networks)| PolicySet {
             policies: policies.into_iter().map(|it| (it.key.clone(), it)).collect(),
+            tiered: BTreeMap::new(),
             address_groups: ["g0", "g1"]
                 .map(GroupName::from)
                 .into_iter()
@@ -86,6 +88,52 @@ impl Vocabulary {
                 .map(|(name, blocks)| (name.clone(), AddressGroup { name, blocks }))
                 .collect(),
             cluster_networks,
+        })
+    }
+
+    /// Policy sets with tiers around the namespaces, and policies of every kind in Audit mode.
+    pub fn tiered_policy_sets(&self) -> impl Strategy<Value = PolicySet> + use<> {
+        let modes = || vec(prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Audit)], 8);
+        (self.policy_sets(), vec(self.tiered_policies(), 0..6), modes(), modes()).prop_map(|(mut set, tiered, modes, tiered_modes)| {
+            set.tiered = tiered.into_iter().map(|it| (it.key.clone(), it)).collect();
+            set.policies.values_mut().zip(modes).for_each(|(policy, mode)| policy.mode = mode);
+            set.tiered.values_mut().zip(tiered_modes).for_each(|(policy, mode)| policy.mode = mode);
+            set
+        })
+    }
+
+    /// One policy of a tier in these words. Few priorities, so that some are equal.
+    pub fn tiered_policies(&self) -> impl Strategy<Value = TieredPolicy> + use<> {
+        let kind = select(vec![PolicyKind::ClusterSegmentPolicy, PolicyKind::AdminNetworkPolicy, PolicyKind::ClusterNetworkPolicy]);
+        let subject = (selectors(self.namespace_labels.clone()), selectors(self.labels.clone()))
+            .prop_map(|(namespaces, workloads)| Subject { namespaces, workloads });
+        let rules = || vec(self.tiered_rules(), 0..4);
+        (kind, select(vec!["s", "t", "u"]), any::<bool>(), 0_u16..3, subject, rules(), rules()).prop_map(
+            |(kind, name, admin, priority, subject, ingress, egress)| TieredPolicy {
+                key: PolicyKey::cluster_scoped(kind, name),
+                tier: if admin { Tier::Admin } else { Tier::Baseline },
+                priority,
+                mode: Mode::Enforce,
+                subject,
+                ingress,
+                egress,
+            },
+        )
+    }
+
+    fn tiered_rules(&self) -> impl Strategy<Value = TieredRule> + use<> {
+        let actions = vec![Action::Allow, Action::Deny(Answer::Drop), Action::Deny(Answer::Reject), Action::Pass];
+        let nodes = select(vec!["zone=1", "zone=2"]).prop_map(|pair| {
+            let pairs = pair.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+            Peer::Nodes(LabelSelector { match_labels: pairs.into_iter().collect(), match_expressions: Vec::new() })
+        });
+        let peers = prop_oneof![12 => self.peers(), 1 => nodes, 1 => Just(Peer::Unknown)];
+        (select(actions), vec(peers, 0..3), self.rules()).prop_map(|(action, peers, rule)| TieredRule {
+            name: rule.name,
+            action,
+            peers: if rule.peers == Peers::Any { Peers::Any } else { Peers::Only(peers) },
+            services: rule.services,
+            reason: None,
         })
     }
 
@@ -98,6 +146,7 @@ impl Vocabulary {
         (key, subject, rules(0.7), rules(0.5), any::<bool>()).prop_map(|((kind, namespace, name), subject, ingress, egress, judged)| {
             Policy {
                 key: PolicyKey { kind, namespace, name: name.to_owned() },
+                mode: Mode::Enforce,
                 subject,
                 ingress,
                 egress,
@@ -154,6 +203,11 @@ pub fn clusters() -> impl Strategy<Value = (PolicySet, Inventory)> {
     (Vocabulary::small().policy_sets(), inventories())
 }
 
+/// The same with tiers and Audit mode.
+pub fn tiered_clusters() -> impl Strategy<Value = (PolicySet, Inventory)> {
+    (Vocabulary::small().tiered_policy_sets(), inventories())
+}
+
 /// Small inventories of one to three nodes.
 pub fn inventories() -> impl Strategy<Value = Inventory> {
     let namespaces = vec(btree_set(select(Vocabulary::small().namespace_labels), 0..3), 0..=2);
@@ -166,7 +220,8 @@ pub fn inventories() -> impl Strategy<Value = Inventory> {
         for (number, taken) in (1_u8..).zip(&nodes) {
             let name = NodeName::new(format!("n{number}"));
             let addresses = [node_v4(number), node_v6(number), bridged(1)].into_iter().chain(*taken).collect();
-            inventory.nodes.insert(name.clone(), Node { name, labels: Labels::default(), addresses });
+            let labels = [("zone".to_owned(), number.to_string())].into_iter().collect();
+            inventory.nodes.insert(name.clone(), Node { name, labels, addresses });
         }
         for (number, draft) in (0_u8..).zip(workloads) {
             let workload = draft.workload(number, nodes.len());

@@ -1,9 +1,9 @@
 //! The verdict on a flow and why: by the compiled state, the same that is flattened into kernel sets.
 
 use crate::compile::Compiled;
-use crate::model::{Direction, Family, HostAccess, PolicyKey, Protocol, Transport, WorkloadId};
+use crate::model::{Action, Answer, Direction, Family, HostAccess, PolicyKey, Protocol, Transport, WorkloadId};
 use crate::node_judge::is_member;
-use crate::node_state::{CompiledPeers, CompiledRule, CompiledService, CompiledServices, Member, NodeState, RuleRef, Segment};
+use crate::node_state::{CompiledPeers, CompiledRule, CompiledService, CompiledServices, Member, NodeState, RuleRef, Rulebook, TierRule};
 use std::fmt;
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -15,6 +15,8 @@ pub struct DirectionVerdict {
     pub direction: Direction,
     /// Why it is allowed, or why not.
     pub reason: Reason,
+    /// The same by every policy in Audit mode as if enforced; `None` when none is about the workload that was judged.
+    pub audit: Option<Reason>,
 }
 
 /// Why one end allows or denies.
@@ -35,6 +37,25 @@ pub enum Reason {
         /// The allow rule that came nearest; `None` if there is no rule at all.
         nearest: Option<NearMiss>,
     },
+    /// Denied by this rule of a tier, the first that matched.
+    DeniedBy {
+        /// The rule.
+        rule: RuleRef,
+        /// How the packet is answered.
+        answer: Answer,
+        /// Why, in the author's words.
+        text: Option<String>,
+    },
+}
+
+impl Reason {
+    /// Whether it lets the flow through.
+    pub fn allowed(&self) -> bool {
+        match self {
+            Self::NotIsolated | Self::OwnNode | Self::ToItself | Self::AllowedBy(_) => true,
+            Self::NoRule { .. } | Self::DeniedBy { .. } => false,
+        }
+    }
 }
 
 /// An allow rule that nearly allowed.
@@ -77,10 +98,12 @@ impl fmt::Display for Field {
 impl DirectionVerdict {
     /// Whether this end lets the flow through.
     pub fn allowed(&self) -> bool {
-        match self.reason {
-            Reason::NotIsolated | Reason::OwnNode | Reason::ToItself | Reason::AllowedBy(_) => true,
-            Reason::NoRule { .. } => false,
-        }
+        self.reason.allowed()
+    }
+
+    /// Why this end would deny a flow that it lets through, if the policies in Audit mode were enforced.
+    pub fn audit_denied(&self) -> Option<&Reason> {
+        self.audit.as_ref().filter(|audit| self.allowed() && !audit.allowed())
     }
 }
 
@@ -92,6 +115,8 @@ impl fmt::Display for Reason {
             Self::ToItself => f.write_str("to itself"),
             Self::AllowedBy(rule) => write!(f, "allowed by {rule}"),
             Self::NoRule { .. } => f.write_str("isolated, and no rule allows"),
+            Self::DeniedBy { rule, answer: _, text: None } => write!(f, "denied by {rule}"),
+            Self::DeniedBy { rule, answer: _, text: Some(text) } => write!(f, "denied by {rule}: {text}"),
         }
     }
 }
@@ -121,24 +146,24 @@ impl Compiled {
         let (endpoint, segment) = self.workload(subject)?;
         // An address of its own that another workload here claims too may be that one.
         let claimed = || state.endpoints.values().any(|it| it.id != endpoint.id && it.addresses.contains(&peer.address));
-        let reason = if peer.address == local || (endpoint.addresses.contains(&peer.address) && !claimed()) {
-            Reason::ToItself
-        } else {
-            judge(state, segment, direction, peer, transport)
-        };
-        Some(DirectionVerdict { direction, reason })
+        if peer.address == local || (endpoint.addresses.contains(&peer.address) && !claimed()) {
+            return Some(DirectionVerdict { direction, reason: Reason::ToItself, audit: None });
+        }
+        let by = |rules: &Rulebook| judge(state, rules, direction, peer, transport);
+        Some(DirectionVerdict { direction, reason: by(&segment.rules), audit: segment.audit.as_ref().map(by) })
     }
 }
 
-fn judge(state: &NodeState, segment: &Segment, direction: Direction, peer: PeerView<'_>, transport: Transport) -> Reason {
-    let isolation = match direction {
-        Direction::Ingress => segment.ingress.as_ref(),
-        Direction::Egress => segment.egress.as_ref(),
+fn judge(state: &NodeState, rules: &Rulebook, direction: Direction, peer: PeerView<'_>, transport: Transport) -> Reason {
+    if let Some(decided) = tier(state, rules.admin.of(direction), peer.address, transport) {
+        return decided;
+    }
+    let Some(isolation) = rules.isolation(direction) else {
+        return tier(state, rules.baseline.of(direction), peer.address, transport).unwrap_or(Reason::NotIsolated);
     };
-    let Some(isolation) = isolation else { return Reason::NotIsolated };
     let mut nearest: Option<(&CompiledRule, Missed)> = None;
     for rule in &isolation.rules {
-        let missed = missed(state, rule, peer.address, transport);
+        let missed = missed(state, &rule.peers, &rule.services, peer.address, transport);
         if missed.is_nothing() {
             return Reason::AllowedBy(rule.origin.clone());
         }
@@ -152,6 +177,16 @@ fn judge(state: &NodeState, segment: &Segment, direction: Direction, peer: PeerV
     }
     let nearest = nearest.map(|(rule, missed)| near_miss(state, rule, missed, peer, transport));
     Reason::NoRule { isolating: isolation.policies.clone(), nearest }
+}
+
+/// The first rule that matches decides; `None` where none does, or the first is a Pass.
+fn tier(state: &NodeState, rules: &[TierRule], peer: IpAddr, transport: Transport) -> Option<Reason> {
+    let rule = rules.iter().find(|it| missed(state, &it.peers, &it.services, peer, transport).is_nothing())?;
+    match rule.action {
+        Action::Allow => Some(Reason::AllowedBy(rule.origin.clone())),
+        Action::Deny(answer) => Some(Reason::DeniedBy { rule: rule.origin.clone(), answer, text: rule.reason.clone() }),
+        Action::Pass => None,
+    }
 }
 
 /// The fields of a rule that do not match: the peer, and of what the packet carries the first that is not it.
@@ -182,18 +217,18 @@ impl Missed {
     }
 }
 
-fn missed(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Missed {
-    let service = match &rule.services {
-        CompiledServices::OfMembers => return missed_of_members(state, rule, peer, transport),
+fn missed(state: &NodeState, peers: &CompiledPeers, services: &CompiledServices, peer: IpAddr, transport: Transport) -> Missed {
+    let service = match services {
+        CompiledServices::OfMembers => return missed_of_members(state, peers, peer, transport),
         CompiledServices::Any => None,
         CompiledServices::Only(services) => missed_service(services, transport),
     };
-    Missed { peer: !is_peer(state, &rule.peers, peer), service }
+    Missed { peer: !is_peer(state, peers, peer), service }
 }
 
-fn missed_of_members(state: &NodeState, rule: &CompiledRule, peer: IpAddr, transport: Transport) -> Missed {
+fn missed_of_members(state: &NodeState, peers: &CompiledPeers, peer: IpAddr, transport: Transport) -> Missed {
     let missed = |service| Missed { peer: false, service: Some(service) };
-    let mut ports = services_of(state, &rule.peers, peer).peekable();
+    let mut ports = services_of(state, peers, peer).peekable();
     if ports.peek().is_none() {
         return Missed { peer: true, service: None };
     }

@@ -19,8 +19,10 @@ pub mod node_state;
 #[cfg(feature = "arbitrary")]
 pub mod reference;
 mod shared_sets;
+mod tiers;
 
 pub use compile::{Compiled, Problem, compile};
 pub use engine::{Engine, EvaluateError, FlowVerdict};
 pub use flatten::{Flattened, Limits, SetsDelta, Step, flatten, flatten_with};
 pub use members::{Changes, Members};
+pub use tiers::resolved;

@@ -2,11 +2,13 @@
 //! out: what an agent asks about each of a hundred thousand connections, where the sets of a large group would not fit twice into memory.
 
 use crate::compile::is_link_local;
+use crate::flatten::{CLOSED, side};
 use crate::judge::{Fate, Path};
 use crate::model::{Direction, Family, HostAccess, Protocol, PublishedPort, Transport};
 use crate::node_state::{
-    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, Isolation, LocalEndpoint, Member, NodeState, Segment,
+    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, Isolation, LocalEndpoint, Member, NodeState,
 };
+use crate::tiers::resolved;
 use ipnet::IpNet;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -23,12 +25,10 @@ pub struct NodeJudge {
 /// Who publishes, and what.
 type Publishes = (Arc<LocalEndpoint>, PublishedPort);
 
-/// What isolates an endpoint whose segment is missing: everything is denied. `flatten` does the same.
-static MISSING: Isolation = Isolation { policies: Vec::new(), host_access: HostAccess::Allow, rules: Vec::new() };
-
 impl NodeJudge {
     /// Of a state; as `flatten` takes it.
     pub fn new(state: Arc<NodeState>) -> Self {
+        let state = resolved(&state).map_or(state, Arc::new);
         let mut claimants: HashMap<IpAddr, Vec<Arc<LocalEndpoint>>> = HashMap::new();
         let mut published: HashMap<(Protocol, u16), Vec<_>> = HashMap::new();
         for endpoint in state.endpoints.values() {
@@ -61,7 +61,7 @@ impl NodeJudge {
         let claimants = self.claimants.get(&local).map(Vec::as_slice).unwrap_or_default();
         let isolation = |endpoint: &Arc<LocalEndpoint>| match self.state.segments.get(&endpoint.segment) {
             Some(segment) => side(segment, direction),
-            None => Some(&MISSING),
+            None => Some(&CLOSED),
         };
         let opens = |rule: &CompiledRule| rule.peers == CompiledPeers::Any && rule.services == CompiledServices::Any;
         claimants.iter().filter_map(isolation).filter(|isolation| !isolation.rules.iter().any(opens)).collect()
@@ -148,13 +148,6 @@ impl NodeJudge {
         judged
             .into_iter()
             .all(|(from, to)| self.allows(Direction::Egress, from, to, transport) && self.allows(Direction::Ingress, to, from, transport))
-    }
-}
-
-fn side(segment: &Segment, direction: Direction) -> Option<&Isolation> {
-    match direction {
-        Direction::Ingress => segment.ingress.as_ref(),
-        Direction::Egress => segment.egress.as_ref(),
     }
 }
 

@@ -2,7 +2,7 @@
 //! `flatten` turns into kernel sets, and what the agent keeps on disk.
 
 use crate::members::Members;
-use crate::model::{Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
+use crate::model::{Action, Direction, Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,6 +30,12 @@ impl NodeState {
             one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.0 == other.0 && is_same(one.1, other.1))
         }
         self.addresses == other.addresses && same(&self.endpoints, &other.endpoints) && same(&self.segments, &other.segments)
+    }
+
+    /// Whether a segment has rules of tiers, or others than the enforced ones: what an agent without the feature `tiers` would pass over.
+    pub fn needs_tiers(&self) -> bool {
+        let tiers = |segment: &Segment| segment.has_tiers(Direction::Ingress) || segment.has_tiers(Direction::Egress);
+        self.segments.values().any(|segment| segment.audit.is_some() || tiers(segment))
     }
 }
 
@@ -82,10 +88,97 @@ pub struct Segment {
     pub id: SegmentId,
     /// For people: `shop/web`.
     pub title: String,
-    /// What its members may receive; `None` is not isolated.
+    /// What is enforced for its members.
+    pub rules: Rulebook,
+    /// What would be if every Audit policy were enforced; `None` when no Audit policy is about them.
+    pub audit: Option<Rulebook>,
+}
+
+impl Segment {
+    /// Whether an enforced rule of a tier is about the direction.
+    pub fn has_tiers(&self, direction: Direction) -> bool {
+        !(self.rules.admin.of(direction).is_empty() && self.rules.baseline.of(direction).is_empty())
+    }
+}
+
+/// What is judged by, in the order in which it is asked: Admin tier, policies of the namespace, Baseline tier.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rulebook {
+    /// The rules of the Admin tier in the order of their precedence.
+    pub admin: TierRules,
+    /// What may be received; `None` is not isolated.
     pub ingress: Option<Isolation>,
-    /// What its members may send; `None` is not isolated.
+    /// What may be sent; `None` is not isolated.
     pub egress: Option<Isolation>,
+    /// The rules of the Baseline tier in the order of their precedence; asked only where nothing isolates.
+    pub baseline: TierRules,
+}
+
+impl Rulebook {
+    /// What isolates the direction.
+    pub fn isolation(&self, direction: Direction) -> Option<&Isolation> {
+        match direction {
+            Direction::Ingress => self.ingress.as_ref(),
+            Direction::Egress => self.egress.as_ref(),
+        }
+    }
+
+    /// Every policy that has a say in the direction, in key order.
+    pub fn policies(&self, direction: Direction) -> Vec<PolicyKey> {
+        let tiers = [&self.admin, &self.baseline].into_iter().flat_map(|tier| tier.of(direction)).map(|rule| &rule.origin.policy);
+        let isolating = self.isolation(direction).into_iter().flat_map(|it| &it.policies);
+        tiers.chain(isolating).cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The groups that rules of tiers name.
+    pub fn named_by_tiers(&self) -> impl Iterator<Item = &GroupId> {
+        let rules = [&self.admin, &self.baseline].into_iter().flat_map(|it| it.ingress.iter().chain(&it.egress));
+        rules.flat_map(|rule| match &rule.peers {
+            CompiledPeers::Any => &[][..],
+            CompiledPeers::Groups(ids) => ids,
+        })
+    }
+
+    /// Every peers and services pair that a rule names, of both directions.
+    pub fn peers(&self) -> impl Iterator<Item = &CompiledPeers> {
+        let isolations = self.ingress.iter().chain(&self.egress).flat_map(|it| &it.rules).map(|rule| &rule.peers);
+        let tiers = [&self.admin, &self.baseline].into_iter().flat_map(|it| it.ingress.iter().chain(&it.egress)).map(|rule| &rule.peers);
+        isolations.chain(tiers)
+    }
+}
+
+/// The rules of one tier.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TierRules {
+    /// On what is received.
+    pub ingress: Vec<TierRule>,
+    /// On what is sent.
+    pub egress: Vec<TierRule>,
+}
+
+impl TierRules {
+    /// The rules of one direction.
+    pub fn of(&self, direction: Direction) -> &[TierRule] {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+}
+
+/// One rule of a tier with its peers and ports resolved for a segment; what fails closed is resolved already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TierRule {
+    /// Where it was written.
+    pub origin: RuleRef,
+    /// What it decides.
+    pub action: Action,
+    /// Who.
+    pub peers: CompiledPeers,
+    /// Which services.
+    pub services: CompiledServices,
+    /// Why, in the author's words.
+    pub reason: Option<String>,
 }
 
 /// An isolated direction: everything is denied but what the rules allow.

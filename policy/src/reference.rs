@@ -4,14 +4,14 @@
 //! every policy. The numbers are those of the Kubernetes corner cases that the policy reference lists.
 
 use crate::model::{
-    CidrBlock, Direction, Endpoint, Entity, Family, HostAccess, Inventory, NamespaceScope, NetworkAddress, NetworkName, NodeName, Peer,
-    Peers, Policy, PolicySet, Rule, Service, Services, Transport, Workload,
+    Action, CidrBlock, Direction, Endpoint, Entity, Family, HostAccess, Inventory, Mode, NamespaceName, NamespaceScope, NetworkAddress,
+    NetworkName, NodeName, Peer, Peers, Policy, PolicySet, Rule, Service, Services, Tier, TieredPolicy, Transport, Workload,
 };
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What is asked about.
+/// What is asked about. Policies in Audit mode are as if absent; the audit verdict is that over [`PolicySet::with_audit_enforced`].
 #[derive(Clone, Copy, Debug)]
 pub struct Reference<'a> {
     /// The policies.
@@ -108,8 +108,21 @@ impl<'a> Reference<'a> {
         if peer == local || (holders.next().is_some_and(|it| it.id == subject.id) && holders.next().is_none()) {
             return true;
         }
+        // 14: tiers isolate nobody, the first decision wins. 15: a Pass leaves the tier, and after the Baseline everything is allowed.
+        if let Some(decided) = self.tier(Tier::Admin, subject, direction, peer, transport) {
+            return decided;
+        }
+        // 17: where a policy of the namespace isolates, that is final.
+        if let Some(decided) = self.namespaced(subject, direction, peer, transport) {
+            return decided;
+        }
+        self.tier(Tier::Baseline, subject, direction, peer, transport).unwrap_or(true)
+    }
+
+    /// What the policies of the subject's namespace say; `None` where none of them isolates the direction.
+    fn namespaced(&self, subject: &Workload, direction: Direction, peer: IpAddr, transport: Transport) -> Option<bool> {
         // 10: policies add up; a policy is about its own namespace. 13: one that does not concern the direction does not isolate it.
-        let selecting = self.policies.policies.values().filter(|it| it.key.namespace == subject.namespace);
+        let selecting = self.policies.policies.values().filter(|it| it.mode == Mode::Enforce && it.key.namespace == subject.namespace);
         let isolating: Vec<(&Policy, &[Rule])> = selecting
             .filter(|policy| policy.subject.matches(&subject.labels))
             .filter_map(|policy| match direction {
@@ -118,17 +131,67 @@ impl<'a> Reference<'a> {
             })
             .collect();
         if isolating.is_empty() {
-            return true;
+            return None;
         }
         // 11: the own node always gets in, unless a SegmentPolicy that isolates says that it is judged.
         let from_own_node = direction == Direction::Ingress && self.node_addresses(&subject.id.node).contains(&peer);
         if from_own_node && isolating.iter().all(|(policy, _)| policy.host_access == HostAccess::Allow) {
-            return true;
+            return Some(true);
         }
-        isolating.iter().any(|(policy, rules)| rules.iter().any(|rule| self.rule(policy, rule, subject, direction, peer, transport)))
+        let asked = |policy: &Policy, rule: &Rule| {
+            self.rule(Some(&policy.key.namespace), &rule.peers, &rule.services, Claim::Sure, subject, direction, peer, transport)
+        };
+        Some(isolating.iter().any(|(policy, rules)| rules.iter().any(|rule| asked(policy, rule))))
     }
 
-    fn rule(&self, policy: &Policy, rule: &Rule, subject: &Workload, direction: Direction, peer: IpAddr, transport: Transport) -> bool {
+    /// What a tier says; `None` where no rule matches, or the first that does is a Pass.
+    fn tier(&self, tier: Tier, subject: &Workload, direction: Direction, peer: IpAddr, transport: Transport) -> Option<bool> {
+        let none = crate::model::Labels::default();
+        let namespace = self.inventory.namespaces.get(&subject.namespace).map_or(&none, |it| &it.labels);
+        let mut policies: Vec<&TieredPolicy> =
+            self.policies.tiered.values().filter(|it| it.tier == tier && it.mode == Mode::Enforce).collect();
+        policies.retain(|it| it.subject.namespaces.matches(namespace) && it.subject.workloads.matches(&subject.labels));
+        // 14: the lowest number first; of equal ones the first by key.
+        policies.sort_by_key(|it| (it.priority, &it.key));
+        for rule in policies.into_iter().flat_map(|it| it.rules(direction)) {
+            // 20: an unknown peer fails closed: an allow matches nothing by it, anything else denies everything. A group that is missing
+            // does the same, but for the services that the rule is about.
+            let peers = match &rule.peers {
+                Peers::Any => &[][..],
+                Peers::Only(peers) => peers,
+            };
+            let unknown = peers.contains(&Peer::Unknown);
+            let missing = peers.iter().any(|it| matches!(it, Peer::Group(name) if !self.policies.address_groups.contains_key(name)));
+            // A workload does not escape a rule that denies it by claiming an address that another one claims too.
+            // A Pass that is closed is such a rule.
+            let denies = matches!(rule.action, Action::Deny(_)) || (missing && rule.action == Action::Pass);
+            let claim = if denies { Claim::Any } else { Claim::Sure };
+            let asked = |peers: &Peers, services: &Services| self.rule(None, peers, services, claim, subject, direction, peer, transport);
+            match rule.action {
+                Action::Allow if asked(&rule.peers, &rule.services) => return Some(true),
+                Action::Deny(_) | Action::Pass if unknown => return Some(false),
+                Action::Deny(_) | Action::Pass if missing && asked(&Peers::Any, &rule.services) => return Some(false),
+                Action::Deny(_) if asked(&rule.peers, &rule.services) => return Some(false),
+                Action::Pass if asked(&rule.peers, &rule.services) => return None,
+                Action::Allow | Action::Deny(_) | Action::Pass => {}
+            }
+        }
+        None
+    }
+
+    /// Whether a rule of a policy of `own` matches; `None` for the policies of tiers, which have no namespace.
+    #[allow(clippy::too_many_arguments)]
+    fn rule(
+        &self,
+        own: Option<&NamespaceName>,
+        peers: &Peers,
+        services: &Services,
+        claim: Claim,
+        subject: &Workload,
+        direction: Direction,
+        peer: IpAddr,
+        transport: Transport,
+    ) -> bool {
         let node = &subject.id.node;
         let service = |service: &Service, peer_rule: Option<&Peer>| match (service, transport) {
             (Service::Protocol(protocol), _) => *protocol == transport.protocol(), // 3
@@ -138,33 +201,33 @@ impl<'a> Reference<'a> {
             }
             (Service::Named(protocol, name), Transport::Port(of, port)) if *protocol == of => {
                 // 5: resolved on the destination workload; never matches an address outside, and a node names no ports.
-                let destination = match direction {
-                    Direction::Ingress => Some(subject),
-                    Direction::Egress if peer_rule == Some(&Peer::Entity(Entity::Host)) => None,
-                    Direction::Egress => self.holder(node, peer),
+                let destinations = match direction {
+                    Direction::Ingress => vec![subject],
+                    Direction::Egress if matches!(peer_rule, Some(Peer::Entity(Entity::Host) | Peer::Nodes(_))) => Vec::new(),
+                    Direction::Egress => self.holders(node, peer, claim),
                 };
                 let is_it = |workload: &Workload| {
                     workload.named_ports.iter().any(|it| it.name == *name && it.protocol == *protocol && it.port == port)
                 };
-                destination.is_some_and(is_it)
+                destinations.into_iter().any(is_it)
             }
             (Service::Ports(..) | Service::Icmp { .. } | Service::Named(..), _) => false,
         };
-        let serves = |peer_rule| match &rule.services {
+        let serves = |peer_rule| match services {
             Services::Any => true,
             Services::Only(services) => services.iter().any(|it| service(it, peer_rule)),
         };
-        match &rule.peers {
+        match peers {
             Peers::Any => serves(None),
-            Peers::Only(peers) => peers.iter().any(|it| self.is_peer(policy, node, it, peer) && serves(Some(it))),
+            Peers::Only(peers) => peers.iter().any(|it| self.is_peer(own, node, it, claim, peer) && serves(Some(it))),
         }
     }
 
-    fn is_peer(&self, policy: &Policy, node: &NodeName, wanted: &Peer, peer: IpAddr) -> bool {
+    fn is_peer(&self, own: Option<&NamespaceName>, node: &NodeName, wanted: &Peer, claim: Claim, peer: IpAddr) -> bool {
         match wanted {
-            Peer::Workloads { namespaces, workloads } => self.holder(node, peer).is_some_and(|holder| {
+            Peer::Workloads { namespaces, workloads } => self.holders(node, peer, claim).into_iter().any(|holder| {
                 let scope = match namespaces {
-                    NamespaceScope::Own => holder.namespace == policy.key.namespace, // 6
+                    NamespaceScope::Own => own == Some(&holder.namespace), // 6
                     NamespaceScope::Matching(selector) => match self.inventory.namespaces.get(&holder.namespace) {
                         Some(namespace) => selector.matches(&namespace.labels),
                         None => selector.matches(&crate::model::Labels::default()),
@@ -181,21 +244,40 @@ impl<'a> Reference<'a> {
             Peer::Entity(Entity::Host) => self.node_addresses(node).contains(&peer),
             Peer::Entity(Entity::World) if self.policies.cluster_networks.is_empty() => is_public(peer),
             Peer::Entity(Entity::World) => !self.policies.cluster_networks.iter().any(|network| network.contains(&peer)),
+            // 18: the addresses of the nodes, and not the workloads on them.
+            Peer::Nodes(selector) => {
+                let mut nodes = self.inventory.nodes.values().filter(|node| selector.matches(&node.labels));
+                nodes.any(|node| node.addresses.contains(&peer))
+            }
+            // 20.
+            Peer::Unknown => false,
         }
     }
 
-    /// The one workload that an address means on this node: in the networks that reach it there is one claim and no more, and in the default
-    /// network no node has it. An address that two claim is nobody's.
-    fn holder(&self, node: &NodeName, address: IpAddr) -> Option<&'a Workload> {
+    /// The workloads that an address means on this node, in the networks that reach it. Sure: the one that claims it, if there is one claim
+    /// and no more and, in the default network, no node has it; an address that two claim is nobody's.
+    fn holders(&self, node: &NodeName, address: IpAddr, claim: Claim) -> Vec<&'a Workload> {
         let mut claims = BTreeSet::new();
         for workload in live(self.inventory) {
             let reaching = workload.addresses.iter().filter(|at| at.address == address && at.network.reaches(node));
             claims.extend(reaching.map(|at| (&workload.id, &at.network)));
         }
-        let (id, network) = claims.first().filter(|_| claims.len() == 1)?;
-        let is_node = network.is_default() && self.inventory.nodes.values().any(|node| node.addresses.contains(&address));
-        if is_node { None } else { self.inventory.workloads.get(id) }
+        let is_node = || self.inventory.nodes.values().any(|node| node.addresses.contains(&address));
+        let sure = claims.len() == 1 && !(claims.iter().any(|(_, network)| network.is_default()) && is_node());
+        match claim {
+            Claim::Sure if !sure => Vec::new(),
+            Claim::Sure | Claim::Any => claims.into_iter().filter_map(|(id, _)| self.inventory.workloads.get(id)).collect(),
+        }
     }
+}
+
+/// Which claims to an address count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// Only one that nobody else makes: for rules that allow.
+    Sure,
+    /// Each: for rules that deny.
+    Any,
 }
 
 /// 12: host-network workloads are neither subjects nor peers; one that ended holds no address.

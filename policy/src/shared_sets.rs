@@ -100,6 +100,8 @@ pub enum SharedService {
     Any,
     /// Every port or type of a protocol.
     Protocol(Protocol),
+    /// Everything of the protocols from one number to another.
+    Protocols(Span<u8>),
     /// Ports of a protocol.
     Ports(Protocol, Span<u16>),
     /// A type of the family's ICMP, and a code where one is given.
@@ -270,6 +272,7 @@ impl SharedService {
         match (self, transport) {
             (Self::Any, _) => true,
             (Self::Protocol(protocol), transport) => *protocol == transport.protocol(),
+            (Self::Protocols(protocols), transport) => protocols.contains(transport.protocol().0),
             (Self::Ports(protocol, ports), Transport::Port(of, port)) => *protocol == of && ports.contains(port),
             (Self::Icmp(kind, code), Transport::Icmp { kind: of, code: with, .. }) => *kind == of && code.is_none_or(|code| code == with),
             (Self::Ports(..), Transport::Icmp { .. } | Transport::Other(_))

@@ -1,12 +1,12 @@
-//! The engine, the kernel sets and the slow reference say the same: 10,000 random clusters, 100,000 at `FIREBREAK_SCALE=full`.
+//! The engine, the kernel sets and the slow reference say the same: 16,000 random clusters, 160,000 at `FIREBREAK_SCALE=full`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use firebreak_policy::arbitrary::{Vocabulary, clusters, inventories, strangers, transports};
+use firebreak_policy::arbitrary::{Vocabulary, clusters, inventories, strangers, tiered_clusters, transports};
 use firebreak_policy::evaluate::{DirectionVerdict, PeerView};
 use firebreak_policy::judge::{Fate, Path};
 use firebreak_policy::kernel_sets::{Element, KernelSets};
 use firebreak_policy::model::{
-    Direction, Endpoint, Family, Flow, Inventory, NetworkAddress, NetworkName, NodeName, Peers, PolicySet, Rule, Services, Transport,
+    Direction, Endpoint, Family, Flow, Inventory, Mode, NetworkAddress, NetworkName, NodeName, Peers, PolicySet, Rule, Services, Transport,
     Workload, WorkloadId,
 };
 use firebreak_policy::node_judge::NodeJudge;
@@ -47,8 +47,17 @@ fn limits() -> impl Strategy<Value = Limits> {
 
 #[test]
 fn reference_engine_and_kernel_sets_agree_on_every_node() {
+    agree_on_every_node("nodes", 6_000, clusters());
+}
+
+#[test]
+fn they_agree_on_every_node_with_tiers_too() {
+    agree_on_every_node("tiered nodes", 2_000, tiered_clusters());
+}
+
+fn agree_on_every_node(name: &str, cases: u32, clusters: impl Strategy<Value = (PolicySet, Inventory)>) {
     let judged = Cell::new((0_u64, 0_u64));
-    check("nodes", 6_000, (clusters(), some_transports(), limits()), |((policies, inventory), transports, limits)| {
+    check(name, cases, (clusters, some_transports(), limits()), |((policies, inventory), transports, limits)| {
         let compiled = compile(&policies, &inventory);
         for (name, state) in compiled.nodes() {
             let node = Node {
@@ -65,7 +74,7 @@ fn reference_engine_and_kernel_sets_agree_on_every_node() {
         Ok(())
     });
     let (allowed, denied) = judged.get();
-    println!("nodes: {allowed} judgements allow, {denied} deny");
+    println!("{name}: {allowed} judgements allow, {denied} deny");
     // Clusters in which hardly anything is isolated, or hardly anything allowed, would show nothing.
     assert!(denied * 10 > allowed && allowed * 10 > denied, "{allowed} allowed, {denied} denied");
 }
@@ -99,10 +108,86 @@ fn reference_and_engine_agree_on_every_flow_between_named_ends() {
     });
 }
 
+/// Asks every workload of every node about every peer.
+fn each_judgement(
+    compiled: &Compiled,
+    inventory: &Inventory,
+    transports: &[Transport],
+    mut ask: impl FnMut(&NodeName, &WorkloadId, Direction, IpAddr, IpAddr, Transport) -> TestCaseResult,
+) -> TestCaseResult {
+    let everywhere = inventory.workloads.values().flat_map(|it| &it.addresses).map(|at| at.address);
+    let nodes = inventory.nodes.values().flat_map(|it| it.addresses.iter().copied());
+    let peers: BTreeSet<IpAddr> = everywhere.chain(nodes).chain(strangers()).collect();
+    for (name, state) in compiled.nodes() {
+        for endpoint in state.endpoints.values() {
+            for local in &endpoint.addresses {
+                for peer in peers.iter().filter(|it| it.is_ipv4() == local.is_ipv4()) {
+                    for transport in transports.iter().filter(|it| suits(**it, *local)) {
+                        for direction in [Direction::Ingress, Direction::Egress] {
+                            ask(name, &endpoint.id, direction, *local, *peer, *transport)?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn tiers_and_audit_agree_with_the_reference() {
+    let judged = Cell::new((0_u64, 0_u64, 0_u64));
+    check("tiers", 4_000, (tiered_clusters(), some_transports()), |((policies, inventory), transports)| {
+        let compiled = compile(&policies, &inventory);
+        let audited = policies.with_audit_enforced();
+        let enforced = Reference { policies: &policies, inventory: &inventory };
+        let audit = audited.as_ref().map(|policies| Reference { policies, inventory: &inventory });
+        each_judgement(&compiled, &inventory, &transports, |node, id, direction, local, peer, transport| {
+            // Where two claim the local address, the reference speaks for both at once.
+            if enforced.local(node, local).count() != 1 {
+                return Ok(());
+            }
+            let verdict = compiled.judge_end(id, direction, local, PeerView { address: peer, name: "peer" }, transport).unwrap();
+            let expected = enforced.stage(node, direction, local, peer, transport).unwrap();
+            prop_assert_eq!(verdict.allowed(), expected, "{} {:?} {} {} {}", id, direction, local, peer, transport);
+            let expected_audit = audit.map_or(expected, |it| it.stage(node, direction, local, peer, transport).unwrap());
+            let would = verdict.audit.as_ref().map_or(verdict.allowed(), |it| it.allowed());
+            prop_assert_eq!(would, expected_audit, "audit: {} {:?} {} {} {}", id, direction, local, peer, transport);
+            let (allowed, denied, differ) = judged.get();
+            judged.set((allowed + u64::from(expected), denied + u64::from(!expected), differ + u64::from(expected != expected_audit)));
+            Ok(())
+        })
+    });
+    let (allowed, denied, differ) = judged.get();
+    println!("tiers: {allowed} judgements allow, {denied} deny, {differ} differ in audit");
+    assert!(
+        denied * 10 > allowed && allowed * 10 > denied && differ * 200 > allowed,
+        "{allowed} allowed, {denied} denied, {differ} differ"
+    );
+}
+
+#[test]
+fn an_audit_policy_changes_no_enforced_verdict() {
+    check("audit", 2_000, (tiered_clusters(), some_transports()), |((policies, inventory), transports)| {
+        let mut without = policies.clone();
+        without.policies.retain(|_, it| it.mode == Mode::Enforce);
+        without.tiered.retain(|_, it| it.mode == Mode::Enforce);
+        let (compiled, bare) = (compile(&policies, &inventory), compile(&without, &inventory));
+        each_judgement(&compiled, &inventory, &transports, |_, id, direction, local, peer, transport| {
+            let view = PeerView { address: peer, name: "peer" };
+            let with_audit = compiled.judge_end(id, direction, local, view, transport).unwrap();
+            let reason = bare.judge_end(id, direction, local, view, transport).unwrap().reason;
+            prop_assert_eq!(with_audit.reason, reason);
+            Ok(())
+        })
+    });
+}
+
 #[test]
 fn a_nodes_state_is_judged_as_its_kernel_sets_are() {
     let judged = Cell::new((0_u64, 0_u64));
-    check("node judge", 1_500, (clusters(), some_transports()), |((policies, inventory), transports)| {
+    let clusters = prop_oneof![2 => clusters(), 1 => tiered_clusters()];
+    check("node judge", 1_500, (clusters, some_transports()), |((policies, inventory), transports)| {
         for state in compile(&policies, &inventory).nodes().values() {
             judged_alike(state, &transports, &judged)?;
         }
@@ -174,8 +259,7 @@ fn ids(compiled: &Compiled) -> BTreeMap<WorkloadId, (SegmentId, Vec<GroupId>)> {
     for state in compiled.nodes().values() {
         for endpoint in state.endpoints.values() {
             let segment = &state.segments[&endpoint.segment];
-            let rules = segment.ingress.iter().chain(&segment.egress).flat_map(|isolation| &isolation.rules);
-            let groups = rules.flat_map(|rule| match &rule.peers {
+            let groups = segment.rules.peers().flat_map(|peers| match peers {
                 CompiledPeers::Any => Vec::new(),
                 CompiledPeers::Groups(groups) => groups.clone(),
             });

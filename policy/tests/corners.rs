@@ -81,7 +81,7 @@ type Rules = Option<Vec<Rule>>;
 fn policy(kind: PolicyKind, key: &str, subject: &str, ingress: Rules, egress: Rules, host_access: HostAccess) -> Policy {
     let (namespace, name) = key.split_once('/').unwrap();
     let key = PolicyKey { kind, namespace: namespace.into(), name: name.to_owned() };
-    Policy { key, subject: selector(subject), ingress, egress, host_access }
+    Policy { key, mode: Mode::Enforce, subject: selector(subject), ingress, egress, host_access }
 }
 
 fn network_policy(key: &str, subject: &str, ingress: Rules, egress: Rules) -> Policy {

@@ -1,7 +1,7 @@
 //! A state that is reached step by step has the sets that flattening it from the beginning gives, whatever the steps were.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use firebreak_policy::arbitrary::{clusters, strangers};
+use firebreak_policy::arbitrary::{clusters, strangers, tiered_clusters};
 use firebreak_policy::kernel_sets::{KernelSets, Shape};
 use firebreak_policy::model::Protocol;
 use firebreak_policy::node_state::{Group, GroupId, Member, NodeState};
@@ -102,7 +102,8 @@ fn step_by_step_reversed_squashed_and_with_empties_between_the_sets_are_those_of
         follow(&empties, limits)?;
         Ok(())
     };
-    runner.run(&(clusters(), edits(), limits()), property).unwrap();
+    let clusters = prop_oneof![3 => clusters(), 1 => tiered_clusters()];
+    runner.run(&(clusters, edits(), limits()), property).unwrap();
     let (deltas, steps) = (deltas.get(), steps.get());
     println!("{deltas} of {steps} steps were deltas");
     assert!(deltas * 3 > steps, "too few deltas to show anything");
@@ -155,8 +156,14 @@ fn large() -> (firebreak_policy::model::PolicySet, firebreak_policy::model::Inve
         services: Services::Only(vec![Service::Ports(Protocol::TCP, PortRange::single(5432))]),
     };
     let key = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace, name: "db".to_owned() };
-    let policy =
-        Policy { key: key.clone(), subject: selector("db"), ingress: Some(vec![rule]), egress: None, host_access: HostAccess::Allow };
+    let policy = Policy {
+        key: key.clone(),
+        mode: Mode::Enforce,
+        subject: selector("db"),
+        ingress: Some(vec![rule]),
+        egress: None,
+        host_access: HostAccess::Allow,
+    };
     (PolicySet { policies: [(key, policy)].into(), ..PolicySet::default() }, inventory)
 }
 
@@ -180,9 +187,15 @@ fn node_with_groups(groups: u32, members: u32) -> NodeState {
     }
     let id = SegmentId("db".into());
     let ingress = Isolation { policies: vec![policy], host_access: HostAccess::Allow, rules };
-    state
-        .segments
-        .insert(id.clone(), Arc::new(Segment { id: id.clone(), title: "shop/db".to_owned(), ingress: Some(ingress), egress: None }));
+    state.segments.insert(
+        id.clone(),
+        Arc::new(Segment {
+            id: id.clone(),
+            title: "shop/db".to_owned(),
+            rules: Rulebook { ingress: Some(ingress), ..Rulebook::default() },
+            audit: None,
+        }),
+    );
     let workload = WorkloadId::new(NodeName::from("node"), "w0");
     let endpoint = LocalEndpoint {
         id: workload.clone(),

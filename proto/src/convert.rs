@@ -188,11 +188,18 @@ pub fn policy_from_wire(wire: v1::RuleRef) -> Result<PolicyKey, Refusal> {
 }
 
 fn key_from_wire(kind: String, namespace: String, name: String) -> Result<PolicyKey, Refusal> {
-    let known = [PolicyKind::NetworkPolicy, PolicyKind::SegmentPolicy].into_iter().find(|known| known.as_str() == kind);
+    let known = PolicyKind::ALL.into_iter().find(|known| known.as_str() == kind);
     let Some(kind) = known else {
         return Err(Refusal::new("kind", format!("{kind:?} is no policy kind")));
     };
-    Ok(PolicyKey { kind, namespace: NamespaceName::from(text_from_wire(namespace, "namespace")?), name: text_from_wire(name, "name")? })
+    let name = text_from_wire(name, "name")?;
+    if !kind.is_namespaced() {
+        return match namespace.is_empty() {
+            true => Ok(PolicyKey::cluster_scoped(kind, name)),
+            false => Err(Refusal::new("namespace", format!("is {namespace:?}, and {} has none", kind.as_str()))),
+        };
+    }
+    Ok(PolicyKey { kind, namespace: NamespaceName::from(text_from_wire(namespace, "namespace")?), name })
 }
 
 impl From<&RuleRef> for v1::RuleRef {

@@ -111,18 +111,30 @@ pub fn whole_group_hash(group: &Group) -> ContentHash {
 /// The hash of a segment.
 pub fn segment_hash(segment: &Segment) -> ContentHash {
     let mut wire = v1::Segment::from(segment);
-    for isolation in [&mut wire.ingress, &mut wire.egress].into_iter().flatten() {
-        isolation.policies.sort_by(|a, b| (&a.kind, &a.namespace, &a.name).cmp(&(&b.kind, &b.namespace, &b.name)));
-        for rule in &mut isolation.rules {
-            if let Some(v1::compiled_rule::Peers::Groups(groups)) = &mut rule.peers {
-                groups.group_ids.sort();
-            }
-            if let Some(v1::compiled_rule::Services::ServicesList(list)) = &mut rule.services {
-                list.services.sort_by_key(Message::encode_to_vec);
-            }
-        }
+    let v1::Segment { id: _, title: _, ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress, audit } = &mut wire;
+    sort_rulebook([ingress, egress], [admin_ingress, admin_egress, baseline_ingress, baseline_egress]);
+    if let Some(v1::AuditRules { ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress }) = audit {
+        sort_rulebook([ingress, egress], [admin_ingress, admin_egress, baseline_ingress, baseline_egress]);
     }
     ContentHash::of_message(&wire)
+}
+
+/// Sorts what has no order. The rules of a tier have one.
+fn sort_rulebook(isolations: [&mut Option<v1::Isolation>; 2], tiers: [&mut Vec<v1::CompiledRule>; 4]) {
+    for isolation in isolations.into_iter().flatten() {
+        isolation.policies.sort_by(|a, b| (&a.kind, &a.namespace, &a.name).cmp(&(&b.kind, &b.namespace, &b.name)));
+        isolation.rules.iter_mut().for_each(sort_rule);
+    }
+    tiers.into_iter().flatten().for_each(sort_rule);
+}
+
+fn sort_rule(rule: &mut v1::CompiledRule) {
+    if let Some(v1::compiled_rule::Peers::Groups(groups)) = &mut rule.peers {
+        groups.group_ids.sort();
+    }
+    if let Some(v1::compiled_rule::Services::ServicesList(list)) = &mut rule.services {
+        list.services.sort_by_key(Message::encode_to_vec);
+    }
 }
 
 /// The hash of a workload of the node.

@@ -26,3 +26,6 @@ pub const REFUSED_RECORD: &str = "batch.records[";
 
 /// The protocol version that `agent.proto` describes.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The feature of agents that enforce tiers; the others are sent no state that has any.
+pub const FEATURE_TIERS: &str = "tiers";

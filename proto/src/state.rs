@@ -7,9 +7,10 @@ use crate::convert::{
 };
 use crate::hash::{self, ContentHash, ObjectKey, ObjectKind};
 use crate::v1;
-use firebreak_policy::model::{Family, HostAccess, NamespaceName, NodeName, PortRange, Protocol, WorkloadId};
+use firebreak_policy::model::{Action, Answer, Family, HostAccess, NamespaceName, NodeName, PortRange, Protocol, WorkloadId};
 use firebreak_policy::node_state::{
-    CompiledPeers, CompiledRule, CompiledService, CompiledServices, GroupId, Isolation, LocalEndpoint, Member, RuleRef, Segment, SegmentId,
+    CompiledPeers, CompiledRule, CompiledService, CompiledServices, GroupId, Isolation, LocalEndpoint, Member, RuleRef, Rulebook, Segment,
+    SegmentId, TierRule, TierRules,
 };
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -143,12 +144,25 @@ impl TryFrom<v1::Member> for Member {
 
 impl From<&Segment> for v1::Segment {
     fn from(segment: &Segment) -> Self {
-        let Segment { id, title, ingress, egress } = segment;
+        let Segment { id, title, rules, audit } = segment;
+        let Rulebook { admin, ingress, egress, baseline } = rules;
         Self {
             id: id.0.to_string(),
             title: title.clone(),
             ingress: ingress.as_ref().map(Into::into),
             egress: egress.as_ref().map(Into::into),
+            admin_ingress: tier_to_wire(&admin.ingress),
+            admin_egress: tier_to_wire(&admin.egress),
+            baseline_ingress: tier_to_wire(&baseline.ingress),
+            baseline_egress: tier_to_wire(&baseline.egress),
+            audit: audit.as_ref().map(|Rulebook { admin, ingress, egress, baseline }| v1::AuditRules {
+                ingress: ingress.as_ref().map(Into::into),
+                egress: egress.as_ref().map(Into::into),
+                admin_ingress: tier_to_wire(&admin.ingress),
+                admin_egress: tier_to_wire(&admin.egress),
+                baseline_ingress: tier_to_wire(&baseline.ingress),
+                baseline_egress: tier_to_wire(&baseline.egress),
+            }),
         }
     }
 }
@@ -157,13 +171,71 @@ impl TryFrom<v1::Segment> for Segment {
     type Error = Refusal;
 
     fn try_from(wire: v1::Segment) -> Result<Self, Refusal> {
-        let v1::Segment { id, title, ingress, egress } = wire;
+        let v1::Segment { id, title, ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress, audit } = wire;
+        let read = |wire: v1::AuditRules| -> Result<Rulebook, Refusal> {
+            let v1::AuditRules { ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress } = wire;
+            let isolation = |wire: Option<v1::Isolation>, field: &str| {
+                wire.map(Isolation::try_from).transpose().map_err(|refusal| refusal.within(field))
+            };
+            let tier = |ingress: (Vec<v1::CompiledRule>, &str), egress: (Vec<v1::CompiledRule>, &str)| -> Result<TierRules, Refusal> {
+                Ok(TierRules {
+                    ingress: each(ingress.0, ingress.1, TierRule::try_from)?,
+                    egress: each(egress.0, egress.1, TierRule::try_from)?,
+                })
+            };
+            Ok(Rulebook {
+                admin: tier((admin_ingress, "admin_ingress"), (admin_egress, "admin_egress"))?,
+                ingress: isolation(ingress, "ingress")?,
+                egress: isolation(egress, "egress")?,
+                baseline: tier((baseline_ingress, "baseline_ingress"), (baseline_egress, "baseline_egress"))?,
+            })
+        };
         Ok(Self {
             id: SegmentId(text_from_wire(id, "id")?.into()),
             title,
-            ingress: ingress.map(Isolation::try_from).transpose().map_err(|refusal| refusal.within("ingress"))?,
-            egress: egress.map(Isolation::try_from).transpose().map_err(|refusal| refusal.within("egress"))?,
+            rules: read(v1::AuditRules { ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress })?,
+            audit: audit.map(read).transpose().map_err(|refusal| refusal.within("audit"))?,
         })
+    }
+}
+
+fn tier_to_wire(rules: &[TierRule]) -> Vec<v1::CompiledRule> {
+    rules.iter().map(Into::into).collect()
+}
+
+impl From<&TierRule> for v1::CompiledRule {
+    fn from(rule: &TierRule) -> Self {
+        let TierRule { origin, action, peers, services, reason } = rule;
+        let action = match action {
+            Action::Allow => v1::Action::Allow,
+            Action::Deny(Answer::Drop) => v1::Action::Deny,
+            Action::Deny(Answer::Reject) => v1::Action::Reject,
+            Action::Pass => v1::Action::Pass,
+        };
+        Self {
+            origin: Some(origin.into()),
+            action: action.into(),
+            peers: Some(peers_to_wire(peers)),
+            services: Some(services_to_wire(services)),
+            reason: reason.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<v1::CompiledRule> for TierRule {
+    type Error = Refusal;
+
+    fn try_from(wire: v1::CompiledRule) -> Result<Self, Refusal> {
+        let v1::CompiledRule { origin, action, peers, services, reason } = wire;
+        let action = match v1::Action::try_from(action) {
+            Ok(v1::Action::Allow) => Action::Allow,
+            Ok(v1::Action::Deny) => Action::Deny(Answer::Drop),
+            Ok(v1::Action::Reject) => Action::Deny(Answer::Reject),
+            Ok(v1::Action::Pass) => Action::Pass,
+            Ok(v1::Action::Unspecified) | Err(_) => return Err(Refusal::new("action", format!("{action} is no action"))),
+        };
+        let (origin, peers, services) = rule_from_wire(origin, peers, services)?;
+        Ok(Self { origin, action, peers, services, reason: Some(reason).filter(|it| !it.is_empty()) })
     }
 }
 
@@ -210,19 +282,9 @@ impl From<&CompiledRule> for v1::CompiledRule {
         Self {
             origin: Some(origin.into()),
             action: v1::Action::Allow.into(),
-            peers: Some(match peers {
-                CompiledPeers::Any => v1::compiled_rule::Peers::AnyPeer(v1::AnyMarker {}),
-                CompiledPeers::Groups(groups) => {
-                    v1::compiled_rule::Peers::Groups(v1::GroupList { group_ids: groups.iter().map(|id| id.0.to_string()).collect() })
-                }
-            }),
-            services: Some(match services {
-                CompiledServices::Any => v1::compiled_rule::Services::AnyService(v1::AnyMarker {}),
-                CompiledServices::Only(list) => {
-                    v1::compiled_rule::Services::ServicesList(v1::ServiceList { services: list.iter().map(Into::into).collect() })
-                }
-                CompiledServices::OfMembers => v1::compiled_rule::Services::OfMembers(v1::AnyMarker {}),
-            }),
+            peers: Some(peers_to_wire(peers)),
+            services: Some(services_to_wire(services)),
+            reason: String::new(),
         }
     }
 }
@@ -231,33 +293,64 @@ impl TryFrom<v1::CompiledRule> for CompiledRule {
     type Error = Refusal;
 
     fn try_from(wire: v1::CompiledRule) -> Result<Self, Refusal> {
-        let v1::CompiledRule { origin, action, peers, services } = wire;
+        let v1::CompiledRule { origin, action, peers, services, reason } = wire;
         match v1::Action::try_from(action) {
             Ok(v1::Action::Allow) => {}
-            Ok(v1::Action::Deny | v1::Action::Pass) => {
-                return Err(Refusal::new("action", "needs the feature `tiers`, which this agent has not"));
+            Ok(v1::Action::Deny | v1::Action::Pass | v1::Action::Reject) => {
+                return Err(Refusal::new("action", "is one of a tier, and what isolates only allows"));
             }
             Ok(v1::Action::Unspecified) | Err(_) => return Err(Refusal::new("action", format!("{action} is no action"))),
         }
-        let peers = match required(peers, "peers")? {
-            v1::compiled_rule::Peers::AnyPeer(v1::AnyMarker {}) => CompiledPeers::Any,
-            v1::compiled_rule::Peers::Groups(list) => {
-                CompiledPeers::Groups(each(list.group_ids, "groups", |id| text_from_wire(id, "").map(|id| GroupId(id.into())))?)
-            }
-        };
-        let services = match required(services, "services")? {
-            v1::compiled_rule::Services::AnyService(v1::AnyMarker {}) => CompiledServices::Any,
-            v1::compiled_rule::Services::ServicesList(list) => {
-                CompiledServices::Only(each(list.services, "services_list", CompiledService::try_from)?)
-            }
-            v1::compiled_rule::Services::OfMembers(v1::AnyMarker {}) => match peers {
-                CompiledPeers::Groups(_) => CompiledServices::OfMembers,
-                CompiledPeers::Any => return Err(Refusal::new("of_members", "needs groups as peers")),
-            },
-        };
-        let origin = RuleRef::try_from(required(origin, "origin")?).map_err(|refusal| refusal.within("origin"))?;
+        if !reason.is_empty() {
+            return Err(Refusal::new("reason", "is set, and only rules of tiers have one"));
+        }
+        let (origin, peers, services) = rule_from_wire(origin, peers, services)?;
         Ok(Self { origin, peers, services })
     }
+}
+
+fn peers_to_wire(peers: &CompiledPeers) -> v1::compiled_rule::Peers {
+    match peers {
+        CompiledPeers::Any => v1::compiled_rule::Peers::AnyPeer(v1::AnyMarker {}),
+        CompiledPeers::Groups(groups) => {
+            v1::compiled_rule::Peers::Groups(v1::GroupList { group_ids: groups.iter().map(|id| id.0.to_string()).collect() })
+        }
+    }
+}
+
+fn services_to_wire(services: &CompiledServices) -> v1::compiled_rule::Services {
+    match services {
+        CompiledServices::Any => v1::compiled_rule::Services::AnyService(v1::AnyMarker {}),
+        CompiledServices::Only(list) => {
+            v1::compiled_rule::Services::ServicesList(v1::ServiceList { services: list.iter().map(Into::into).collect() })
+        }
+        CompiledServices::OfMembers => v1::compiled_rule::Services::OfMembers(v1::AnyMarker {}),
+    }
+}
+
+fn rule_from_wire(
+    origin: Option<v1::RuleRef>,
+    peers: Option<v1::compiled_rule::Peers>,
+    services: Option<v1::compiled_rule::Services>,
+) -> Result<(RuleRef, CompiledPeers, CompiledServices), Refusal> {
+    let peers = match required(peers, "peers")? {
+        v1::compiled_rule::Peers::AnyPeer(v1::AnyMarker {}) => CompiledPeers::Any,
+        v1::compiled_rule::Peers::Groups(list) => {
+            CompiledPeers::Groups(each(list.group_ids, "groups", |id| text_from_wire(id, "").map(|id| GroupId(id.into())))?)
+        }
+    };
+    let services = match required(services, "services")? {
+        v1::compiled_rule::Services::AnyService(v1::AnyMarker {}) => CompiledServices::Any,
+        v1::compiled_rule::Services::ServicesList(list) => {
+            CompiledServices::Only(each(list.services, "services_list", CompiledService::try_from)?)
+        }
+        v1::compiled_rule::Services::OfMembers(v1::AnyMarker {}) => match peers {
+            CompiledPeers::Groups(_) => CompiledServices::OfMembers,
+            CompiledPeers::Any => return Err(Refusal::new("of_members", "needs groups as peers")),
+        },
+    };
+    let origin = RuleRef::try_from(required(origin, "origin")?).map_err(|refusal| refusal.within("origin"))?;
+    Ok((origin, peers, services))
 }
 
 impl From<&CompiledService> for v1::Service {

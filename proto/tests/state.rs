@@ -4,11 +4,11 @@
 
 use bytes::Bytes;
 use firebreak_policy::model::{
-    Family, HostAccess, NamespaceName, NodeName, PolicyKey, PolicyKind, PortRange, Protocol, PublishedPort, WorkloadId,
+    Action, Answer, Family, HostAccess, NamespaceName, NodeName, PolicyKey, PolicyKind, PortRange, Protocol, PublishedPort, WorkloadId,
 };
 use firebreak_policy::node_state::{
-    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, RuleRef, Segment,
-    SegmentId,
+    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, RuleRef, Rulebook,
+    Segment, SegmentId, TierRule, TierRules,
 };
 use firebreak_proto::hash::{self, MemberSum, ObjectKey, ObjectKind};
 use firebreak_proto::state::{self, GroupChange};
@@ -83,12 +83,33 @@ fn isolation() -> impl Strategy<Value = Isolation> {
         .prop_map(|(policies, host_access, rules)| Isolation { policies, host_access, rules })
 }
 
-fn segment() -> impl Strategy<Value = Segment> {
-    ("[0-9a-f]{32}", "[a-z/]{0,12}", option::of(isolation()), option::of(isolation())).prop_map(|(id, title, ingress, egress)| Segment {
-        id: SegmentId(id.into()),
-        title,
+fn tier() -> impl Strategy<Value = TierRules> {
+    let actions = [Action::Allow, Action::Pass, Action::Deny(Answer::Drop), Action::Deny(Answer::Reject)];
+    let rules = || {
+        vec((rule(), prop::sample::select(actions.to_vec()), option::of("[a-z ]{1,12}")), 0..3).prop_map(|rules| {
+            let tier_rule =
+                |(CompiledRule { origin, peers, services }, action, reason)| TierRule { origin, action, peers, services, reason };
+            rules.into_iter().map(tier_rule).collect()
+        })
+    };
+    (rules(), rules()).prop_map(|(ingress, egress)| TierRules { ingress, egress })
+}
+
+fn rulebook() -> impl Strategy<Value = Rulebook> {
+    (tier(), option::of(isolation()), option::of(isolation()), tier()).prop_map(|(admin, ingress, egress, baseline)| Rulebook {
+        admin,
         ingress,
         egress,
+        baseline,
+    })
+}
+
+fn segment() -> impl Strategy<Value = Segment> {
+    ("[0-9a-f]{32}", "[a-z/]{0,12}", rulebook(), option::weighted(0.2, rulebook())).prop_map(|(id, title, rules, audit)| Segment {
+        id: SegmentId(id.into()),
+        title,
+        rules,
+        audit,
     })
 }
 
@@ -155,7 +176,7 @@ proptest! {
     #[test]
     fn lists_without_order_do_not_change_a_hash(segment in segment(), endpoint in endpoint()) {
         let mut turned = segment.clone();
-        for isolation in [&mut turned.ingress, &mut turned.egress].into_iter().flatten() {
+        for isolation in [&mut turned.rules.ingress, &mut turned.rules.egress].into_iter().flatten() {
             isolation.policies.reverse();
             for rule in &mut isolation.rules {
                 if let CompiledPeers::Groups(groups) = &mut rule.peers {
@@ -213,8 +234,8 @@ fn good_segment() -> v1::Segment {
     v1::Segment::from(&Segment {
         id: SegmentId("s".into()),
         title: "shop/db".to_owned(),
-        ingress: Some(isolation.clone()),
-        egress: Some(isolation),
+        rules: Rulebook { ingress: Some(isolation.clone()), egress: Some(isolation), ..Rulebook::default() },
+        audit: None,
     })
 }
 
@@ -238,8 +259,8 @@ fn a_broken_segment_is_refused_by_the_name_of_its_field() {
         (|s| s.ingress.as_mut().unwrap().policies[0].kind = "Policy".to_owned(), "ingress.policies[0].kind", "\"Policy\""),
         (|s| s.ingress.as_mut().unwrap().policies[0].rule_index = Some(0), "ingress.policies[0].rule_index", "whole policy"),
         (|s| first_rule(s).action = 0, "ingress.rules[0].action", "0 is no action"),
-        (|s| first_rule(s).action = v1::Action::Deny.into(), "ingress.rules[0].action", "tiers"),
-        (|s| first_rule(s).action = v1::Action::Pass.into(), "ingress.rules[0].action", "tiers"),
+        (|s| first_rule(s).action = v1::Action::Deny.into(), "ingress.rules[0].action", "only allows"),
+        (|s| first_rule(s).action = v1::Action::Pass.into(), "ingress.rules[0].action", "only allows"),
         (|s| first_rule(s).peers = None, "ingress.rules[0].peers", "is unset"),
         (|s| first_rule(s).services = None, "ingress.rules[0].services", "is unset"),
         (|s| first_rule(s).origin = None, "ingress.rules[0].origin", "is unset"),

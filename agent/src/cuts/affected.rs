@@ -86,7 +86,8 @@ fn changed<K: Ord + Clone + std::hash::Hash, V: PartialEq>(
 }
 
 fn named(segment: &Segment) -> impl Iterator<Item = &GroupId> {
-    [&segment.ingress, &segment.egress].into_iter().flatten().flat_map(|isolation| &isolation.rules).flat_map(|rule| match &rule.peers {
+    let books = [Some(&segment.rules), segment.audit.as_ref()];
+    books.into_iter().flatten().flat_map(|rules| rules.peers()).flat_map(|peers| match peers {
         CompiledPeers::Any => [].as_slice(),
         CompiledPeers::Groups(groups) => groups.as_slice(),
     })

@@ -1,6 +1,6 @@
 use super::*;
 use firebreak_policy::model::{HostAccess, NamespaceName, PolicyKey, PolicyKind, Protocol, PublishedPort, WorkloadId};
-use firebreak_policy::node_state::{CompiledRule, CompiledServices, Group, Isolation, LocalEndpoint, Member, RuleRef, SegmentId};
+use firebreak_policy::node_state::{CompiledRule, CompiledServices, Group, Isolation, LocalEndpoint, Member, RuleRef, Rulebook, SegmentId};
 
 fn ip(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
@@ -17,7 +17,12 @@ fn state() -> NodeState {
             services: CompiledServices::Any,
         };
         let isolation = |group| Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules: vec![rule(group)] };
-        let segment = Segment { id: SegmentId(name.into()), title: name.to_owned(), ingress: group.map(isolation), egress: None };
+        let segment = Segment {
+            id: SegmentId(name.into()),
+            title: name.to_owned(),
+            rules: Rulebook { ingress: group.map(isolation), ..Rulebook::default() },
+            audit: None,
+        };
         state.segments.insert(segment.id.clone(), Arc::new(segment));
         let id = WorkloadId::new("n1", name);
         let published = PublishedPort { protocol: Protocol::TCP, host_address: None, host_port: 80, workload_port: 80 };
@@ -54,9 +59,10 @@ fn a_change_concerns_those_whose_policy_peers_or_addresses_it_changes() {
         (
             "free is isolated",
             Box::new(|state| {
-                let isolated = state.segments[&SegmentId("db".into())].ingress.clone();
+                let isolated = state.segments[&SegmentId("db".into())].rules.ingress.clone();
                 let id = SegmentId("free".into());
-                let segment = Segment { ingress: isolated, ..Segment::clone(&state.segments[&id]) };
+                let segment =
+                    Segment { rules: Rulebook { ingress: isolated, ..Rulebook::default() }, ..Segment::clone(&state.segments[&id]) };
                 state.segments.insert(id, Arc::new(segment));
             }),
             Some(&[3]),

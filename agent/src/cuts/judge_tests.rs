@@ -5,7 +5,7 @@ use crate::cuts::entry::{Detail, TCP_MIDSTREAM, TcpInfo, Tuple};
 use firebreak_policy::model::{HostAccess, NamespaceName, PolicyKey, PolicyKind, PortRange, PublishedPort, WorkloadId};
 use firebreak_policy::node_state::{
     CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, RuleRef,
-    Segment, SegmentId,
+    Rulebook, Segment, SegmentId,
 };
 use std::sync::Arc;
 
@@ -31,7 +31,14 @@ fn state() -> NodeState {
         services: CompiledServices::Only(vec![port(Protocol::TCP, 80), port(Protocol::UDP, 7), CompiledService::Protocol(Protocol(47))]),
     };
     let isolation = Isolation { policies: vec![policy], host_access: HostAccess::Allow, rules: vec![rule] };
-    let segment = |name: &str, ingress| Arc::new(Segment { id: SegmentId(name.into()), title: name.to_owned(), ingress, egress: None });
+    let segment = |name: &str, ingress| {
+        Arc::new(Segment {
+            id: SegmentId(name.into()),
+            title: name.to_owned(),
+            rules: Rulebook { ingress, ..Rulebook::default() },
+            audit: None,
+        })
+    };
     let endpoint = |name: &str, last, published_ports| {
         let id = WorkloadId::new("n1", name);
         let endpoint = LocalEndpoint {

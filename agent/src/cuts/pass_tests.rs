@@ -7,7 +7,7 @@ use crate::cuts::idle::{SILENCE, Silent};
 use crate::cuts::socket::Passed;
 use firebreak_policy::model::{Family, HostAccess, NamespaceName, PolicyKey, PolicyKind, Protocol, WorkloadId};
 use firebreak_policy::node_judge::NodeJudge;
-use firebreak_policy::node_state::{Isolation, LocalEndpoint, NodeState, Segment, SegmentId};
+use firebreak_policy::node_state::{Isolation, LocalEndpoint, NodeState, Rulebook, Segment, SegmentId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -34,7 +34,8 @@ fn state() -> NodeState {
         addresses: [ip(DB)].into(),
         published_ports: Vec::new(),
     };
-    let segment = Segment { id: segment, title: "db".to_owned(), ingress: Some(isolation), egress: None };
+    let segment =
+        Segment { id: segment, title: "db".to_owned(), rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() }, audit: None };
     NodeState {
         segments: [(segment.id.clone(), Arc::new(segment))].into(),
         endpoints: [(id, Arc::new(endpoint))].into(),
@@ -160,7 +161,7 @@ impl Court for Opens {
         self.parts += 1;
         let mut open = state();
         for segment in open.segments.values_mut() {
-            *segment = Arc::new(Segment { ingress: None, ..Segment::clone(segment) });
+            *segment = Arc::new(Segment { rules: Rulebook::default(), ..Segment::clone(segment) });
         }
         act(if self.parts == 2 { InForce::Newer(Arc::new(scene(2, open))) } else { InForce::Same });
     }

@@ -236,9 +236,12 @@ impl View<'_> {
         self.shared.rules(stage).iter().any(|rule| {
             let service = match what {
                 What::Everything => rule.service == SharedService::Any,
-                What::Protocol(protocol) => {
-                    matches!(rule.service, SharedService::Any) || rule.service == SharedService::Protocol(*protocol)
-                }
+                What::Protocol(protocol) => match rule.service {
+                    SharedService::Any => true,
+                    SharedService::Protocol(of) => of == *protocol,
+                    SharedService::Protocols(of) => of.contains(protocol.0),
+                    SharedService::Ports(..) | SharedService::Icmp(..) => false,
+                },
                 What::Transport(transport) => rule.service.matches(*transport),
             };
             let transport = match what {

@@ -135,23 +135,24 @@ impl Pass {
         Some(Self { peers, service })
     }
 
-    fn of_rule(rule: &SharedRule) -> Self {
+    /// `None` where the rule is about several protocols: what it allows is not held through a change.
+    fn of_rule(rule: &SharedRule) -> Option<Self> {
         let peers = match rule.peers {
             SharedPeers::Any => Peers::Any,
             SharedPeers::In(set) => Peers::In(set),
         };
-        Self { peers, service: Service::of(rule.service) }
+        Some(Self { peers, service: Service::of(rule.service)? })
     }
 
-    fn of_key(key: GroupKey, rule: &SharedRule) -> Self {
-        let service = Service::of(rule.service);
-        match key {
+    fn of_key(key: GroupKey, rule: &SharedRule) -> Option<Self> {
+        let service = Service::of(rule.service)?;
+        Some(match key {
             GroupKey::Address(address) => Self { peers: Peers::Span(Span::single(address)), service },
             GroupKey::Block(block) => Self { peers: Peers::Span(Span { first: block.network(), last: block.broadcast() }), service },
             GroupKey::Service(address, protocol, port) => {
                 Self { peers: Peers::Span(Span::single(address)), service: Service::Ports(protocol, Span::single(port)) }
             }
-        }
+        })
     }
 
     fn peer(&self) -> Option<IpAddr> {
@@ -163,13 +164,14 @@ impl Pass {
 }
 
 impl Service {
-    fn of(service: SharedService) -> Self {
-        match service {
+    fn of(service: SharedService) -> Option<Self> {
+        Some(match service {
+            SharedService::Protocols(_) => return None,
             SharedService::Any => Self::Any,
             SharedService::Protocol(protocol) => Self::Protocol(protocol),
             SharedService::Ports(protocol, ports) => Self::Ports(protocol, ports),
             SharedService::Icmp(kind, code) => Self::Icmp(Span::single(kind), code.map_or(EVERY_BYTE, Span::single)),
-        }
+        })
     }
 
     fn and(self, other: Self, family: Family) -> Option<Self> {
@@ -321,19 +323,19 @@ fn turns(plan: &Plan, actual: &KernelState) -> BTreeMap<Stage, Turn> {
         let turn = turns.entry(stage).or_default();
         let old = held.and_then(|chain| actual.shared.chains.get(chain)).map_or(&[][..], Vec::as_slice);
         for (rule, (gone, come)) in old.iter().filter_map(|rule| Some((rule, groups.get(&rule.group()?)?))) {
-            turn.goes.extend(gone.iter().map(|key| Pass::of_key(*key, rule)));
+            turn.goes.extend(gone.iter().filter_map(|key| Pass::of_key(*key, rule)));
             if !led.contains_key(&stage) {
-                turn.comes.extend(come.iter().map(|key| Pass::of_key(*key, rule)));
+                turn.comes.extend(come.iter().filter_map(|key| Pass::of_key(*key, rule)));
             }
         }
         if let Some(to) = led.get(&stage) {
-            turn.replaced.extend(old.iter().map(Pass::of_rule));
+            turn.replaced.extend(old.iter().filter_map(Pass::of_rule));
             let new = to.iter().flat_map(|chain| rules_of(plan, actual, chain));
-            turn.comes.extend(new.clone().map(Pass::of_rule));
+            turn.comes.extend(new.clone().filter_map(Pass::of_rule));
             // What comes into an interval set that is there may be seen later than the chain.
             for (rule, set) in new.filter_map(|rule| Some((rule, rule.group()?))).filter(|(_, set)| set.form == GroupForm::Blocks) {
                 let come = groups.get(&set).into_iter().flat_map(|(_, come)| come);
-                turn.comes.extend(come.map(|key| Pass::of_key(*key, rule)));
+                turn.comes.extend(come.filter_map(|key| Pass::of_key(*key, rule)));
             }
         }
     }

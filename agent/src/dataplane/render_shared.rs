@@ -140,6 +140,11 @@ fn conditions(writer: &mut Writer, name: &Chain, content: &SharedRule) {
     match content.service {
         SharedService::Any => {}
         SharedService::Protocol(protocol) => is_protocol(writer, protocol.0),
+        SharedService::Protocols(protocols) => {
+            meta(writer, e::L4PROTO, e::REGISTER);
+            compare(writer, e::AT_LEAST, &[protocols.first]);
+            compare(writer, e::AT_MOST, &[protocols.last]);
+        }
         SharedService::Ports(protocol, ports) => {
             is_protocol(writer, protocol.0);
             payload(writer, e::TRANSPORT, 2, 2, e::REGISTER);

@@ -92,6 +92,9 @@ fn expressions(chain: &Chain, rule: &SharedRule) -> Vec<Value> {
     match rule.service {
         SharedService::Any => {}
         SharedService::Protocol(number) => expressions.push(is(protocol(), number.0.into())),
+        SharedService::Protocols(protocols) => {
+            expressions.push(is(protocol(), json!({ "range": [protocols.first, protocols.last] })));
+        }
         SharedService::Ports(number, ports) => {
             expressions.push(is(protocol(), number.0.into()));
             let range = if ports.first == ports.last { ports.first.into() } else { json!({ "range": [ports.first, ports.last] }) };

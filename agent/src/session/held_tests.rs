@@ -3,7 +3,7 @@
 use super::*;
 use bytes::Bytes;
 use firebreak_policy::model::NamespaceName;
-use firebreak_policy::node_state::Member;
+use firebreak_policy::node_state::{Member, Rulebook};
 use std::net::IpAddr;
 
 fn node() -> NodeName {
@@ -19,7 +19,7 @@ fn group(id: &str, members: &[u8]) -> Arc<Group> {
 }
 
 fn segment(id: &str) -> Arc<Segment> {
-    Arc::new(Segment { id: SegmentId(id.into()), title: format!("shop/{id}"), ingress: None, egress: None })
+    Arc::new(Segment { id: SegmentId(id.into()), title: format!("shop/{id}"), rules: Rulebook::default(), audit: None })
 }
 
 fn endpoint(id: &str, segment: &str) -> Arc<LocalEndpoint> {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::session::{Applied, NodeStatus};
 use firebreak_policy::model::{Revision, WorkloadId};
-use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Segment, SegmentId};
+use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Rulebook, Segment, SegmentId};
 use firebreak_proto::workload::Location;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -19,7 +19,7 @@ fn kept(generation: u64) -> Kept {
         let members: BTreeSet<Member> = members.iter().map(|text| Member::Address(text.parse().unwrap())).collect();
         (GroupId(id.into()), Arc::new(Group { id: GroupId(id.into()), title: format!("group {id}"), members: members.into() }))
     };
-    let segment = Segment { id: SegmentId("s".into()), title: "shop/web".to_owned(), ingress: None, egress: None };
+    let segment = Segment { id: SegmentId("s".into()), title: "shop/web".to_owned(), rules: Rulebook::default(), audit: None };
     let id = WorkloadId::new(node(), "c1");
     let endpoint = LocalEndpoint {
         id: id.clone(),

@@ -68,6 +68,7 @@ fn shared(count: u8, note: &str) -> Shared {
             (of(GroupForm::Addresses), SharedService::Icmp(8, None)),
             (of(GroupForm::Services), SharedService::Any),
             (SharedPeers::Any, SharedService::Protocol(Protocol(47))),
+            (of(GroupForm::Blocks), SharedService::Protocols(Span { first: 0, last: 5 })),
         ];
         for form in [GroupForm::Addresses, GroupForm::Services, GroupForm::Blocks] {
             shared.groups.insert(group(form), (members.clone(), "".into()));

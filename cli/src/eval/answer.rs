@@ -51,6 +51,9 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     icmp_code: Option<i64>,
     verdict: Word,
+    /// The verdict if every policy in Audit mode were enforced; only where one is about an end.
+    #[serde(rename = "auditVerdict", skip_serializing_if = "Option::is_none")]
+    audit_verdict: Option<Word>,
     egress: Side,
     ingress: Side,
 }
@@ -89,6 +92,12 @@ struct Side {
     isolated_by: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nearest: Option<Nearest>,
+    /// How a packet that a rule of a tier denies is answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<&'static str>,
+    /// What it would be if every policy in Audit mode were enforced; only where one is about this end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<Box<Side>>,
 }
 
 /// The allow rule that came nearest to a denied flow, and what of it did not match.
@@ -106,13 +115,27 @@ struct Nearest {
 
 impl Side {
     fn said(verdict: Word, reason: impl Into<String>) -> Self {
-        Self { verdict, reason: reason.into(), policy: None, rule: None, rule_name: None, isolated_by: Vec::new(), nearest: None }
+        let (policy, rule, rule_name, isolated_by, nearest, answer, audit) = Default::default();
+        Self { verdict, reason: reason.into(), policy, rule, rule_name, isolated_by, nearest, answer, audit }
     }
 
     fn of(verdict: Option<&DirectionVerdict>) -> Self {
-        let Some(DirectionVerdict { direction: _, reason }) = verdict else {
+        let Some(DirectionVerdict { direction: _, reason, audit }) = verdict else {
             return Self::said(Word::Allow, "no workload of the manifests, so nobody judges here");
         };
+        Self { audit: audit.as_ref().map(|audit| Box::new(Self::because(audit))), ..Self::because(reason) }
+    }
+
+    /// `None` where no policy in Audit mode is about either end.
+    fn audit_verdict(ends: [&Self; 2]) -> Option<Word> {
+        if ends.iter().all(|end| end.audit.is_none()) {
+            return None;
+        }
+        let would = |end: &Self| end.audit.as_ref().map_or(end.verdict, |audit| audit.verdict);
+        Some(Word::of(ends.into_iter().all(|end| would(end) == Word::Allow)))
+    }
+
+    fn because(reason: &Reason) -> Self {
         match reason {
             Reason::NotIsolated | Reason::OwnNode | Reason::ToItself => Self::said(Word::Allow, reason.to_string()),
             Reason::AllowedBy(RuleRef { policy, index, name }) => Self {
@@ -127,23 +150,36 @@ impl Side {
                 nearest: nearest.as_ref().map(Nearest::of),
                 ..Self::said(Word::Deny, reason.to_string())
             },
+            Reason::DeniedBy { rule: RuleRef { policy, index, name }, answer, text } => Self {
+                policy: Some(policy.to_string()),
+                rule: Some(*index),
+                rule_name: name.clone(),
+                answer: Some(match answer {
+                    firebreak_policy::model::Answer::Drop => "drop",
+                    firebreak_policy::model::Answer::Reject => "reject",
+                }),
+                ..Self::said(Word::Deny, text.clone().unwrap_or_else(|| "a rule denies".to_owned()))
+            },
         }
     }
 
     /// For a person: `allow by SegmentPolicy shop/api rule from-web`, `deny by NetworkPolicy shop/db (port 5432/tcp wanted)`.
     fn text(&self) -> String {
-        let Self { verdict, reason, policy, rule, rule_name, isolated_by, nearest } = self;
+        let Self { verdict, reason, policy, rule, rule_name, isolated_by, nearest, answer: _, audit } = self;
         let mut text = verdict.as_str().to_owned();
-        match (policy, verdict) {
+        match (policy, rule) {
             (None, _) => text.push_str(&format!(": {reason}")),
-            (Some(policy), Word::Allow) => {
-                let rule = rule_name.clone().unwrap_or_else(|| rule.unwrap_or_default().to_string());
+            (Some(policy), Some(rule)) => {
+                let rule = rule_name.clone().unwrap_or_else(|| rule.to_string());
                 text.push_str(&format!(": {policy} rule {rule}"));
             }
-            (Some(_), Word::Deny) => text.push_str(&format!(": {}", isolated_by.join(", "))),
+            (Some(_), None) => text.push_str(&format!(": {}", isolated_by.join(", "))),
         }
         if let Some(Nearest { field, wanted, .. }) = nearest {
             text.push_str(&format!(" ({field}: {wanted} would do)"));
+        }
+        if let Some(audit) = audit {
+            text.push_str(&format!("; audit: {}", audit.text()));
         }
         text
     }
@@ -173,6 +209,7 @@ impl Answer {
             icmp_type: *icmp_type,
             icmp_code: *icmp_code,
             verdict: Word::of(allowed),
+            audit_verdict: Side::audit_verdict([&egress, &ingress]),
             egress,
             ingress,
         }

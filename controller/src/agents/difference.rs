@@ -140,7 +140,7 @@ fn in_parts(updates: Vec<v1::ObjectUpdate>) -> Result<Vec<v1::Update>, Oversized
 mod tests {
     use super::*;
     use firebreak_policy::model::{HostAccess, PolicyKey, PolicyKind};
-    use firebreak_policy::node_state::{CompiledPeers, CompiledRule, CompiledServices, Isolation, RuleRef, Segment};
+    use firebreak_policy::node_state::{CompiledPeers, CompiledRule, CompiledServices, Isolation, RuleRef, Rulebook, Segment};
     use std::net::{Ipv4Addr, Ipv6Addr};
     use std::sync::Arc;
 
@@ -218,7 +218,12 @@ mod tests {
         let isolation =
             Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules: (0..10_000).map(rule).collect() };
         let id = SegmentId("s".into());
-        let segment = Segment { id: id.clone(), title: "shop/db".to_owned(), ingress: Some(isolation), egress: None };
+        let segment = Segment {
+            id: id.clone(),
+            title: "shop/db".to_owned(),
+            rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() },
+            audit: None,
+        };
         let state = NodeState { segments: [(id, Arc::new(segment))].into(), ..NodeState::default() };
         let target = Target::of(&NodeName::new("n1"), &state);
         let oversized = difference(&NodeName::new("n1"), &Holding::default(), &target).unwrap_err();

@@ -1,7 +1,7 @@
 //! Who an agent says it is, checked field by field.
 
 use firebreak_policy::model::{Generation, NodeName};
-use firebreak_proto::{PROTOCOL_VERSION, Refusal, v1};
+use firebreak_proto::{FEATURE_TIERS, PROTOCOL_VERSION, Refusal, v1};
 use tonic::Status;
 
 /// A Hello that can be taken.
@@ -13,6 +13,8 @@ pub(crate) struct Caller {
     pub(crate) epoch: String,
     pub(crate) generation: Generation,
     pub(crate) version: String,
+    /// Whether it enforces tiers.
+    pub(crate) tiers: bool,
 }
 
 /// Longest name of a node (RFC 1123 subdomain, as Kubernetes has it).
@@ -30,7 +32,7 @@ const MOST_GENERATIONS: u64 = u64::MAX / 2;
 /// INVALID_ARGUMENT names the field; FAILED_PRECONDITION names both ranges of protocol versions.
 #[allow(clippy::result_large_err, reason = "handlers hand the status on")]
 pub(crate) fn read(hello: v1::Hello) -> Result<Caller, Status> {
-    let v1::Hello { node, instance_id, boot_id, protocol_min, protocol_max, features: _, epoch, generation, agent_version } = hello;
+    let v1::Hello { node, instance_id, boot_id, protocol_min, protocol_max, features, epoch, generation, agent_version } = hello;
     let invalid = |refusal: Refusal| Status::invalid_argument(refusal.within("hello").to_string());
     if protocol_min == 0 || protocol_min > protocol_max {
         let range = format!("{protocol_min} to {protocol_max} is no range of protocol versions");
@@ -55,6 +57,7 @@ pub(crate) fn read(hello: v1::Hello) -> Result<Caller, Status> {
         epoch,
         generation: Generation(generation),
         version: agent_version.chars().filter(|character| !character.is_control()).take(LONGEST_ID).collect(),
+        tiers: features.iter().any(|feature| feature == FEATURE_TIERS),
     })
 }
 

@@ -351,12 +351,18 @@ impl Session {
             }
         }
         self.patience = None;
-        let updates = match difference(&node, &self.holding, target) {
+        let updates = if target.state.needs_tiers() && !self.caller.tiers {
+            // It would pass over fields that it does not know, and let through what they deny.
+            Err(format!("agent {} does not enforce tiers, and policies of tiers are about its workloads: upgrade it", self.caller.version))
+        } else {
+            difference(&node, &self.holding, target).map_err(|oversized| oversized.to_string())
+        };
+        let updates = match updates {
             Ok(updates) => updates,
-            Err(oversized) => {
+            Err(reason) => {
                 if self.unsendable.replace(target.hash) != Some(target.hash) {
-                    tracing::error!(node = %node, reason = %oversized, "a generation cannot be sent; the node keeps the one that it has");
-                    self.hub.board().update(&node, |progress| progress.failure = oversized.to_string());
+                    tracing::error!(node = %node, reason, "a generation cannot be sent; the node keeps the one that it has");
+                    self.hub.board().update(&node, |progress| progress.failure = reason);
                 }
                 return;
             }

@@ -10,7 +10,7 @@ use crate::store::ObjectKey;
 use firebreak_policy::Engine;
 use firebreak_policy::Problem;
 use firebreak_policy::model::{
-    Endpoint, Family, Flow, NetworkAddress, NetworkName, NodeName, Revision, Transport, Workload, WorkloadId, WorkloadSource,
+    Direction, Endpoint, Family, Flow, NetworkAddress, NetworkName, NodeName, Revision, Transport, Workload, WorkloadId, WorkloadSource,
 };
 use firebreak_proto::convert::{address_to_wire, addresses_to_wire};
 use firebreak_proto::hash::{ContentHash, ObjectKey as HeldKey, ObjectKind};
@@ -121,17 +121,15 @@ impl Hub {
             Arc::new(ReportedWorkload { workload: workload.clone(), image_labels: Default::default(), not_enforced: None })
         });
         let known = published.compiled.workload(&workload.id);
-        let isolating = |isolation: Option<&firebreak_policy::node_state::Isolation>| {
-            isolation.map(|isolation| wire::policies(&isolation.policies)).unwrap_or_default()
-        };
+        let policies = |direction| known.map(|(_, segment)| wire::policies(&segment.rules.policies(direction))).unwrap_or_default();
         let reason = self.not_enforced(published, workload, reported.is_some(), &seen);
         v1::WorkloadStatus {
             workload: Some(v1::Workload::from(&*seen)),
             segment: known.map(|(_, segment)| segment.title.clone()).unwrap_or_default(),
             enforced: reason.is_none(),
             reason: reason.unwrap_or_default(),
-            ingress_policies: isolating(known.and_then(|(_, segment)| segment.ingress.as_ref())),
-            egress_policies: isolating(known.and_then(|(_, segment)| segment.egress.as_ref())),
+            ingress_policies: policies(Direction::Ingress),
+            egress_policies: policies(Direction::Egress),
             conditions: workload_conflicts(published, workload),
         }
     }
@@ -248,9 +246,21 @@ fn object_conditions(published: &Published, key: &ObjectKey, realized: &v1::Cond
     conditions.push(condition("Accepted", true, "Valid", String::new()));
     let problems = published.compiled.problems().get(&policy).map(Vec::as_slice).unwrap_or_default();
     for problem in problems {
-        let Problem::MissingAddressGroup(group) = problem;
-        let message = format!("AddressGroup {group} is not there: it allows nobody until it is");
-        conditions.push(condition("Degraded", true, "MissingAddressGroup", message));
+        let (reason, message) = match problem {
+            Problem::MissingAddressGroup(group) => (
+                "MissingAddressGroup",
+                format!(
+                    "AddressGroup {group} is not there: until it is, rules that allow it allow nobody, and rules that deny it deny everybody"
+                ),
+            ),
+            Problem::UnknownPeer => {
+                ("UnknownPeer", "a rule has a peer of a kind that is not known here: it allows nobody, or denies everybody".to_owned())
+            }
+            Problem::SamePriority(other) => {
+                ("SamePriority", format!("{other} has the same priority in the same tier: the first by kind and name goes first"))
+            }
+        };
+        conditions.push(condition("Degraded", true, reason, message));
     }
     conditions.push(realized.clone());
     conditions

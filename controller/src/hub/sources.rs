@@ -200,6 +200,22 @@ impl Assembled {
                 let policy = policy.to_policy()?;
                 self.policies.policies.insert(policy.key.clone(), policy);
             }
+            Object::ClusterSegmentPolicy(policy) => {
+                let policy = policy.to_policy()?;
+                self.policies.tiered.insert(policy.key.clone(), policy);
+            }
+            Object::AdminNetworkPolicy(policy) => {
+                let policy = policy.to_policy()?;
+                self.policies.tiered.insert(policy.key.clone(), policy);
+            }
+            Object::BaselineAdminNetworkPolicy(policy) => {
+                let policy = policy.to_policy()?;
+                self.policies.tiered.insert(policy.key.clone(), policy);
+            }
+            Object::ClusterNetworkPolicy(policy) => {
+                let policy = policy.to_policy()?;
+                self.policies.tiered.insert(policy.key.clone(), policy);
+            }
             Object::Pod(pod) => {
                 let workload = pod.to_model()?;
                 self.inventory.workloads.insert(workload.id.clone(), workload);
@@ -261,6 +277,9 @@ impl Assembled {
 
 /// The policy that an object of the store is; `None` for every other kind.
 pub(crate) fn policy_key(key: &ObjectKey) -> Option<PolicyKey> {
-    let kind = [PolicyKind::NetworkPolicy, PolicyKind::SegmentPolicy].into_iter().find(|kind| kind.as_str() == key.kind.as_str())?;
-    Some(PolicyKey { kind, namespace: key.namespace.clone()?, name: key.name.clone() })
+    let kind = PolicyKind::ALL.into_iter().find(|kind| kind.as_str() == key.kind.as_str())?;
+    match kind.is_namespaced() {
+        true => Some(PolicyKey { kind, namespace: key.namespace.clone()?, name: key.name.clone() }),
+        false => Some(PolicyKey::cluster_scoped(kind, key.name.clone())),
+    }
 }

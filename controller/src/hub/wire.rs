@@ -2,7 +2,7 @@
 
 use firebreak_policy::FlowVerdict;
 use firebreak_policy::evaluate::{DirectionVerdict, NearMiss, Reason};
-use firebreak_policy::model::{Direction, PolicyKey, Transport, Workload};
+use firebreak_policy::model::{Answer, Direction, PolicyKey, Transport, Workload};
 use firebreak_policy::node_state::RuleRef;
 use firebreak_proto::Refusal;
 use firebreak_proto::convert::{address_to_wire, policy_to_wire, protocol_from_wire};
@@ -24,15 +24,27 @@ fn wire_verdict(allowed: bool) -> v1::Verdict {
 
 /// The verdict of one end with its reasons.
 pub(crate) fn direction_verdict(verdict: &DirectionVerdict) -> v1::DirectionVerdict {
+    let mut wire = reason(verdict.direction, &verdict.reason);
+    wire.audit = verdict.audit.as_ref().map(|audit| Box::new(reason(verdict.direction, audit)));
+    wire
+}
+
+fn reason(seen_from: Direction, reason: &Reason) -> v1::DirectionVerdict {
     let mut wire = v1::DirectionVerdict {
-        direction: direction(verdict.direction).into(),
-        verdict: wire_verdict(verdict.allowed()).into(),
-        reason: verdict.reason.to_string(),
+        direction: direction(seen_from).into(),
+        verdict: wire_verdict(reason.allowed()).into(),
+        reason: reason.to_string(),
         ..v1::DirectionVerdict::default()
     };
-    match &verdict.reason {
+    match reason {
         Reason::NotIsolated | Reason::OwnNode | Reason::ToItself => {}
         Reason::AllowedBy(by) => wire.rule = Some(rule(by)),
+        Reason::DeniedBy { rule: by, answer, text: _ } => {
+            wire.rule = Some(rule(by));
+            if *answer == Answer::Reject {
+                wire.verdict = v1::Verdict::Reject.into();
+            }
+        }
         Reason::NoRule { isolating, nearest } => {
             wire.isolating = policies(isolating);
             wire.nearest = nearest.as_ref().map(near_miss);

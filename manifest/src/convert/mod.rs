@@ -1,7 +1,9 @@
 //! From objects to the policy model: whole or not at all. Checking an object is converting it and dropping the result, so that
 //! what is checked and what is used cannot differ.
 
+mod admin;
 mod cluster;
+mod cluster_segment_policy;
 mod network_policy;
 mod parts;
 mod pod;
@@ -11,7 +13,10 @@ mod workload;
 use crate::error::{Error, Errors, Place};
 use crate::kinds::{Kind, Object};
 use crate::path::{At, Problems};
-use crate::{AddressGroup, Namespace, NetworkPolicy, Node, Pod, SegmentPolicy, Workload};
+use crate::{
+    AddressGroup, AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, ClusterSegmentPolicy, Namespace, NetworkPolicy,
+    Node, Pod, SegmentPolicy, Workload,
+};
 use firebreak_policy::model;
 pub(crate) use pod::host_addresses;
 
@@ -26,6 +31,10 @@ pub(crate) fn check(object: &Object, problems: &mut Problems<'_>) {
         Object::Workload(workload) => drop(workload::workload(workload, problems)),
         Object::NetworkPolicy(policy) => drop(network_policy::policy(policy, problems)),
         Object::SegmentPolicy(policy) => drop(segment_policy::policy(policy, problems)),
+        Object::ClusterSegmentPolicy(policy) => drop(cluster_segment_policy::policy(policy, problems)),
+        Object::AdminNetworkPolicy(policy) => drop(admin::admin(policy, problems)),
+        Object::BaselineAdminNetworkPolicy(policy) => drop(admin::baseline(policy, problems)),
+        Object::ClusterNetworkPolicy(policy) => drop(admin::cluster(policy, problems)),
     }
 }
 
@@ -68,6 +77,34 @@ impl NetworkPolicy {
     /// The policy. Errors: everything that is wrong with the object.
     pub fn to_policy(&self) -> Result<model::Policy, Errors> {
         whole(Kind::NetworkPolicy, &self.metadata, |problems| network_policy::policy(self, problems))
+    }
+}
+
+impl ClusterSegmentPolicy {
+    /// The policy. Errors: everything that is wrong with the object.
+    pub fn to_policy(&self) -> Result<model::TieredPolicy, Errors> {
+        whole(Kind::ClusterSegmentPolicy, &self.metadata, |problems| cluster_segment_policy::policy(self, problems))
+    }
+}
+
+impl AdminNetworkPolicy {
+    /// The policy. Errors: everything that is wrong with the object.
+    pub fn to_policy(&self) -> Result<model::TieredPolicy, Errors> {
+        whole(Kind::AdminNetworkPolicy, &self.metadata, |problems| admin::admin(self, problems))
+    }
+}
+
+impl BaselineAdminNetworkPolicy {
+    /// The policy. Errors: everything that is wrong with the object.
+    pub fn to_policy(&self) -> Result<model::TieredPolicy, Errors> {
+        whole(Kind::BaselineAdminNetworkPolicy, &self.metadata, |problems| admin::baseline(self, problems))
+    }
+}
+
+impl ClusterNetworkPolicy {
+    /// The policy. Errors: everything that is wrong with the object.
+    pub fn to_policy(&self) -> Result<model::TieredPolicy, Errors> {
+        whole(Kind::ClusterNetworkPolicy, &self.metadata, |problems| admin::cluster(self, problems))
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) fn policy(object: &NetworkPolicy, problems: &mut Problems<'_>) -> Pol
     }
     Policy {
         key: PolicyKey { kind: PolicyKind::NetworkPolicy, namespace: namespace(metadata), name: metadata.name.clone() },
+        mode: parts::mode(metadata, problems),
         subject,
         // A section that the types do not name is checked but says nothing (SEMANTICS 1).
         ingress: isolates_ingress.then_some(ingress_rules),

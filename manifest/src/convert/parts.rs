@@ -20,9 +20,16 @@ pub(super) fn check_metadata(kind: Kind, metadata: &ObjectMeta, problems: &mut P
     let at = root.field("metadata");
     let name_rule = match kind {
         Kind::Namespace => validate::dns_label(name),
-        Kind::Node | Kind::AddressGroup | Kind::Pod | Kind::Workload | Kind::NetworkPolicy | Kind::SegmentPolicy => {
-            validate::dns_subdomain(name)
-        }
+        Kind::Node
+        | Kind::AddressGroup
+        | Kind::Pod
+        | Kind::Workload
+        | Kind::NetworkPolicy
+        | Kind::SegmentPolicy
+        | Kind::ClusterSegmentPolicy
+        | Kind::AdminNetworkPolicy
+        | Kind::BaselineAdminNetworkPolicy
+        | Kind::ClusterNetworkPolicy => validate::dns_subdomain(name),
     };
     note(name_rule, &at.field("name"), problems);
     if let Some(namespace) = namespace {
@@ -48,6 +55,35 @@ fn check_pairs(pairs: Option<&BTreeMap<String, String>>, at: &At<'_>, problems: 
     for (key, value) in pairs.into_iter().flatten() {
         note(validate::qualified_name(key), &at.key(key), problems);
         note(validate::label_value(value), &at.key(key), problems);
+    }
+}
+
+/// The annotation by which a policy of the Kubernetes API is put into Audit mode.
+const MODE_ANNOTATION: &str = "firebreak.dev/mode";
+
+/// The mode of a policy of the Kubernetes API, which has no field for it.
+pub(super) fn mode(metadata: &ObjectMeta, problems: &mut Problems<'_>) -> model::Mode {
+    match metadata.annotations.as_ref().and_then(|annotations| annotations.get(MODE_ANNOTATION)).map(String::as_str) {
+        None | Some("Enforce") => model::Mode::Enforce,
+        Some("Audit") => model::Mode::Audit,
+        Some(other) => {
+            let root = At::ROOT;
+            let at = root.field("metadata");
+            let at = at.field("annotations");
+            problems.add(&at.key(MODE_ANNOTATION), format!("{other:?} is not known; use Enforce or Audit"));
+            model::Mode::Enforce
+        }
+    }
+}
+
+/// The priority of a policy of a tier.
+pub(super) fn priority(priority: i64, at: &At<'_>, problems: &mut Problems<'_>) -> u16 {
+    match u16::try_from(priority).ok().filter(|it| *it <= 1000) {
+        Some(priority) => priority,
+        None => {
+            problems.add(at, format!("{priority} is out of range; use 0 (first) to 1000"));
+            0
+        }
     }
 }
 

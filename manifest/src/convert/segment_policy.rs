@@ -4,7 +4,7 @@ use super::{namespace, note, parts};
 use crate::path::{At, Problems};
 use crate::validate;
 use crate::{
-    EgressRule, Entity, HostAccess, Icmp, IngressRule, IntOrString, IpFamily, Peer, SegmentPolicy, SegmentPolicySpec, ServicePort,
+    EgressRule, Entity, HostAccess, Icmp, IngressRule, IntOrString, IpFamily, Mode, Peer, SegmentPolicy, SegmentPolicySpec, ServicePort,
 };
 use firebreak_policy::model::{
     self, Family, GroupName, NamespaceScope, Peers, Policy, PolicyKey, PolicyKind, Protocol, Rule, Service, Services,
@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 pub(super) fn policy(object: &SegmentPolicy, problems: &mut Problems<'_>) -> Policy {
     let SegmentPolicy { metadata, spec } = object;
-    let SegmentPolicySpec { applies_to, host_access, ingress, egress } = spec;
+    let SegmentPolicySpec { applies_to, mode, host_access, ingress, egress } = spec;
     let root = At::ROOT;
     let at = root.field("spec");
     if ingress.is_none() && egress.is_none() {
@@ -24,6 +24,7 @@ pub(super) fn policy(object: &SegmentPolicy, problems: &mut Problems<'_>) -> Pol
     }
     Policy {
         key: PolicyKey { kind: PolicyKind::SegmentPolicy, namespace: namespace(metadata), name: metadata.name.clone() },
+        mode: mode_of(*mode),
         subject: parts::selector(applies_to, &at.field("appliesTo"), problems),
         ingress: ingress.as_deref().map(|rules| {
             let written = rules.iter().map(|IngressRule { name, from, ports }| Written { name, peers: from, ports });
@@ -37,6 +38,13 @@ pub(super) fn policy(object: &SegmentPolicy, problems: &mut Problems<'_>) -> Pol
             None | Some(HostAccess::Allow) => model::HostAccess::Allow,
             Some(HostAccess::Judge) => model::HostAccess::Judge,
         },
+    }
+}
+
+pub(super) fn mode_of(mode: Option<Mode>) -> model::Mode {
+    match mode {
+        None | Some(Mode::Enforce) => model::Mode::Enforce,
+        Some(Mode::Audit) => model::Mode::Audit,
     }
 }
 
@@ -64,7 +72,7 @@ fn rules_of<'a>(written: impl Iterator<Item = Written<'a>>, peers_field: &str, l
     rules
 }
 
-fn rule_name(name: &str, at: &At<'_>, problems: &mut Problems<'_>) {
+pub(super) fn rule_name(name: &str, at: &At<'_>, problems: &mut Problems<'_>) {
     note(validate::dns_label(name), at, problems);
     if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()) {
         problems.add(at, format!("{name:?} looks like a rule's number; give it at least one letter"));
@@ -107,16 +115,18 @@ fn peer(peer: &Peer, at: &At<'_>, problems: &mut Problems<'_>) -> Option<model::
         note(validate::dns_subdomain(name), &at.field("addressGroup"), problems);
         return Some(model::Peer::Group(GroupName::new(name)));
     }
-    entity.map(|entity| {
-        model::Peer::Entity(match entity {
-            Entity::Any => model::Entity::Any,
-            Entity::Host => model::Entity::Host,
-            Entity::World => model::Entity::World,
-        })
-    })
+    entity.map(|entity| model::Peer::Entity(entity_of(entity)))
 }
 
-fn services_of(ports: Option<&[ServicePort]>, list: &At<'_>, problems: &mut Problems<'_>) -> Services {
+pub(super) fn entity_of(entity: Entity) -> model::Entity {
+    match entity {
+        Entity::Any => model::Entity::Any,
+        Entity::Host => model::Entity::Host,
+        Entity::World => model::Entity::World,
+    }
+}
+
+pub(super) fn services_of(ports: Option<&[ServicePort]>, list: &At<'_>, problems: &mut Problems<'_>) -> Services {
     let Some(ports) = ports else { return Services::Any };
     if ports.is_empty() {
         problems.add(list, "is empty; name at least one port, or leave ports out for every port");

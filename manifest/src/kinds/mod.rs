@@ -1,7 +1,9 @@
 //! The kinds of objects, one file each, and the one type that holds any of them.
 
 pub(crate) mod address_group;
+pub(crate) mod admin;
 pub(crate) mod cluster;
+pub(crate) mod cluster_segment_policy;
 pub(crate) mod meta;
 pub(crate) mod network_policy;
 pub(crate) mod pod;
@@ -14,7 +16,9 @@ use crate::decode::Strictness;
 use crate::error::Errors;
 use crate::load;
 use address_group::AddressGroup;
+use admin::{AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy};
 use cluster::{Namespace, Node};
+use cluster_segment_policy::ClusterSegmentPolicy;
 use firebreak_policy::model::Labels;
 use meta::ObjectMeta;
 use network_policy::NetworkPolicy;
@@ -44,12 +48,31 @@ pub enum Kind {
     NetworkPolicy,
     /// `firebreak.dev/v1alpha1` SegmentPolicy.
     SegmentPolicy,
+    /// `firebreak.dev/v1alpha1` ClusterSegmentPolicy.
+    ClusterSegmentPolicy,
+    /// `policy.networking.k8s.io/v1alpha1` AdminNetworkPolicy.
+    AdminNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha1` BaselineAdminNetworkPolicy.
+    BaselineAdminNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
     /// Every kind, referents before what refers to them.
-    pub const ALL: [Self; 7] =
-        [Self::Namespace, Self::Node, Self::AddressGroup, Self::Pod, Self::Workload, Self::NetworkPolicy, Self::SegmentPolicy];
+    pub const ALL: [Self; 11] = [
+        Self::Namespace,
+        Self::Node,
+        Self::AddressGroup,
+        Self::Pod,
+        Self::Workload,
+        Self::NetworkPolicy,
+        Self::SegmentPolicy,
+        Self::ClusterSegmentPolicy,
+        Self::AdminNetworkPolicy,
+        Self::BaselineAdminNetworkPolicy,
+        Self::ClusterNetworkPolicy,
+    ];
 
     /// The kind as it is written: `SegmentPolicy`.
     pub fn as_str(self) -> &'static str {
@@ -61,6 +84,10 @@ impl Kind {
             Self::Workload => "Workload",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::SegmentPolicy => "SegmentPolicy",
+            Self::ClusterSegmentPolicy => "ClusterSegmentPolicy",
+            Self::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
     }
 
@@ -69,14 +96,22 @@ impl Kind {
         match self {
             Self::Namespace | Self::Node | Self::Pod => "v1",
             Self::NetworkPolicy => "networking.k8s.io/v1",
-            Self::AddressGroup | Self::Workload | Self::SegmentPolicy => FIREBREAK,
+            Self::AddressGroup | Self::Workload | Self::SegmentPolicy | Self::ClusterSegmentPolicy => FIREBREAK,
+            Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy => "policy.networking.k8s.io/v1alpha1",
+            Self::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
         }
     }
 
     /// Whether its objects live in a namespace; the others are cluster-scoped.
     pub fn is_namespaced(self) -> bool {
         match self {
-            Self::Namespace | Self::Node | Self::AddressGroup => false,
+            Self::Namespace
+            | Self::Node
+            | Self::AddressGroup
+            | Self::ClusterSegmentPolicy
+            | Self::AdminNetworkPolicy
+            | Self::BaselineAdminNetworkPolicy
+            | Self::ClusterNetworkPolicy => false,
             Self::Pod | Self::Workload | Self::NetworkPolicy | Self::SegmentPolicy => true,
         }
     }
@@ -89,8 +124,10 @@ impl Kind {
     pub(crate) fn strictness(self) -> Strictness {
         match self {
             Self::Namespace | Self::Node | Self::Pod => Strictness::Modelled,
-            Self::NetworkPolicy => Strictness::Strict,
-            Self::AddressGroup | Self::Workload | Self::SegmentPolicy => Strictness::Ours,
+            Self::NetworkPolicy | Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy | Self::ClusterNetworkPolicy => {
+                Strictness::Strict
+            }
+            Self::AddressGroup | Self::Workload | Self::SegmentPolicy | Self::ClusterSegmentPolicy => Strictness::Ours,
         }
     }
 }
@@ -139,6 +176,14 @@ pub enum Object {
     NetworkPolicy(NetworkPolicy),
     /// `firebreak.dev/v1alpha1` SegmentPolicy.
     SegmentPolicy(SegmentPolicy),
+    /// `firebreak.dev/v1alpha1` ClusterSegmentPolicy.
+    ClusterSegmentPolicy(ClusterSegmentPolicy),
+    /// `policy.networking.k8s.io/v1alpha1` AdminNetworkPolicy.
+    AdminNetworkPolicy(AdminNetworkPolicy),
+    /// `policy.networking.k8s.io/v1alpha1` BaselineAdminNetworkPolicy.
+    BaselineAdminNetworkPolicy(BaselineAdminNetworkPolicy),
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterNetworkPolicy(ClusterNetworkPolicy),
 }
 
 impl Object {
@@ -152,6 +197,10 @@ impl Object {
             Self::Workload(_) => Kind::Workload,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::SegmentPolicy(_) => Kind::SegmentPolicy,
+            Self::ClusterSegmentPolicy(_) => Kind::ClusterSegmentPolicy,
+            Self::AdminNetworkPolicy(_) => Kind::AdminNetworkPolicy,
+            Self::BaselineAdminNetworkPolicy(_) => Kind::BaselineAdminNetworkPolicy,
+            Self::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
         }
     }
 
@@ -164,7 +213,11 @@ impl Object {
             | Self::Pod(Pod { metadata, .. })
             | Self::Workload(Workload { metadata, .. })
             | Self::NetworkPolicy(NetworkPolicy { metadata, .. })
-            | Self::SegmentPolicy(SegmentPolicy { metadata, .. }) => metadata,
+            | Self::SegmentPolicy(SegmentPolicy { metadata, .. })
+            | Self::ClusterSegmentPolicy(ClusterSegmentPolicy { metadata, .. })
+            | Self::AdminNetworkPolicy(AdminNetworkPolicy { metadata, .. })
+            | Self::BaselineAdminNetworkPolicy(BaselineAdminNetworkPolicy { metadata, .. })
+            | Self::ClusterNetworkPolicy(ClusterNetworkPolicy { metadata, .. }) => metadata,
         }
     }
 
@@ -176,7 +229,11 @@ impl Object {
             | Self::Pod(Pod { metadata, .. })
             | Self::Workload(Workload { metadata, .. })
             | Self::NetworkPolicy(NetworkPolicy { metadata, .. })
-            | Self::SegmentPolicy(SegmentPolicy { metadata, .. }) => metadata,
+            | Self::SegmentPolicy(SegmentPolicy { metadata, .. })
+            | Self::ClusterSegmentPolicy(ClusterSegmentPolicy { metadata, .. })
+            | Self::AdminNetworkPolicy(AdminNetworkPolicy { metadata, .. })
+            | Self::BaselineAdminNetworkPolicy(BaselineAdminNetworkPolicy { metadata, .. })
+            | Self::ClusterNetworkPolicy(ClusterNetworkPolicy { metadata, .. }) => metadata,
         }
     }
 
@@ -229,7 +286,14 @@ impl Serialize for Object {
             Self::Namespace(_) => 3,
             Self::Node(Node { status, .. }) => 3 + usize::from(status.is_some()),
             Self::Pod(Pod { status, .. }) => 4 + usize::from(status.is_some()),
-            Self::AddressGroup(_) | Self::Workload(_) | Self::NetworkPolicy(_) | Self::SegmentPolicy(_) => 4,
+            Self::AddressGroup(_)
+            | Self::Workload(_)
+            | Self::NetworkPolicy(_)
+            | Self::SegmentPolicy(_)
+            | Self::ClusterSegmentPolicy(_)
+            | Self::AdminNetworkPolicy(_)
+            | Self::BaselineAdminNetworkPolicy(_)
+            | Self::ClusterNetworkPolicy(_) => 4,
         };
         let mut object = serializer.serialize_struct("Object", fields)?;
         object.serialize_field("apiVersion", self.api_version())?;
@@ -252,6 +316,10 @@ impl Serialize for Object {
             Self::Workload(Workload { metadata: _, spec }) => object.serialize_field("spec", spec)?,
             Self::NetworkPolicy(NetworkPolicy { metadata: _, spec }) => object.serialize_field("spec", spec)?,
             Self::SegmentPolicy(SegmentPolicy { metadata: _, spec }) => object.serialize_field("spec", spec)?,
+            Self::ClusterSegmentPolicy(ClusterSegmentPolicy { metadata: _, spec }) => object.serialize_field("spec", spec)?,
+            Self::AdminNetworkPolicy(AdminNetworkPolicy { metadata: _, spec }) => object.serialize_field("spec", spec)?,
+            Self::BaselineAdminNetworkPolicy(BaselineAdminNetworkPolicy { metadata: _, spec }) => object.serialize_field("spec", spec)?,
+            Self::ClusterNetworkPolicy(ClusterNetworkPolicy { metadata: _, spec }) => object.serialize_field("spec", spec)?,
         }
         object.end()
     }

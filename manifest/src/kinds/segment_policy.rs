@@ -24,6 +24,10 @@ pub struct SegmentPolicy {
 pub struct SegmentPolicySpec {
     /// The workloads of the policy's own namespace that it is about. `{}` is all of them.
     pub applies_to: LabelSelector,
+    /// Whether it decides (`Enforce`, also when absent) or only says what it would decide (`Audit`): flows that it would deny are let through
+    /// and reported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
     /// Whether the node that runs the workload gets in past this policy: `Allow` (also when absent) lets it in unasked, `Judge`
     /// asks the ingress rules. One policy that isolates ingress and says `Judge` is enough.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,6 +38,15 @@ pub struct SegmentPolicySpec {
     /// What may go out. Absent: this policy does not concern egress. An empty list: nothing may.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<Vec<EgressRule>>,
+}
+
+/// Whether a policy decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// It decides.
+    Enforce,
+    /// It only says what it would decide.
+    Audit,
 }
 
 /// Whether the workload's own node gets in past the policy.

@@ -26,8 +26,21 @@ pub(crate) enum Subject<'a> {
     NamedPort(Option<&'a Peer>, Protocol, &'a str),
 }
 
-pub(crate) fn group_id(namespace: &NamespaceName, subject: Subject<'_>, part: Part<'_>) -> GroupId {
+/// Which addresses count as a workload's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Claim {
+    /// Those that are nobody else's too: what a rule that allows goes by.
+    Sure,
+    /// Every one that it claims: what a rule that denies goes by, or a workload would escape it by claiming a neighbour's address.
+    Any,
+}
+
+pub(crate) fn group_id(namespace: &NamespaceName, subject: Subject<'_>, claim: Claim, part: Part<'_>) -> GroupId {
     let mut text = String::from("group/1\n");
+    match claim {
+        Claim::Sure => {}
+        Claim::Any => text.push_str("any claim\n"),
+    }
     match subject {
         Subject::Peer(peer) => peer_text(&mut text, namespace, peer),
         Subject::NamedPort(peer, protocol, name) => {
@@ -65,6 +78,11 @@ fn peer_text(text: &mut String, namespace: &NamespaceName, peer: &Peer) {
         Peer::Entity(Entity::Any) => text.push_str("any\n"),
         Peer::Entity(Entity::Host) => text.push_str("host\n"),
         Peer::Entity(Entity::World) => text.push_str("world\n"),
+        Peer::Nodes(selector) => {
+            text.push_str("nodes where\n");
+            selector_text(text, selector);
+        }
+        Peer::Unknown => text.push_str("unknown\n"),
     }
 }
 

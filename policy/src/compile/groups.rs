@@ -2,7 +2,7 @@
 
 use super::addresses::{AddressBook, is_link_local, takes_part};
 use super::blocks;
-use super::canonical::{Part, Subject, canonical_selector, group_id};
+use super::canonical::{Claim, Part, Subject, canonical_selector, group_id};
 use super::index::Index;
 use crate::model::{
     CidrBlock, Entity, Inventory, LabelSelector, NamespaceName, NamespaceScope, NetworkAddress, NetworkName, NodeName, Peer, PolicySet,
@@ -37,19 +37,22 @@ impl<'a> Groups<'a> {
     }
 
     /// The groups that a subject means in a policy of `namespace`, as `node` sees them.
-    pub(crate) fn on_node(&mut self, node: &NodeName, namespace: &NamespaceName, subject: Subject<'_>) -> Vec<Arc<Group>> {
+    pub(crate) fn on_node(&mut self, node: &NodeName, namespace: &NamespaceName, subject: Subject<'_>, claim: Claim) -> Vec<Arc<Group>> {
         if let Subject::Peer(peer @ Peer::Entity(Entity::Host)) = subject {
-            return vec![self.host(node, namespace, peer)];
+            return vec![self.host(node, namespace, peer, claim)];
         }
-        let id = group_id(namespace, subject, Part::Shared);
+        let id = group_id(namespace, subject, claim, Part::Shared);
         if !self.resolved.contains_key(&id) {
-            let resolved = self.resolve(id.clone(), namespace, subject);
+            let resolved = self.resolve(id.clone(), namespace, subject, claim);
             self.resolved.insert(id.clone(), resolved);
         }
         let Some(resolved) = self.resolved.get(&id) else { return Vec::new() };
         let hidden = resolved.hidden.get(node);
         let none = BTreeSet::new();
-        let ambiguous = self.ambiguous.get(node).unwrap_or(&none);
+        let ambiguous = match claim {
+            Claim::Sure => self.ambiguous.get(node).unwrap_or(&none),
+            Claim::Any => &none,
+        };
         let is_ambiguous = |member: &Member| match member {
             Member::Address(address) | Member::Service(address, ..) => ambiguous.contains(address),
             Member::Block(_) => false,
@@ -57,27 +60,27 @@ impl<'a> Groups<'a> {
         if !ambiguous.is_empty() && resolved.shared.members.iter().any(is_ambiguous) {
             let all = resolved.shared.members.iter().chain(hidden.into_iter().flatten());
             let members = all.filter(|member| !is_ambiguous(member)).copied().collect();
-            let id = group_id(namespace, subject, Part::AllOn(node));
+            let id = group_id(namespace, subject, claim, Part::AllOn(node));
             return vec![Arc::new(Group { id, title: resolved.shared.title.clone(), members })];
         }
         let mut groups = vec![resolved.shared.clone()];
         if let Some(hidden) = hidden {
             let members: BTreeSet<Member> = hidden.iter().filter(|member| !is_ambiguous(member)).copied().collect();
             if !members.is_empty() {
-                let id = group_id(namespace, subject, Part::HiddenOn(node));
+                let id = group_id(namespace, subject, claim, Part::HiddenOn(node));
                 groups.push(Arc::new(Group { id, title: resolved.shared.title.clone(), members: members.into() }));
             }
         }
         groups
     }
 
-    fn host(&self, node: &NodeName, namespace: &NamespaceName, peer: &Peer) -> Arc<Group> {
-        let id = group_id(namespace, Subject::Peer(peer), Part::AllOn(node));
+    fn host(&self, node: &NodeName, namespace: &NamespaceName, peer: &Peer, claim: Claim) -> Arc<Group> {
+        let id = group_id(namespace, Subject::Peer(peer), claim, Part::AllOn(node));
         let members = self.inventory.nodes.get(node).into_iter().flat_map(|node| &node.addresses).map(|it| Member::Address(*it)).collect();
         Arc::new(Group { id, title: "host".to_owned(), members })
     }
 
-    fn resolve(&self, id: GroupId, namespace: &NamespaceName, subject: Subject<'_>) -> Resolved {
+    fn resolve(&self, id: GroupId, namespace: &NamespaceName, subject: Subject<'_>, claim: Claim) -> Resolved {
         let mut shared = BTreeSet::new();
         let mut hidden: BTreeMap<NodeName, BTreeSet<Member>> = BTreeMap::new();
         let mut add = |at: &NetworkAddress, member: Member| match at.network.owner() {
@@ -87,14 +90,18 @@ impl<'a> Groups<'a> {
         match subject {
             Subject::Peer(Peer::Workloads { namespaces, workloads }) => {
                 for workload in self.index.peers(namespace, namespaces, workloads) {
-                    for at in self.sure_addresses(workload) {
+                    for at in self.addresses(workload, claim) {
                         add(at, Member::Address(at.address));
                     }
                 }
             }
+            Subject::Peer(Peer::Nodes(selector)) => {
+                let nodes = self.inventory.nodes.values().filter(|node| selector.matches(&node.labels));
+                shared = nodes.flat_map(|node| &node.addresses).map(|address| Member::Address(*address)).collect();
+            }
             Subject::Peer(peer) => shared = self.blocks(peer).into_iter().map(Member::Block).collect(),
             Subject::NamedPort(peer, protocol, name) => {
-                for (workload, at) in self.holders_of(namespace, peer) {
+                for (workload, at) in self.holders_of(namespace, peer, claim) {
                     for port in workload.named_ports.iter().filter(|it| it.protocol == protocol && it.name == name) {
                         add(at, Member::Service(at.address, protocol, port.port));
                     }
@@ -110,7 +117,8 @@ impl<'a> Groups<'a> {
                 },
                 workloads: canonical_selector(workloads),
             },
-            Peer::Cidr(_) | Peer::Group(_) | Peer::Entity(_) => peer.clone(),
+            Peer::Nodes(selector) => Peer::Nodes(canonical_selector(selector)),
+            Peer::Cidr(_) | Peer::Group(_) | Peer::Entity(_) | Peer::Unknown => peer.clone(),
         };
         let title = match subject {
             Subject::Peer(peer) => title(namespace, Subject::Peer(&canonical(peer))),
@@ -120,23 +128,26 @@ impl<'a> Groups<'a> {
     }
 
     /// The workloads that a peer means, each with the addresses under which the peer means it.
-    fn holders_of(&self, namespace: &NamespaceName, peer: Option<&Peer>) -> Vec<(&'a Workload, &'a NetworkAddress)> {
+    fn holders_of(&self, namespace: &NamespaceName, peer: Option<&Peer>, claim: Claim) -> Vec<(&'a Workload, &'a NetworkAddress)> {
         let (workloads, blocks) = match peer {
             None | Some(Peer::Entity(Entity::Any)) => (self.index.peers(namespace, &everywhere(), &LabelSelector::everything()), None),
             Some(Peer::Workloads { namespaces, workloads }) => (self.index.peers(namespace, namespaces, workloads), None),
             // A node is no workload and names no ports.
-            Some(Peer::Entity(Entity::Host)) => (Vec::new(), None),
+            Some(Peer::Entity(Entity::Host) | Peer::Nodes(_) | Peer::Unknown) => (Vec::new(), None),
             Some(peer @ (Peer::Cidr(_) | Peer::Group(_) | Peer::Entity(Entity::World))) => {
                 (self.index.peers(namespace, &everywhere(), &LabelSelector::everything()), Some(self.blocks(peer)))
             }
         };
         let meant = |at: &NetworkAddress| blocks.as_ref().is_none_or(|blocks| blocks.iter().any(|block| block.contains(&at.address)));
-        workloads.into_iter().flat_map(|it| self.sure_addresses(it).map(move |at| (it, at))).filter(|(_, at)| meant(at)).collect()
+        workloads.into_iter().flat_map(|it| self.addresses(it, claim).map(move |at| (it, at))).filter(|(_, at)| meant(at)).collect()
     }
 
-    fn sure_addresses(&self, workload: &'a Workload) -> impl Iterator<Item = &'a NetworkAddress> + use<'a> {
+    fn addresses(&self, workload: &'a Workload, claim: Claim) -> impl Iterator<Item = &'a NetworkAddress> + use<'a> {
         let book = self.book;
-        workload.addresses.iter().filter(move |at| !book.is_contested(at) && !is_link_local(at.address))
+        workload.addresses.iter().filter(move |at| match claim {
+            Claim::Sure => !book.is_contested(at) && !is_link_local(at.address),
+            Claim::Any => !is_link_local(at.address),
+        })
     }
 
     fn blocks(&self, peer: &Peer) -> BTreeSet<ipnet::IpNet> {
@@ -149,7 +160,7 @@ impl<'a> Groups<'a> {
             }
             Peer::Entity(Entity::World) => blocks::world(&self.policies.cluster_networks),
             Peer::Entity(Entity::Any) => [crate::model::Family::V4, crate::model::Family::V6].map(blocks::whole).into(),
-            Peer::Entity(Entity::Host) | Peer::Workloads { .. } => BTreeSet::new(),
+            Peer::Entity(Entity::Host) | Peer::Workloads { .. } | Peer::Nodes(_) | Peer::Unknown => BTreeSet::new(),
         }
     }
 }
@@ -179,6 +190,8 @@ pub(crate) fn peer_title(namespace: &NamespaceName, peer: &Peer) -> String {
         Peer::Entity(Entity::Any) => "any".to_owned(),
         Peer::Entity(Entity::Host) => "host".to_owned(),
         Peer::Entity(Entity::World) => "world".to_owned(),
+        Peer::Nodes(selector) => format!("nodes {selector}"),
+        Peer::Unknown => "unknown peer".to_owned(),
     }
 }
 

@@ -8,7 +8,7 @@ mod index;
 mod segments;
 
 use crate::model::{
-    Direction, GroupName, Inventory, NetworkAddress, NodeName, Peer, Peers, Policy, PolicyKey, PolicySet, Rule, WorkloadId,
+    Direction, GroupName, Inventory, NetworkAddress, NodeName, Peer, Peers, Policy, PolicyKey, PolicySet, Rule, Tier, WorkloadId,
 };
 use crate::node_state::{LocalEndpoint, NodeState, Segment};
 pub(crate) use addresses::is_link_local;
@@ -30,8 +30,12 @@ pub struct Compiled {
 /// Why a policy is not fully in force.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Problem {
-    /// It names an `AddressGroup` that is not there: nobody, until it appears.
+    /// It names an `AddressGroup` that is not there: nobody in a rule that allows, everybody in one that denies, until it appears.
     MissingAddressGroup(GroupName),
+    /// A rule has a peer of a kind that is not known here; the rule fails closed.
+    UnknownPeer,
+    /// Another policy has the same priority in the same tier: of the two the first by kind and name goes first.
+    SamePriority(PolicyKey),
 }
 
 impl Compiled {
@@ -97,27 +101,39 @@ pub fn compile(policies: &PolicySet, inventory: &Inventory) -> Compiled {
 }
 
 fn problems(policies: &PolicySet) -> BTreeMap<PolicyKey, Vec<Problem>> {
-    let mut problems = BTreeMap::new();
-    for policy in policies.policies.values() {
-        let missing: BTreeSet<Problem> = rules(policy)
-            .flat_map(|rule| match &rule.peers {
-                Peers::Any => &[][..],
-                Peers::Only(peers) => peers,
-            })
-            .filter_map(|peer| match peer {
-                Peer::Group(name) if !policies.address_groups.contains_key(name) => Some(Problem::MissingAddressGroup(name.clone())),
-                Peer::Group(_) | Peer::Workloads { .. } | Peer::Cidr(_) | Peer::Entity(_) => None,
-            })
-            .collect();
-        if !missing.is_empty() {
-            problems.insert(policy.key.clone(), missing.into_iter().collect());
+    let mut problems: BTreeMap<PolicyKey, BTreeSet<Problem>> = BTreeMap::new();
+    let namespaced = policies
+        .policies
+        .values()
+        .flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten().map(|rule| (&policy.key, &rule.peers)));
+    let tiered =
+        policies.tiered.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress).map(|rule| (&policy.key, &rule.peers)));
+    for (key, peers) in namespaced.chain(tiered) {
+        let peers = match peers {
+            Peers::Any => &[][..],
+            Peers::Only(peers) => peers,
+        };
+        let found = peers.iter().filter_map(|peer| match peer {
+            Peer::Group(name) if !policies.address_groups.contains_key(name) => Some(Problem::MissingAddressGroup(name.clone())),
+            Peer::Unknown => Some(Problem::UnknownPeer),
+            Peer::Group(_) | Peer::Workloads { .. } | Peer::Cidr(_) | Peer::Entity(_) | Peer::Nodes(_) => None,
+        });
+        let found: Vec<Problem> = found.collect();
+        if !found.is_empty() {
+            problems.entry(key.clone()).or_default().extend(found);
         }
     }
-    problems
-}
-
-fn rules(policy: &Policy) -> impl Iterator<Item = &Rule> {
-    policy.ingress.iter().chain(policy.egress.iter()).flatten()
+    let mut ranks: BTreeMap<(Tier, u16), Vec<&PolicyKey>> = BTreeMap::new();
+    for policy in policies.tiered.values() {
+        ranks.entry((policy.tier, policy.priority)).or_default().push(&policy.key);
+    }
+    for keys in ranks.into_values().filter(|keys| keys.len() > 1) {
+        for key in &keys {
+            let others = keys.iter().filter(|other| *other != key).map(|other| Problem::SamePriority((*other).clone()));
+            problems.entry((*key).clone()).or_default().extend(others);
+        }
+    }
+    problems.into_iter().map(|(key, problems)| (key, problems.into_iter().collect())).collect()
 }
 
 /// The rules of one direction, if the policy concerns it.

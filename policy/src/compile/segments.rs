@@ -1,14 +1,16 @@
 //! Segments: workloads on which the same policies act in the same way.
 
-use super::canonical::{Subject, segment_id};
+use super::canonical::{Claim, Subject, segment_id};
 use super::concerns;
 use super::groups::Groups;
 use super::index::Index;
 use crate::model::{
-    Direction, HostAccess, Peer, Peers, Policy, PolicySet, PortRange, Protocol, Rule, Service, Services, Workload, WorkloadId,
+    Action, Answer, Direction, HostAccess, Mode, NamespaceScope, Peer, Peers, Policy, PolicyKey, PolicySet, PortRange, Protocol, Service,
+    Services, Tier, TieredPolicy, TieredRule, Workload, WorkloadId,
 };
 use crate::node_state::{
-    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, RuleRef, Segment, SegmentId,
+    CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, RuleRef, Rulebook, Segment, SegmentId,
+    TierRule, TierRules,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -17,97 +19,177 @@ use std::sync::Arc;
 /// Labels that say which application a workload is, in the order in which they are asked.
 const APPLICATION_LABELS: [&str; 3] = ["app", "app.kubernetes.io/name", "k8s-app"];
 
-/// Which policies select which workload, in key order.
+/// Which policies select which workload: those of namespaces in key order, those of tiers in the order of their precedence.
 pub(crate) struct Selections<'a> {
-    by_workload: BTreeMap<&'a WorkloadId, Vec<&'a Policy>>,
+    policies: &'a PolicySet,
+    by_workload: BTreeMap<&'a WorkloadId, Selected<'a>>,
+    nobody: Selected<'a>,
+}
+
+#[derive(Debug, Default)]
+struct Selected<'a> {
+    namespaced: Vec<&'a Policy>,
+    tiered: Vec<&'a TieredPolicy>,
 }
 
 impl<'a> Selections<'a> {
     pub(crate) fn of(policies: &'a PolicySet, index: &Index<'a>) -> Self {
-        let mut by_workload: BTreeMap<&WorkloadId, Vec<&Policy>> = BTreeMap::new();
+        let mut by_workload: BTreeMap<&WorkloadId, Selected<'a>> = BTreeMap::new();
         for policy in policies.policies.values() {
             for workload in index.in_namespace(&policy.key.namespace, &policy.subject) {
-                by_workload.entry(&workload.id).or_default().push(policy);
+                by_workload.entry(&workload.id).or_default().namespaced.push(policy);
             }
         }
-        Self { by_workload }
+        let mut tiered: Vec<&TieredPolicy> = policies.tiered.values().collect();
+        tiered.sort_by_key(|it| (it.tier, it.priority, &it.key));
+        for policy in tiered {
+            let scope = NamespaceScope::Matching(policy.subject.namespaces.clone());
+            for workload in index.peers(&policy.key.namespace, &scope, &policy.subject.workloads) {
+                by_workload.entry(&workload.id).or_default().tiered.push(policy);
+            }
+        }
+        Self { policies, by_workload, nobody: Selected::default() }
     }
 }
 
 /// The segment of one workload, in the making.
 pub(crate) struct SegmentBuilder<'a> {
     workload: &'a Workload,
-    policies: &'a [&'a Policy],
+    policies: &'a PolicySet,
+    selected: &'a Selected<'a>,
     title: String,
 }
 
+/// The peers and services that a rule comes to: one pair for its ports by number, one for those that the other end names.
+type Resolved = (CompiledPeers, CompiledServices);
+
 impl<'a> SegmentBuilder<'a> {
     pub(crate) fn of(workload: &'a Workload, selections: &'a Selections<'a>) -> Self {
-        let policies = selections.by_workload.get(&workload.id).map(Vec::as_slice).unwrap_or_default();
+        let selected = selections.by_workload.get(&workload.id).unwrap_or(&selections.nobody);
         let application = APPLICATION_LABELS.iter().find_map(|key| workload.labels.get(key)).unwrap_or(&workload.name);
-        Self { workload, policies, title: format!("{}/{application}", workload.namespace) }
+        Self { workload, policies: selections.policies, selected, title: format!("{}/{application}", workload.namespace) }
     }
 
     /// Title, policies, and how this workload resolves the ports that they name.
     pub(crate) fn id(&self) -> SegmentId {
         let mut text = format!("segment/1\n{:?}\n", self.title);
-        for policy in self.policies {
+        let mut add = |key: &PolicyKey, named: BTreeSet<(Protocol, &str)>| {
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "{} {:?} {:?}", policy.key.kind.as_str(), policy.key.namespace, policy.key.name);
-            for (protocol, name) in named_in(policy.ingress.as_deref().unwrap_or_default()) {
+            let _ = writeln!(text, "{} {:?} {:?}", key.kind.as_str(), key.namespace, key.name);
+            for (protocol, name) in named {
                 let _ = writeln!(text, "  {} {name:?} is {:?}", protocol.0, self.own_ports(protocol, name));
             }
+        };
+        for policy in &self.selected.namespaced {
+            add(&policy.key, named_in(policy.ingress.iter().flatten().map(|rule| &rule.services)));
+        }
+        for policy in &self.selected.tiered {
+            add(&policy.key, named_in(policy.ingress.iter().map(|rule| &rule.services)));
         }
         segment_id(&text)
     }
 
     pub(crate) fn build(&self, id: SegmentId, groups: &mut Groups<'_>) -> (Segment, Vec<Arc<Group>>) {
         let mut used = Vec::new();
-        let ingress = self.isolation(Direction::Ingress, groups, &mut used);
-        let egress = self.isolation(Direction::Egress, groups, &mut used);
-        (Segment { id, title: self.title.clone(), ingress, egress }, used)
+        let rules = self.rulebook(false, groups, &mut used);
+        let modes = self.selected.namespaced.iter().map(|it| it.mode).chain(self.selected.tiered.iter().map(|it| it.mode));
+        let audited = modes.into_iter().any(|mode| mode == Mode::Audit);
+        let audit = audited.then(|| self.rulebook(true, groups, &mut used));
+        (Segment { id, title: self.title.clone(), rules, audit }, used)
     }
 
-    fn isolation(&self, direction: Direction, groups: &mut Groups<'_>, used: &mut Vec<Arc<Group>>) -> Option<Isolation> {
+    /// What the policies say that are enforced, and with `audit` those in Audit mode as if they were.
+    fn rulebook(&self, audit: bool, groups: &mut Groups<'_>, used: &mut Vec<Arc<Group>>) -> Rulebook {
+        let mut tier = |tier| TierRules {
+            ingress: self.tier(tier, Direction::Ingress, audit, groups, used),
+            egress: self.tier(tier, Direction::Egress, audit, groups, used),
+        };
+        let (admin, baseline) = (tier(Tier::Admin), tier(Tier::Baseline));
+        Rulebook {
+            admin,
+            ingress: self.isolation(Direction::Ingress, audit, groups, used),
+            egress: self.isolation(Direction::Egress, audit, groups, used),
+            baseline,
+        }
+    }
+
+    fn isolation(&self, direction: Direction, audit: bool, groups: &mut Groups<'_>, used: &mut Vec<Arc<Group>>) -> Option<Isolation> {
         let mut isolation = Isolation { policies: Vec::new(), host_access: HostAccess::Allow, rules: Vec::new() };
-        for policy in self.policies {
+        for policy in self.selected.namespaced.iter().filter(|it| counts(it.mode, audit)) {
             let Some(rules) = concerns(policy, direction) else { continue };
             isolation.policies.push(policy.key.clone());
             isolation.host_access = isolation.host_access.max(policy.host_access);
             for (index, rule) in rules.iter().enumerate() {
-                // A manifest is bounded far below 2^32 rules; one beyond would only lose its number, not its effect.
-                let index = u32::try_from(index).unwrap_or(u32::MAX);
-                let origin = RuleRef { policy: policy.key.clone(), index, name: rule.name.clone() };
-                self.compile_rule(direction, policy, rule, &origin, groups, used, &mut isolation.rules);
+                let origin = origin(&policy.key, index, &rule.name);
+                for (peers, services) in self.resolve(direction, &policy.key, (&rule.peers, &rule.services), Claim::Sure, groups, used) {
+                    isolation.rules.push(CompiledRule { origin: origin.clone(), peers, services });
+                }
             }
         }
         (!isolation.policies.is_empty()).then_some(isolation)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn compile_rule(
+    fn tier(&self, tier: Tier, direction: Direction, audit: bool, groups: &mut Groups<'_>, used: &mut Vec<Arc<Group>>) -> Vec<TierRule> {
+        let mut compiled = Vec::new();
+        for policy in self.selected.tiered.iter().filter(|it| it.tier == tier && counts(it.mode, audit)) {
+            for (index, rule) in policy.rules(direction).iter().enumerate() {
+                let origin = origin(&policy.key, index, &rule.name);
+                let (action, peers, services) = self.closed(rule);
+                let claim = match action {
+                    Action::Deny(_) => Claim::Any,
+                    Action::Allow | Action::Pass => Claim::Sure,
+                };
+                for (peers, services) in self.resolve(direction, &policy.key, (peers, services), claim, groups, used) {
+                    compiled.push(TierRule { origin: origin.clone(), action, peers, services, reason: rule.reason.clone() });
+                }
+            }
+        }
+        compiled
+    }
+
+    /// A rule as it stands when what it names is not there or not known: an allow loses that peer (the group is empty), anything else denies.
+    fn closed<'r>(&self, rule: &'r TieredRule) -> (Action, &'r Peers, &'r Services) {
+        let peers = match &rule.peers {
+            Peers::Any => &[][..],
+            Peers::Only(peers) => peers,
+        };
+        let answer = match rule.action {
+            Action::Allow => return (rule.action, &rule.peers, &rule.services),
+            Action::Deny(answer) => answer,
+            Action::Pass => Answer::Drop,
+        };
+        if peers.contains(&Peer::Unknown) {
+            return (Action::Deny(answer), &Peers::Any, &Services::Any);
+        }
+        let missing = |it: &Peer| matches!(it, Peer::Group(name) if !self.policies.address_groups.contains_key(name));
+        if peers.iter().any(missing) {
+            return (Action::Deny(answer), &Peers::Any, &rule.services);
+        }
+        (rule.action, &rule.peers, &rule.services)
+    }
+
+    fn resolve(
         &self,
         direction: Direction,
-        policy: &Policy,
-        rule: &Rule,
-        origin: &RuleRef,
+        policy: &PolicyKey,
+        (peers, services): (&Peers, &Services),
+        claim: Claim,
         groups: &mut Groups<'_>,
         used: &mut Vec<Arc<Group>>,
-        compiled: &mut Vec<CompiledRule>,
-    ) {
+    ) -> Vec<Resolved> {
         let node = &self.workload.id.node;
-        let namespace = &policy.key.namespace;
         let mut resolve = |subject: Subject<'_>, ids: &mut Vec<GroupId>| {
-            for group in groups.on_node(node, namespace, subject) {
+            for group in groups.on_node(node, &policy.namespace, subject, claim) {
                 ids.push(group.id.clone());
                 used.push(group);
             }
         };
-        let (services, named) = self.services(direction, &rule.services);
+        let mut resolved = Vec::new();
+        let (services, named) = self.services(direction, services);
         // A rule whose services are all named ports of the other end has nothing to say about plain peers.
         let only_named = !named.is_empty() && services == CompiledServices::Only(Vec::new());
         if !only_named {
-            let peers = match &rule.peers {
+            let peers = match peers {
                 Peers::Any => CompiledPeers::Any,
                 Peers::Only(peers) => {
                     let mut ids = Vec::new();
@@ -115,10 +197,10 @@ impl<'a> SegmentBuilder<'a> {
                     CompiledPeers::Groups(sorted(ids))
                 }
             };
-            compiled.push(CompiledRule { origin: origin.clone(), peers, services });
+            resolved.push((peers, services));
         }
         if !named.is_empty() {
-            let peers: Vec<Option<&Peer>> = match &rule.peers {
+            let peers: Vec<Option<&Peer>> = match peers {
                 Peers::Any => vec![None],
                 Peers::Only(peers) => peers.iter().map(Some).collect(),
             };
@@ -128,12 +210,9 @@ impl<'a> SegmentBuilder<'a> {
                     resolve(Subject::NamedPort(peer, *protocol, name), &mut ids);
                 }
             }
-            compiled.push(CompiledRule {
-                origin: origin.clone(),
-                peers: CompiledPeers::Groups(sorted(ids)),
-                services: CompiledServices::OfMembers,
-            });
+            resolved.push((CompiledPeers::Groups(sorted(ids)), CompiledServices::OfMembers));
         }
+        resolved
     }
 
     /// The services by number, and those that only the other end can resolve (SEMANTICS 5).
@@ -170,10 +249,22 @@ fn sorted(mut ids: Vec<GroupId>) -> Vec<GroupId> {
     ids
 }
 
-fn named_in(rules: &[Rule]) -> BTreeSet<(Protocol, &str)> {
-    rules
-        .iter()
-        .flat_map(|rule| match &rule.services {
+/// Whether a policy of this mode takes part.
+fn counts(mode: Mode, audit: bool) -> bool {
+    match mode {
+        Mode::Enforce => true,
+        Mode::Audit => audit,
+    }
+}
+
+fn origin(policy: &PolicyKey, index: usize, name: &Option<String>) -> RuleRef {
+    // A manifest is bounded far below 2^32 rules; one beyond would only lose its number, not its effect.
+    RuleRef { policy: policy.clone(), index: u32::try_from(index).unwrap_or(u32::MAX), name: name.clone() }
+}
+
+fn named_in<'a>(services: impl Iterator<Item = &'a Services>) -> BTreeSet<(Protocol, &'a str)> {
+    services
+        .flat_map(|services| match services {
             Services::Any => &[][..],
             Services::Only(services) => services,
         })

@@ -33,6 +33,8 @@ pub(super) enum GrantPeers {
 pub(super) enum GrantService {
     Any,
     One(CompiledService),
+    /// All of several protocols that follow each other.
+    Protocols(Span<u8>),
     /// What the members say.
     OfMembers,
 }
@@ -44,7 +46,7 @@ impl GrantService {
             Self::Any | Self::OfMembers => Some(1),
             Self::One(CompiledService::Protocol(_) | CompiledService::Icmp { code: Some(_), .. }) => Some(1),
             Self::One(CompiledService::Ports(_, ports)) => few(ports).then_some(usize::from(ports.last() - ports.first()) + 1),
-            Self::One(CompiledService::Icmp { code: None, .. }) => None,
+            Self::One(CompiledService::Icmp { code: None, .. }) | Self::Protocols(_) => None,
         }
     }
 }
@@ -395,7 +397,7 @@ fn wants_chain(grant: &Grant, facts: &BTreeMap<GroupId, Facts>, large: &BTreeSet
         // A few ports for anyone are as many elements for each local workload.
         GrantPeers::Any => match grant.service {
             GrantService::One(CompiledService::Ports(..)) if exact.is_some() => None,
-            GrantService::Any | GrantService::One(_) | GrantService::OfMembers => Some(1),
+            GrantService::Any | GrantService::One(_) | GrantService::Protocols(_) | GrantService::OfMembers => Some(1),
         },
         GrantPeers::Group(id, form) => {
             let counts = facts.get(id)?.for_family(family);
@@ -405,7 +407,7 @@ fn wants_chain(grant: &Grant, facts: &BTreeMap<GroupId, Facts>, large: &BTreeSet
                 GroupForm::Blocks if counts.overlapping => None,
                 GroupForm::Blocks if counts.anyone => match grant.service {
                     GrantService::One(CompiledService::Ports(..)) if exact.is_some() => None,
-                    GrantService::Any | GrantService::One(_) | GrantService::OfMembers => Some(counts.blocks),
+                    GrantService::Any | GrantService::One(_) | GrantService::Protocols(_) | GrantService::OfMembers => Some(counts.blocks),
                 },
                 GroupForm::Blocks => Some(counts.blocks),
             }
@@ -433,7 +435,7 @@ pub(super) fn grants(isolation: &Isolation, facts: &BTreeMap<GroupId, Facts>, fa
         let services: Vec<GrantService> = match &compiled.services {
             CompiledServices::Any => vec![GrantService::Any],
             CompiledServices::OfMembers => vec![GrantService::OfMembers],
-            CompiledServices::Only(only) => only.iter().filter(|it| suits(it, family)).map(|it| GrantService::One(*it)).collect(),
+            CompiledServices::Only(only) => in_runs(only.iter().filter(|it| suits(it, family))),
         };
         let mut add = |peers: GrantPeers, of_members: bool| {
             let suiting = services.iter().filter(|service| (**service == GrantService::OfMembers) == of_members);
@@ -454,6 +456,30 @@ pub(super) fn grants(isolation: &Isolation, facts: &BTreeMap<GroupId, Facts>, fa
         }
     }
     grants
+}
+
+/// One by one, but protocols that follow each other in one.
+fn in_runs<'a>(services: impl Iterator<Item = &'a CompiledService>) -> Vec<GrantService> {
+    let mut runs: Vec<GrantService> = Vec::new();
+    for service in services {
+        let CompiledService::Protocol(protocol) = service else {
+            runs.push(GrantService::One(*service));
+            continue;
+        };
+        let before = match runs.last() {
+            Some(GrantService::One(CompiledService::Protocol(before))) => Some(Span::single(before.0)),
+            Some(GrantService::Protocols(before)) => Some(*before),
+            Some(GrantService::Any | GrantService::One(_) | GrantService::OfMembers) | None => None,
+        };
+        match before.filter(|before| before.last.checked_add(1) == Some(protocol.0)) {
+            Some(before) => {
+                runs.pop();
+                runs.push(GrantService::Protocols(Span { first: before.first, last: protocol.0 }));
+            }
+            None => runs.push(GrantService::One(*service)),
+        }
+    }
+    runs
 }
 
 fn suits(service: &CompiledService, family: Family) -> bool {

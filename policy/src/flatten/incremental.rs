@@ -8,6 +8,7 @@ use crate::members::{Changes, Members};
 use crate::model::Family;
 use crate::node_state::{Group, GroupId, Isolation, Member, NodeState};
 use crate::shared_sets::{holds, single};
+use crate::tiers::resolved;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -16,7 +17,10 @@ use std::sync::Arc;
 /// A state that was flattened, with what it takes to go on from it.
 #[derive(Clone, Debug)]
 pub struct Flattened {
+    /// With its tiers resolved.
     state: NodeState,
+    /// As it was given, where it has tiers.
+    given: Option<NodeState>,
     limits: Limits,
     layout: Layout,
     /// Every local address, for published ports.
@@ -78,16 +82,17 @@ impl SetsDelta {
 impl Flattened {
     /// Flattens from the beginning.
     pub fn new(state: NodeState, limits: Limits) -> (Self, KernelSets) {
+        let (state, given) = without_tiers(state);
         let layout = Layout::of(&state, &limits);
         let sets = build(&state, &layout);
         let local = state.endpoints.values().flat_map(|endpoint| &endpoint.addresses).copied().collect();
         let publishes = state.endpoints.values().any(|endpoint| !endpoint.published_ports.is_empty());
-        (Self { state, limits, layout, local, publishes, comments: HashSet::new() }, sets)
+        (Self { state, given, limits, layout, local, publishes, comments: HashSet::new() }, sets)
     }
 
     /// The state that was flattened last.
     pub fn state(&self) -> &NodeState {
-        &self.state
+        self.given.as_ref().unwrap_or(&self.state)
     }
 
     /// The groups that a set of the shared form is of.
@@ -111,16 +116,18 @@ impl Flattened {
 
     /// Goes on to the next state.
     pub fn next(&mut self, next: NodeState) -> Step {
+        let (next, given) = without_tiers(next);
         match self.delta(&next) {
             Some((delta, Learnt { facts, ladder, unions })) => {
                 self.layout.facts.extend(facts);
                 self.layout.ladder = ladder;
                 self.layout.unions.extend(unions);
                 self.state = next;
+                self.given = given;
                 Step::Delta(delta)
             }
             None => {
-                let (flattened, sets) = Self::new(next, self.limits);
+                let (flattened, sets) = Self::new(given.unwrap_or(next), self.limits);
                 *self = flattened;
                 Step::Whole(sets)
             }
@@ -276,6 +283,14 @@ fn share(delta: &mut SetsDelta, side: &Side, key: &SideKey, group: &Group) {
         {
             delta.groups.push((shared::group_set(group, key.2, *form), group.members.clone()));
         }
+    }
+}
+
+/// The state with its tiers resolved, and as it was given where it has some.
+fn without_tiers(state: NodeState) -> (NodeState, Option<NodeState>) {
+    match resolved(&state) {
+        Some(plain) => (plain, Some(state)),
+        None => (state, None),
     }
 }
 

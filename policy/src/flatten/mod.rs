@@ -13,6 +13,7 @@ use crate::node_state::{
     CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, Segment,
 };
 use crate::shared_sets::single;
+use crate::tiers::resolved;
 use grants::{Grant, GrantPeers, GrantService, Layout, few};
 use rectangles::{Rectangle, disjoint};
 use std::collections::BTreeMap;
@@ -26,6 +27,9 @@ const EXACT_PORTS: usize = 16;
 
 /// Comments longer than this are cut; nft takes 128 bytes.
 const COMMENT_BYTES: usize = 120;
+
+/// Everything is denied: what holds for an endpoint whose segment is missing, which can come neither out of `compile` nor off the wire.
+pub(crate) static CLOSED: Isolation = Isolation { policies: Vec::new(), host_access: HostAccess::Allow, rules: Vec::new() };
 
 /// Where the shared form begins. Part of the kernel state's meaning: the same state and the same limits give the same sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +63,8 @@ pub fn flatten(state: &NodeState) -> KernelSets {
 
 /// As [`flatten`], with other limits: small ones make small states use the shared form, in tests.
 pub fn flatten_with(state: &NodeState, limits: &Limits) -> KernelSets {
+    let resolved = resolved(state);
+    let state = resolved.as_ref().unwrap_or(state);
     build(state, &Layout::of(state, limits))
 }
 
@@ -106,11 +112,9 @@ struct Local<'a> {
 impl<'a> Local<'a> {
     /// `None` when the direction is not isolated, or one rule opens all of it.
     fn of(state: &'a NodeState, layout: &Layout, endpoint: &'a LocalEndpoint, address: IpAddr, direction: Direction) -> Option<Self> {
-        // An endpoint whose segment is missing cannot come out of `compile` or off the wire; it is denied everything rather than nothing.
-        static UNKNOWN: Isolation = Isolation { policies: Vec::new(), host_access: HostAccess::Allow, rules: Vec::new() };
         let isolation = match state.segments.get(&endpoint.segment) {
             Some(segment) => side(segment, direction)?,
-            None => &UNKNOWN,
+            None => &CLOSED,
         };
         if isolation.rules.iter().any(opens) {
             return None;
@@ -141,19 +145,12 @@ impl<'a> Local<'a> {
 
     /// The elements, those of interval sets disjoint.
     fn finish(mut self) -> Elements {
-        for piece in disjoint(&self.ranges) {
-            let (protocols, ports) = match piece.service {
-                None => (Span { first: 0, last: u8::MAX }, Span { first: 0, last: u16::MAX }),
-                Some((protocol, ports)) => (Span::single(protocol), ports),
-            };
-            self.put(Shape::Range, Element::Range(self.address, piece.peers, protocols, ports), piece.comment);
+        for (peers, protocols, ports, said) in joined(disjoint(&self.ranges), u16::MAX) {
+            self.put(Shape::Range, Element::Range(self.address, peers, protocols, ports), said);
         }
-        for piece in disjoint(&self.icmp_ranges) {
-            let (kinds, codes) = match piece.service {
-                None => (Span { first: 0, last: u8::MAX }, Span { first: 0, last: u8::MAX }),
-                Some((kind, codes)) => (Span::single(kind), Span { first: low_byte(codes.first), last: low_byte(codes.last) }),
-            };
-            self.put(Shape::IcmpRange, Element::IcmpRange(self.address, piece.peers, kinds, codes), piece.comment);
+        for (peers, kinds, codes, said) in joined(disjoint(&self.icmp_ranges), u16::from(u8::MAX)) {
+            let codes = Span { first: low_byte(codes.first), last: low_byte(codes.last) };
+            self.put(Shape::IcmpRange, Element::IcmpRange(self.address, peers, kinds, codes), said);
         }
         self.elements
     }
@@ -192,6 +189,9 @@ impl<'a> Local<'a> {
     }
 
     fn peer(&mut self, peer: IpAddr, service: GrantService, said: &Comment) {
+        if let GrantService::Protocols(protocols) = service {
+            return self.protocols(Span::single(peer), protocols, said);
+        }
         if let GrantService::One(service @ (CompiledService::Ports(..) | CompiledService::Icmp { .. })) = service
             && GrantService::One(service).exact().is_none()
         {
@@ -215,6 +215,13 @@ impl<'a> Local<'a> {
                 }
             }
             GrantService::One(service) => self.range(peers, service, said),
+            GrantService::Protocols(protocols) => self.protocols(peers, protocols, said),
+        }
+    }
+
+    fn protocols(&mut self, peers: Span<IpAddr>, protocols: Span<u8>, said: &Comment) {
+        for protocol in protocols.first..=protocols.last {
+            self.range(peers, CompiledService::Protocol(Protocol(protocol)), said);
         }
     }
 
@@ -245,16 +252,39 @@ impl<'a> Local<'a> {
     }
 }
 
-fn side(segment: &Segment, direction: Direction) -> Option<&Isolation> {
-    match direction {
-        Direction::Ingress => segment.ingress.as_ref(),
-        Direction::Egress => segment.egress.as_ref(),
-    }
+/// What isolates in a direction, of a segment whose tiers were resolved.
+pub(crate) fn side(segment: &Segment, direction: Direction) -> Option<&Isolation> {
+    segment.rules.isolation(direction)
 }
 
 /// Whether the rule allows everything, so that the direction is not isolated.
 fn opens(rule: &CompiledRule) -> bool {
     rule.peers == CompiledPeers::Any && rule.services == CompiledServices::Any
+}
+
+/// Pieces as ranges in all three dimensions: protocols, or ICMP types, that follow each other with all that they have are one.
+fn joined(pieces: Vec<Rectangle>, most: u16) -> Vec<(Span<IpAddr>, Span<u8>, Span<u16>, Comment)> {
+    let whole = Span { first: 0, last: most };
+    let mut joined: Vec<(Span<IpAddr>, Span<u8>, Span<u16>, Comment)> = Vec::new();
+    for Rectangle { peers, service, comment } in pieces {
+        let (kinds, range) = match service {
+            None => (Span { first: 0, last: u8::MAX }, whole),
+            Some((kind, range)) => (Span::single(kind), range),
+        };
+        match joined.last_mut() {
+            Some((who, before, all, said))
+                if *who == peers
+                    && *all == whole
+                    && range == whole
+                    && *said == comment
+                    && before.last.checked_add(1) == Some(kinds.first) =>
+            {
+                before.last = kinds.last;
+            }
+            Some(_) | None => joined.push((peers, kinds, range, comment)),
+        }
+    }
+    joined
 }
 
 /// The one address that a member of this family is.
@@ -271,7 +301,7 @@ fn exact_address(member: Member, family: Family) -> Option<IpAddr> {
 fn exact_elements(local: IpAddr, peer: IpAddr, service: GrantService) -> Vec<(Shape, Element)> {
     match service {
         GrantService::Any => vec![(Shape::Peer, Element::Peer(local, peer))],
-        GrantService::OfMembers => Vec::new(),
+        GrantService::OfMembers | GrantService::Protocols(_) => Vec::new(),
         GrantService::One(CompiledService::Protocol(protocol)) => {
             vec![(Shape::PeerProtocol, Element::PeerProtocol(local, peer, protocol))]
         }

@@ -97,6 +97,7 @@ fn service(service: GrantService) -> SharedService {
     match service {
         GrantService::Any | GrantService::OfMembers => SharedService::Any,
         GrantService::One(CompiledService::Protocol(protocol)) => SharedService::Protocol(protocol),
+        GrantService::Protocols(protocols) => SharedService::Protocols(protocols),
         GrantService::One(CompiledService::Ports(protocol, ports)) => {
             SharedService::Ports(protocol, Span { first: ports.first(), last: ports.last() })
         }

@@ -11,6 +11,6 @@ pub use id::{ContainerId, Generation, GroupName, InterfaceName, NamespaceName, N
 pub use inventory::{Inventory, NamedPort, Namespace, NetworkAddress, Node, PublishedPort, Workload, WorkloadSource};
 pub use label::{LabelSelector, Labels, Operator, Requirement, SelectorError};
 pub use policy::{
-    AddressGroup, CidrBlock, Direction, Entity, Family, HostAccess, NamespaceScope, Peer, Peers, Policy, PolicyKey, PolicyKind, PolicySet,
-    PortRange, Protocol, Rule, Service, Services,
+    Action, AddressGroup, Answer, CidrBlock, Direction, Entity, Family, HostAccess, Mode, NamespaceScope, Peer, Peers, Policy, PolicyKey,
+    PolicyKind, PolicySet, PortRange, Protocol, Rule, Service, Services, Subject, Tier, TieredPolicy, TieredRule,
 };

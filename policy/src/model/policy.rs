@@ -9,12 +9,28 @@ use std::fmt;
 /// The policies and what they refer to, at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicySet {
-    /// Policies by key.
+    /// Policies of namespaces by key.
     pub policies: BTreeMap<PolicyKey, Policy>,
+    /// Policies of the tiers around them by key.
+    pub tiered: BTreeMap<PolicyKey, TieredPolicy>,
     /// Named address groups.
     pub address_groups: BTreeMap<GroupName, AddressGroup>,
     /// The configured `clusterNetworks`. Empty means "not configured": the entity `world` is then the public addresses only.
     pub cluster_networks: Vec<IpNet>,
+}
+
+impl PolicySet {
+    /// The same set with every Audit policy enforced: what the audit verdict is by. `None` when there is none, and both verdicts are one.
+    pub fn with_audit_enforced(&self) -> Option<Self> {
+        let namespaced = self.policies.values().map(|it| it.mode);
+        if !namespaced.chain(self.tiered.values().map(|it| it.mode)).any(|mode| mode == Mode::Audit) {
+            return None;
+        }
+        let mut set = self.clone();
+        set.policies.values_mut().for_each(|it| it.mode = Mode::Enforce);
+        set.tiered.values_mut().for_each(|it| it.mode = Mode::Enforce);
+        Some(set)
+    }
 }
 
 /// Which of the kinds a policy came from.
@@ -24,14 +40,44 @@ pub enum PolicyKind {
     NetworkPolicy,
     /// `firebreak.dev/v1alpha1` SegmentPolicy.
     SegmentPolicy,
+    /// `firebreak.dev/v1alpha1` ClusterSegmentPolicy.
+    ClusterSegmentPolicy,
+    /// `policy.networking.k8s.io/v1alpha1` AdminNetworkPolicy.
+    AdminNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha1` BaselineAdminNetworkPolicy.
+    BaselineAdminNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
 }
 
 impl PolicyKind {
+    /// Every kind, in the order in which policies of equal standing are named.
+    pub const ALL: [Self; 6] = [
+        Self::NetworkPolicy,
+        Self::SegmentPolicy,
+        Self::ClusterSegmentPolicy,
+        Self::AdminNetworkPolicy,
+        Self::BaselineAdminNetworkPolicy,
+        Self::ClusterNetworkPolicy,
+    ];
+
     /// The kind's name in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NetworkPolicy => "NetworkPolicy",
             Self::SegmentPolicy => "SegmentPolicy",
+            Self::ClusterSegmentPolicy => "ClusterSegmentPolicy",
+            Self::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+        }
+    }
+
+    /// Whether its policies belong to a namespace; the others are cluster-scoped and stand in a tier.
+    pub fn is_namespaced(self) -> bool {
+        match self {
+            Self::NetworkPolicy | Self::SegmentPolicy => true,
+            Self::ClusterSegmentPolicy | Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy | Self::ClusterNetworkPolicy => false,
         }
     }
 }
@@ -41,16 +87,36 @@ impl PolicyKind {
 pub struct PolicyKey {
     /// The kind it was written as.
     pub kind: PolicyKind,
-    /// Its namespace.
+    /// Its namespace; the empty name for cluster-scoped kinds, which no namespace can have.
     pub namespace: NamespaceName,
     /// Its name.
     pub name: String,
 }
 
+impl PolicyKey {
+    /// The key of a policy of a cluster-scoped kind.
+    pub fn cluster_scoped(kind: PolicyKind, name: impl Into<String>) -> Self {
+        Self { kind, namespace: NamespaceName::new(""), name: name.into() }
+    }
+}
+
 impl fmt::Display for PolicyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}/{}", self.kind.as_str(), self.namespace, self.name)
+        match self.kind.is_namespaced() {
+            true => write!(f, "{} {}/{}", self.kind.as_str(), self.namespace, self.name),
+            false => write!(f, "{} {}", self.kind.as_str(), self.name),
+        }
     }
+}
+
+/// Whether a policy decides, or only says what it would decide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// It decides.
+    #[default]
+    Enforce,
+    /// It takes no part in the enforced verdict, as if it were absent; the audit verdict is that of the same set with every such policy enforced.
+    Audit,
 }
 
 /// Additive allow with default deny for what it selects.
@@ -58,6 +124,8 @@ impl fmt::Display for PolicyKey {
 pub struct Policy {
     /// Kind, namespace, name.
     pub key: PolicyKey,
+    /// Whether it decides.
+    pub mode: Mode,
     /// The workloads of the policy's own namespace that it is about.
     pub subject: LabelSelector,
     /// `None`: this policy does not concern the direction. `Some`: it isolates it and these rules allow (SEMANTICS 13).
@@ -66,6 +134,98 @@ pub struct Policy {
     pub egress: Option<Vec<Rule>>,
     /// Whether the subject's own node gets in unasked.
     pub host_access: HostAccess,
+}
+
+/// A tier around the policies of namespaces. The first decision wins; `Pass` leaves the tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// Before the policies of namespaces.
+    Admin,
+    /// After them, and only where none of them isolates (SEMANTICS 17).
+    Baseline,
+}
+
+impl Tier {
+    /// `Admin` or `Baseline`, as the API writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "Admin",
+            Self::Baseline => "Baseline",
+        }
+    }
+}
+
+/// A policy of a tier: rules in order, of which the first that matches decides. It isolates nobody (SEMANTICS 14).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TieredPolicy {
+    /// Kind and name.
+    pub key: PolicyKey,
+    /// Its tier; priorities do not compare across tiers.
+    pub tier: Tier,
+    /// 0 to 1000, the lowest first. Of equal ones the first by key, so that the outcome never depends on chance.
+    pub priority: u16,
+    /// Whether it decides.
+    pub mode: Mode,
+    /// The workloads that it is about.
+    pub subject: Subject,
+    /// On what the subjects receive.
+    pub ingress: Vec<TieredRule>,
+    /// On what the subjects send.
+    pub egress: Vec<TieredRule>,
+}
+
+impl TieredPolicy {
+    /// The rules of one direction.
+    pub fn rules(&self, direction: Direction) -> &[TieredRule] {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+}
+
+/// The workloads that a policy of a tier is about: those that match in the namespaces that match.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Subject {
+    /// In which namespaces; a namespace that nobody declared has no labels.
+    pub namespaces: LabelSelector,
+    /// Which workloads there.
+    pub workloads: LabelSelector,
+}
+
+/// One rule of a policy of a tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TieredRule {
+    /// The rule's own name, where its author gave one.
+    pub name: Option<String>,
+    /// What it decides for what it matches.
+    pub action: Action,
+    /// Who may be at the other end. Here [`NamespaceScope::Own`] means nobody: these policies have no namespace.
+    pub peers: Peers,
+    /// On which ports of the destination.
+    pub services: Services,
+    /// Why, in the author's words; reported with each denied flow.
+    pub reason: Option<String>,
+}
+
+/// What a rule of a tier decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// Let through; final for this side only (SEMANTICS 16).
+    Allow,
+    /// Stop; final.
+    Deny(Answer),
+    /// Leave the whole tier (SEMANTICS 15).
+    Pass,
+}
+
+/// How a denied packet is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Answer {
+    /// Not at all.
+    Drop,
+    /// With a TCP reset or an ICMP error.
+    Reject,
 }
 
 /// Whether the workload's own node gets in past this policy.
@@ -109,10 +269,15 @@ pub enum Peer {
     },
     /// A block of addresses, pods included (SEMANTICS 7).
     Cidr(CidrBlock),
-    /// A named `AddressGroup`. When it is missing it matches nothing in an allow.
+    /// A named `AddressGroup`. When it is missing it fails closed like [`Self::Unknown`].
     Group(GroupName),
     /// One of the entities.
     Entity(Entity),
+    /// The addresses of the nodes that match, not the workloads on them (SEMANTICS 18).
+    Nodes(LabelSelector),
+    /// A peer of a Kubernetes object with no field that is known here. It fails closed: an allow with it matches nothing through it, a Deny
+    /// or a Pass becomes a Deny of everything (SEMANTICS 20, and the API's documentation of its peers).
+    Unknown,
 }
 
 /// The namespaces that a workload peer looks in.

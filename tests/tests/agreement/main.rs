@@ -60,17 +60,25 @@ impl Probe {
 
 #[test]
 fn the_kernel_decides_as_the_reference_does() -> anyhow::Result<()> {
-    agree("g", &[], firebreak_tests::scaled(50, 500))
+    agree("g", &[], firebreak_tests::scaled(50, 500), random::policy_set)
 }
 
 /// Small groups are multiplied out otherwise.
 #[test]
 fn the_kernel_decides_as_the_reference_does_where_every_group_is_shared() -> anyhow::Result<()> {
-    agree("h", &["--shared-from", "0"], firebreak_tests::scaled(25, 500))
+    agree("h", &["--shared-from", "0"], firebreak_tests::scaled(25, 500), random::policy_set)
 }
 
+#[test]
+fn the_kernel_decides_as_the_reference_does_with_tiers() -> anyhow::Result<()> {
+    agree("t", &[], firebreak_tests::scaled(50, 500), random::tiered_set)
+}
+
+/// Makes the objects of a policy set, with blocks around these addresses.
+type Maker = fn(&mut Random, &[IpAddr]) -> Vec<serde_json::Value>;
+
 /// Random policies on a site of its own, whose agents have these arguments besides.
-fn agree(tag: &str, arguments: &[&str], sets: usize) -> anyhow::Result<()> {
+fn agree(tag: &str, arguments: &[&str], sets: usize, make: Maker) -> anyhow::Result<()> {
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
     let seed = seed()?;
@@ -86,7 +94,7 @@ fn agree(tag: &str, arguments: &[&str], sets: usize) -> anyhow::Result<()> {
     let mut applied = BTreeMap::new();
     for number in 0..sets {
         let set_seed = seed.wrapping_add(u64::try_from(number)?);
-        let objects = parsed(&random::policy_set(&mut Random::new(set_seed), &addresses))?;
+        let objects = parsed(&make(&mut Random::new(set_seed), &addresses))?;
         apply(&site, &mut applied, &objects)?;
         let (policies, _) = firebreak_manifest::build(objects.iter())?;
         let expected = verdicts(&policies, &inventory, &probes)?;

@@ -62,6 +62,127 @@ pub(crate) fn policy_set(random: &mut Random, addresses: &[IpAddr]) -> Vec<Value
     objects
 }
 
+/// As [`policy_set`], with policies of tiers around it, of every kind.
+pub(crate) fn tiered_set(random: &mut Random, addresses: &[IpAddr]) -> Vec<Value> {
+    let mut objects = policy_set(random, addresses);
+    for number in 0..1 + random.below(4) {
+        objects.push(match random.below(3) {
+            0 => cluster_segment_policy(random, addresses, number),
+            1 => kubernetes_tier(random, addresses, &Api::ADMIN, json!({"name": format!("t{number}")})),
+            _ => kubernetes_tier(random, addresses, &Api::CLUSTER, json!({"name": format!("t{number}")})),
+        });
+    }
+    if random.percent(30) {
+        objects.push(kubernetes_tier(random, addresses, &Api::BASELINE, json!({"name": "default"})));
+    }
+    objects
+}
+
+fn cluster_segment_policy(random: &mut Random, addresses: &[IpAddr], number: usize) -> Value {
+    let mut spec = json!({"tier": random.pick(&["Admin", "Baseline"]), "priority": random.below(3)});
+    spec["subject"] = json!({"namespaces": namespace_selector(random)});
+    if random.percent(50) {
+        spec["subject"]["workloads"] = selector(random);
+    }
+    for (direction, peers) in either_or_both(random) {
+        spec[direction] = json!(random.some(1, 3, |random| {
+            let mut rule = json!({"action": random.pick(&["Allow", "Deny", "Pass"])});
+            rule[peers] = json!(random.some(1, 2, |random| match random.below(7) {
+                0 => json!({"namespaces": namespace_selector(random)}),
+                1 | 2 => json!({"namespaces": namespace_selector(random), "workloads": selector(random)}),
+                3 => json!({"cidr": block(random, addresses)}),
+                4 => json!({"addressGroup": random.pick(&["g0", "g1"])}),
+                5 => json!({"entity": random.pick(&["any", "host", "world"])}),
+                _ => json!({"nodes": {}}),
+            }));
+            if random.percent(65) {
+                rule["ports"] = json!(random.some(1, 3, segment_port));
+            }
+            rule
+        }));
+    }
+    json!({"apiVersion": "firebreak.dev/v1alpha1", "kind": "ClusterSegmentPolicy", "metadata": {"name": format!("t{number}")}, "spec": spec})
+}
+
+/// Where the Kubernetes kinds of tiers differ.
+struct Api {
+    version: &'static str,
+    kind: &'static str,
+    actions: &'static [&'static str],
+    ports: &'static str,
+}
+
+impl Api {
+    const ADMIN: Self = Self { version: "v1alpha1", kind: "AdminNetworkPolicy", actions: &["Allow", "Deny", "Pass"], ports: "ports" };
+    const BASELINE: Self = Self { version: "v1alpha1", kind: "BaselineAdminNetworkPolicy", actions: &["Allow", "Deny"], ports: "ports" };
+    const CLUSTER: Self =
+        Self { version: "v1alpha2", kind: "ClusterNetworkPolicy", actions: &["Accept", "Deny", "Pass"], ports: "protocols" };
+}
+
+fn kubernetes_tier(random: &mut Random, addresses: &[IpAddr], api: &Api, metadata: Value) -> Value {
+    let mut spec = json!({});
+    if api.kind != "BaselineAdminNetworkPolicy" {
+        spec["priority"] = json!(random.below(3));
+    }
+    if api.kind == "ClusterNetworkPolicy" {
+        spec["tier"] = json!(random.pick(&["Admin", "Baseline"]));
+    }
+    spec["subject"] = if random.percent(50) {
+        json!({"namespaces": namespace_selector(random)})
+    } else {
+        json!({"pods": {"namespaceSelector": namespace_selector(random), "podSelector": selector(random)}})
+    };
+    for (direction, peers) in either_or_both(random) {
+        spec[direction] = json!(random.some(1, 3, |random| {
+            let mut rule = json!({"action": random.pick(api.actions)});
+            rule[peers] = json!(random.some(1, 2, |random| match random.below(if direction == "egress" { 5 } else { 3 }) {
+                0 => json!({"namespaces": namespace_selector(random)}),
+                1 | 2 => json!({"pods": {"namespaceSelector": namespace_selector(random), "podSelector": selector(random)}}),
+                3 => json!({"nodes": {}}),
+                _ => json!({"networks": [block(random, addresses)["cidr"]]}),
+            }));
+            if random.percent(65) {
+                // A name goes with pods only.
+                let named = rule[peers].as_array().unwrap().iter().all(|peer| peer["nodes"].is_null() && peer["networks"].is_null());
+                let port = if api.ports == "ports" { admin_port } else { cluster_protocol };
+                rule[api.ports] = json!(random.some(1, 3, |random| port(random, named)));
+            }
+            rule
+        }));
+    }
+    let version = format!("policy.networking.k8s.io/{}", api.version);
+    json!({"apiVersion": version, "kind": api.kind, "metadata": metadata, "spec": spec})
+}
+
+fn either_or_both(random: &mut Random) -> Vec<(&'static str, &'static str)> {
+    let (ingress, egress) = (("ingress", "from"), ("egress", "to"));
+    random.pick(&[vec![ingress], vec![egress], vec![ingress, egress]]).clone()
+}
+
+fn admin_port(random: &mut Random, named: bool) -> Value {
+    match random.below(if named { 4 } else { 3 }) {
+        0 | 1 => json!({"portNumber": {"protocol": random.pick(&PROTOCOLS), "port": random.pick(&PORTS)}}),
+        2 => {
+            let (one, other) = (*random.pick(&PORTS), *random.pick(&PORTS));
+            let (start, end) = (one.min(other), one.max(other) + 1);
+            json!({"portRange": {"protocol": random.pick(&PROTOCOLS), "start": start, "end": end}})
+        }
+        _ => json!({"namedPort": random.pick(&NAMES)}),
+    }
+}
+
+fn cluster_protocol(random: &mut Random, named: bool) -> Value {
+    let protocol = *random.pick(&["tcp", "udp", "sctp"]);
+    match random.below(if named { 4 } else { 3 }) {
+        0 | 1 => json!({protocol: {"destinationPort": {"number": random.pick(&PORTS)}}}),
+        2 => {
+            let (one, other) = (*random.pick(&PORTS), *random.pick(&PORTS));
+            json!({protocol: {"destinationPort": {"range": {"start": one.min(other), "end": one.max(other) + 1}}}})
+        }
+        _ => json!({"destinationNamedPort": random.pick(&NAMES)}),
+    }
+}
+
 fn address_group(random: &mut Random, addresses: &[IpAddr], name: &str) -> Value {
     let blocks = random.some(0, 2, |random| block(random, addresses));
     json!({"apiVersion": "firebreak.dev/v1alpha1", "kind": "AddressGroup", "metadata": {"name": name}, "spec": {"blocks": blocks}})

@@ -42,7 +42,71 @@ fn changes_decide_the_next_packets() -> anyhow::Result<()> {
     policies(&site)?;
     labels_of_a_workload(&site)?;
     labels_of_a_namespace(&site)?;
+    tiers(&site)?;
     a_missing_group(&site)
+}
+
+/// A deny of the Admin tier goes before an allow of the namespace, and the Baseline is asked where nothing isolates; who is denied is told by
+/// which rule.
+fn tiers(site: &Site) -> anyhow::Result<()> {
+    let tier = |name: &str, tier: &str, rules: &str| {
+        let spec = format!(
+            "tier: {tier}, priority: 5, subject: {{namespaces: {{}}, workloads: {{matchLabels: {{app: db}}}}}}, ingress: [{rules}]"
+        );
+        format!("---\napiVersion: firebreak.dev/v1alpha1\nkind: ClusterSegmentPolicy\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    };
+    let shop = segment(
+        "shop",
+        "db",
+        "appliesTo: {matchLabels: {app: db}}, ingress: [{from: [{namespaces: {}}], ports: [{protocol: TCP, port: 80}]}]",
+    );
+    let admin = tier(
+        "admin",
+        "Admin",
+        "{action: Allow, from: [{entity: host}]}, {name: no-guests, action: Deny, reason: guests stay out, \
+         from: [{namespaces: {matchLabels: {team: other}}}], ports: [{protocol: TCP}]}",
+    );
+    let baseline = tier("base", "Baseline", "{action: Deny, from: [{entity: any}], ports: [{protocol: UDP}]}");
+    site.check_open("before", &[(GUEST, DB, Tcp(80), DENY), (GUEST, DB, Tcp(81), DENY), (WEB, DB, Udp(53), DENY)])?;
+    timed(site, "admin policy added", || site.controller.apply(&admin), (GUEST, DB, Tcp(80), DENY))?;
+    site.check(
+        "nobody is isolated by it",
+        &[
+            (GUEST, DB, Tcp(81), DENY),
+            // Nothing of it was denied before, so this is a flow of its own.
+            (GUEST, DB, Tcp(443), DENY),
+            (GUEST, DB, Udp(53), ALLOW),
+            (GUEST, DB, Ping, ALLOW),
+            (WEB, DB, Tcp(81), ALLOW),
+            ("routed", DB, Tcp(80), ALLOW),
+        ],
+    )?;
+    let told = site.controller.ask(&["explain", "--from", GUEST, "--to", "shop/db:80/tcp"])?;
+    assert!(told.contains("ClusterSegmentPolicy admin") && told.contains("no-guests"), "{told}");
+    let denied = || {
+        let told = site.controller.ask(&["flows"]).unwrap();
+        told.lines().any(|line| line.contains("ClusterSegmentPolicy admin#no-guests") && line.contains("guests stay out"))
+    };
+    let begun = Instant::now();
+    while !denied() {
+        assert!(begun.elapsed().as_secs() < 60, "the denied flow is told by its rule: {}", site.controller.ask(&["flows"])?);
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    site.controller.apply(&shop)?;
+    site.check(
+        "with a policy of the namespace",
+        &[(GUEST, DB, Tcp(80), DENY), (WEB, DB, Tcp(80), ALLOW), (WEB, DB, Tcp(81), DENY), (WEB, DB, Ping, DENY)],
+    )?;
+    site.controller.apply(&baseline)?;
+    site.check("the Baseline is not asked where something isolates", &[(WEB, DB, Udp(53), DENY), (WEB, DB, Tcp(80), ALLOW)])?;
+    timed(site, "policy of the namespace deleted", || site.delete(&shop), (WEB, DB, Tcp(81), ALLOW))?;
+    site.check(
+        "the Baseline is asked",
+        &[(WEB, DB, Udp(53), DENY), (WEB, DB, Ping, ALLOW), (GUEST, DB, Tcp(80), DENY), ("routed", DB, Udp(53), ALLOW)],
+    )?;
+    timed(site, "admin policy deleted", || site.delete(&admin), (GUEST, DB, Tcp(80), ALLOW))?;
+    site.check("nothing lets the node past the Baseline", &[("routed", DB, Udp(53), DENY), ("routed", DB, Tcp(80), ALLOW)])?;
+    timed(site, "baseline deleted", || site.delete(&baseline), (WEB, DB, Udp(53), ALLOW))
 }
 
 fn policies(site: &Site) -> anyhow::Result<()> {
