@@ -8,7 +8,8 @@
 //! 4. A workload without any address may not talk: nothing could be judged by it. The same for every interface that is said to be a
 //!    workload's, whatever keeps the node from enforcing for it: what no name pattern denies is guarded and bound to nothing.
 //! 5. A guard binds an interface to nothing that its workload alone says ([`claim`]).
-//! 6. Missing referents allow nothing: a missing segment denies its workload, a missing group is empty.
+//! 6. Missing referents allow nothing: a missing segment denies its workload, a missing group is empty, and a segment of which a rule of a tier
+//!    names a missing group is a missing segment: that rule may be one that denies.
 
 use crate::dataplane::{Claim, Delta, Desired, MacAddress, ManagedInterface};
 use crate::local::{LocalInterface, LocalWorkload, LocalWorkloads};
@@ -64,7 +65,12 @@ impl Core {
 
     /// What it takes to enforce a state after the one before.
     pub fn next(&mut self, state: &NodeState, local: &Arc<LocalWorkloads>) -> Change {
-        if let Some(last) = self.last.as_mut().filter(|last| Arc::ptr_eq(&last.local, local) && last.state.differs_only_in_groups(state)) {
+        let goes_on = |last: &&mut Last| {
+            // A group that goes or comes while a rule of a tier names it is no matter of members: rule 6.
+            let known = |state: &NodeState| state.segments.values().all(|segment| knows_whom_its_tiers_name(segment, state));
+            Arc::ptr_eq(&last.local, local) && last.state.differs_only_in_groups(state) && known(&last.state) && known(state)
+        };
+        if let Some(last) = self.last.as_mut().filter(goes_on) {
             let alive = last.alive_with_groups_of(state);
             let step = last.flattened.next(alive);
             last.state.groups.clone_from(&state.groups);
@@ -129,7 +135,7 @@ fn restrict_and_vacate(state: &NodeState, local: &LocalWorkloads) -> (NodeState,
     let mut endpoints = BTreeMap::new();
     for (id, endpoint) in &state.endpoints {
         let Some(workload) = alive(local, id) else { continue };
-        if !state.segments.contains_key(&endpoint.segment) {
+        if !state.segments.get(&endpoint.segment).is_some_and(|segment| knows_whom_its_tiers_name(segment, state)) {
             continue;
         }
         let addresses = effective_addresses(endpoint, workload, &rightful, local);
@@ -143,6 +149,10 @@ fn restrict_and_vacate(state: &NodeState, local: &LocalWorkloads) -> (NodeState,
     let groups = groups_of(state, &segments, &vacated);
     let addresses = local.node_addresses.union(&state.addresses).copied().collect();
     (NodeState { addresses, groups, segments, endpoints }, vacated)
+}
+
+fn knows_whom_its_tiers_name(segment: &Segment, state: &NodeState) -> bool {
+    segment.rules.named_by_tiers().all(|id| state.groups.contains_key(id))
 }
 
 fn alive<'a>(local: &'a LocalWorkloads, id: &WorkloadId) -> Option<&'a LocalWorkload> {

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::local::{ExemptInterface, ExemptReason, LocalInterface, Problem, Vouched};
-use firebreak_policy::model::{HostAccess, NamespaceName, NetworkAddress, NetworkName, PolicyKey, PolicyKind, WorkloadSource};
-use firebreak_policy::node_state::{CompiledRule, CompiledServices, Isolation, RuleRef, Rulebook};
+use firebreak_policy::model::{
+    Action, Answer, HostAccess, NamespaceName, NetworkAddress, NetworkName, PolicyKey, PolicyKind, WorkloadSource,
+};
+use firebreak_policy::node_state::{CompiledRule, CompiledServices, Isolation, RuleRef, Rulebook, TierRule};
 
 pub(crate) fn ip(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
@@ -177,6 +179,33 @@ fn what_is_missing_allows_nothing() {
     without_group.groups.clear();
     let alive = restrict(&without_group, &discovered);
     assert_eq!(alive.groups.values().map(|group| group.members.len()).collect::<Vec<_>>(), [0]);
+
+    // A rule of a tier may deny: without its group nobody knows whom.
+    let mut tiered = state(&[("a", &[2])], &[Member::Address(ip(3))]);
+    let with_groups = tiered.groups.clone();
+    for segment in tiered.segments.values_mut() {
+        let segment = Arc::make_mut(segment);
+        let isolation = segment.rules.ingress.take().unwrap();
+        let rule = &isolation.rules[0];
+        segment.rules.admin.ingress.push(TierRule {
+            origin: rule.origin.clone(),
+            action: Action::Deny(Answer::Drop),
+            peers: rule.peers.clone(),
+            services: rule.services.clone(),
+            reason: None,
+        });
+    }
+    assert_eq!(desired(&tiered, &discovered, |_| KernelSets::default()).interfaces.len(), 1);
+    let discovered = Arc::new(discovered);
+    let mut core = Core::default();
+    core.next(&tiered, &discovered);
+    tiered.groups.clear();
+    assert!(desired(&tiered, &discovered, |_| KernelSets::default()).interfaces.is_empty());
+    let Change::Whole(anew) = core.next(&tiered, &discovered) else { panic!("that is no change of members") };
+    assert!(anew.interfaces.is_empty());
+    tiered.groups = with_groups;
+    let Change::Whole(again) = core.next(&tiered, &discovered) else { panic!("nothing was said of it") };
+    assert_eq!(again.interfaces.len(), 1);
 
     let mut troubled = local(&[("a", 7, &[2])]);
     for workload in troubled.workloads.values_mut() {
