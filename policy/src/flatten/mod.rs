@@ -262,10 +262,13 @@ fn opens(rule: &CompiledRule) -> bool {
     rule.peers == CompiledPeers::Any && rule.services == CompiledServices::Any
 }
 
+/// Peers, protocols or ICMP types, ports or codes, and which rule says it.
+type Ranges = (Span<IpAddr>, Span<u8>, Span<u16>, Comment);
+
 /// Pieces as ranges in all three dimensions: protocols, or ICMP types, that follow each other with all that they have are one.
-fn joined(pieces: Vec<Rectangle>, most: u16) -> Vec<(Span<IpAddr>, Span<u8>, Span<u16>, Comment)> {
+fn joined(pieces: Vec<Rectangle>, most: u16) -> Vec<Ranges> {
     let whole = Span { first: 0, last: most };
-    let mut joined: Vec<(Span<IpAddr>, Span<u8>, Span<u16>, Comment)> = Vec::new();
+    let mut joined: Vec<Ranges> = Vec::new();
     for Rectangle { peers, service, comment } in pieces {
         let (kinds, range) = match service {
             None => (Span { first: 0, last: u8::MAX }, whole),
