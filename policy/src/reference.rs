@@ -4,8 +4,9 @@
 //! every policy. The numbers are those of the Kubernetes corner cases that the policy reference lists.
 
 use crate::model::{
-    Action, CidrBlock, Direction, Endpoint, Entity, Family, HostAccess, Inventory, Mode, NamespaceName, NamespaceScope, NetworkAddress,
-    NetworkName, NodeName, Peer, Peers, Policy, PolicySet, Rule, Service, Services, Tier, TieredPolicy, Transport, Workload,
+    Action, CidrBlock, Direction, Endpoint, Entity, Family, HostAccess, Inventory, LabelSelector, Mode, NamespaceName, NamespaceScope,
+    NetworkAddress, NetworkName, NodeName, Peer, Peers, Policy, PolicySet, Rule, Service, Services, Tier, TieredPolicy, Transport,
+    Workload,
 };
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -204,7 +205,14 @@ impl<'a> Reference<'a> {
                 let destinations = match direction {
                     Direction::Ingress => vec![subject],
                     Direction::Egress if matches!(peer_rule, Some(Peer::Entity(Entity::Host) | Peer::Nodes(_))) => Vec::new(),
-                    Direction::Egress => self.holders(node, peer, claim),
+                    // The port of the very workload that the rule means: of two that claim an address, one may be meant and the other name the port.
+                    Direction::Egress => {
+                        let meant = |holder: &&Workload| match peer_rule {
+                            Some(Peer::Workloads { namespaces, workloads }) => self.is_meant(own, namespaces, workloads, holder),
+                            None | Some(Peer::Cidr(_) | Peer::Group(_) | Peer::Entity(_) | Peer::Nodes(_) | Peer::Unknown) => true,
+                        };
+                        self.holders(node, peer, claim).into_iter().filter(meant).collect()
+                    }
                 };
                 let is_it = |workload: &Workload| {
                     workload.named_ports.iter().any(|it| it.name == *name && it.protocol == *protocol && it.port == port)
@@ -225,16 +233,9 @@ impl<'a> Reference<'a> {
 
     fn is_peer(&self, own: Option<&NamespaceName>, node: &NodeName, wanted: &Peer, claim: Claim, peer: IpAddr) -> bool {
         match wanted {
-            Peer::Workloads { namespaces, workloads } => self.holders(node, peer, claim).into_iter().any(|holder| {
-                let scope = match namespaces {
-                    NamespaceScope::Own => own == Some(&holder.namespace), // 6
-                    NamespaceScope::Matching(selector) => match self.inventory.namespaces.get(&holder.namespace) {
-                        Some(namespace) => selector.matches(&namespace.labels),
-                        None => selector.matches(&crate::model::Labels::default()),
-                    },
-                };
-                scope && workloads.matches(&holder.labels)
-            }),
+            Peer::Workloads { namespaces, workloads } => {
+                self.holders(node, peer, claim).into_iter().any(|holder| self.is_meant(own, namespaces, workloads, holder))
+            }
             Peer::Cidr(block) => in_block(block, peer),
             // A group that is missing is nobody.
             Peer::Group(name) => {
@@ -252,6 +253,18 @@ impl<'a> Reference<'a> {
             // 20.
             Peer::Unknown => false,
         }
+    }
+
+    /// Whether a peer means this workload.
+    fn is_meant(&self, own: Option<&NamespaceName>, namespaces: &NamespaceScope, workloads: &LabelSelector, holder: &Workload) -> bool {
+        let scope = match namespaces {
+            NamespaceScope::Own => own == Some(&holder.namespace), // 6
+            NamespaceScope::Matching(selector) => match self.inventory.namespaces.get(&holder.namespace) {
+                Some(namespace) => selector.matches(&namespace.labels),
+                None => selector.matches(&crate::model::Labels::default()),
+            },
+        };
+        scope && workloads.matches(&holder.labels)
     }
 
     /// The workloads that an address means on this node, in the networks that reach it. Sure: the one that claims it, if there is one claim

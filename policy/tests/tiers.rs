@@ -5,6 +5,7 @@ use firebreak_policy::judge::{Fate, Path};
 use firebreak_policy::kernel_sets::{KernelSets, Shape, SharedPeers, SharedRule};
 use firebreak_policy::model::*;
 use firebreak_policy::node_state::NodeState;
+use firebreak_policy::reference::Reference;
 use firebreak_policy::{compile, flatten, resolved};
 use std::net::IpAddr;
 
@@ -110,4 +111,48 @@ fn the_own_node_is_judged_only_where_a_tier_keeps_some_of_it_out() {
     let judged = |rules| flatten(&state(rules, true)).sets.keys().any(|id| id.shape == Shape::HostJudged);
     assert!(!judged(vec![(DROP, app("a"), Services::Any)]));
     assert!(judged(vec![(DROP, Peers::Any, tcp(22))]));
+}
+
+/// Two claim one address, one of them with a port of that name: a rule that denies names the port of the one that it means, and of no other.
+#[test]
+fn a_denied_named_port_is_that_of_the_workload_that_is_meant() {
+    for (denied, passes) in [("a", true), ("b", false)] {
+        let mut inventory = Inventory::default();
+        inventory.nodes.insert("n1".into(), Node { name: "n1".into(), labels: Labels::default(), addresses: Vec::new() });
+        for (app, address, ports) in [("db", "10.1.0.1", 0), ("a", "10.1.0.9", 0), ("b", "10.1.0.9", 1)] {
+            let id = WorkloadId::new("n1", app);
+            let named = NamedPort { name: "dns".to_owned(), protocol: Protocol::UDP, port: 53 };
+            let workload = Workload {
+                id: id.clone(),
+                name: app.to_owned(),
+                namespace: "shop".into(),
+                labels: [("app", app)].into_iter().collect(),
+                addresses: vec![NetworkAddress { network: NetworkName::default_network(), address: ip(address) }],
+                named_ports: vec![named; ports],
+                published_ports: Vec::new(),
+                interface: None,
+                host_network: false,
+                terminated: false,
+                source: WorkloadSource::Manifest,
+            };
+            inventory.workloads.insert(id, workload);
+        }
+        let services = Services::Only(vec![Service::Named(Protocol::UDP, "dns".to_owned())]);
+        let tiered = TieredPolicy {
+            key: PolicyKey::cluster_scoped(PolicyKind::ClusterSegmentPolicy, "t"),
+            tier: Tier::Admin,
+            priority: 0,
+            mode: Mode::Enforce,
+            subject: Subject { namespaces: LabelSelector::everything(), workloads: LabelSelector::everything() },
+            ingress: Vec::new(),
+            egress: vec![TieredRule { name: None, action: DROP, peers: app(denied), services, reason: None }],
+        };
+        let mut policies = PolicySet::default();
+        policies.tiered.insert(tiered.key.clone(), tiered);
+        let (from, to, dns) = (ip("10.1.0.1"), ip("10.1.0.9"), Transport::Port(Protocol::UDP, 53));
+        let reference = Reference { policies: &policies, inventory: &inventory };
+        assert_eq!(reference.stage(&"n1".into(), Direction::Egress, from, to, dns), Some(passes), "the reference, {denied}");
+        let sets = flatten(compile(&policies, &inventory).node(&"n1".into()).unwrap());
+        assert_eq!(sets.allows(Direction::Egress, from, to, dns), passes, "the sets, {denied}");
+    }
 }
