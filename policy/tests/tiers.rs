@@ -13,27 +13,30 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+fn workload(node: &str, app: &str, address: &str, named_ports: Vec<NamedPort>) -> Workload {
+    Workload {
+        id: WorkloadId::new(node, app),
+        name: app.to_owned(),
+        namespace: "shop".into(),
+        labels: [("app", app)].into_iter().collect(),
+        addresses: vec![NetworkAddress { network: NetworkName::default_network(), address: ip(address) }],
+        named_ports,
+        published_ports: Vec::new(),
+        interface: None,
+        host_network: false,
+        terminated: false,
+        source: WorkloadSource::Manifest,
+    }
+}
+
 /// Node n1 with db, and the peers a and b elsewhere; the Admin tier has these rules about db.
 fn state(rules: Vec<(Action, Peers, Services)>, isolated: bool) -> NodeState {
     let mut inventory = Inventory::default();
     let node = Node { name: "n1".into(), labels: Labels::default(), addresses: vec![ip("10.0.0.1")] };
     inventory.nodes.insert("n1".into(), node);
     for (node, app, address) in [("n1", "db", "10.1.0.1"), ("n2", "a", "10.1.0.2"), ("n2", "b", "10.1.0.3")] {
-        let id = WorkloadId::new(node, app);
-        let workload = Workload {
-            id: id.clone(),
-            name: app.to_owned(),
-            namespace: "shop".into(),
-            labels: [("app", app)].into_iter().collect(),
-            addresses: vec![NetworkAddress { network: NetworkName::default_network(), address: ip(address) }],
-            named_ports: Vec::new(),
-            published_ports: Vec::new(),
-            interface: None,
-            host_network: false,
-            terminated: false,
-            source: WorkloadSource::Manifest,
-        };
-        inventory.workloads.insert(id, workload);
+        let workload = workload(node, app, address, Vec::new());
+        inventory.workloads.insert(workload.id.clone(), workload);
     }
     let everything = LabelSelector::everything;
     let db = LabelSelector { match_labels: [("app".to_owned(), "db".to_owned())].into(), ..everything() };
@@ -120,22 +123,9 @@ fn a_denied_named_port_is_that_of_the_workload_that_is_meant() {
         let mut inventory = Inventory::default();
         inventory.nodes.insert("n1".into(), Node { name: "n1".into(), labels: Labels::default(), addresses: Vec::new() });
         for (app, address, ports) in [("db", "10.1.0.1", 0), ("a", "10.1.0.9", 0), ("b", "10.1.0.9", 1)] {
-            let id = WorkloadId::new("n1", app);
             let named = NamedPort { name: "dns".to_owned(), protocol: Protocol::UDP, port: 53 };
-            let workload = Workload {
-                id: id.clone(),
-                name: app.to_owned(),
-                namespace: "shop".into(),
-                labels: [("app", app)].into_iter().collect(),
-                addresses: vec![NetworkAddress { network: NetworkName::default_network(), address: ip(address) }],
-                named_ports: vec![named; ports],
-                published_ports: Vec::new(),
-                interface: None,
-                host_network: false,
-                terminated: false,
-                source: WorkloadSource::Manifest,
-            };
-            inventory.workloads.insert(id, workload);
+            let workload = workload("n1", app, address, vec![named; ports]);
+            inventory.workloads.insert(workload.id.clone(), workload);
         }
         let services = Services::Only(vec![Service::Named(Protocol::UDP, "dns".to_owned())]);
         let tiered = TieredPolicy {

@@ -1,16 +1,13 @@
 //! ClusterSegmentPolicy to the policy of a tier.
 
-use super::segment_policy::{entity_of, mode_of, rule_name, services_of};
-use super::{note, parts};
+use super::parts;
+use super::segment_policy::{by_address, mode_of, rule_name, services_of};
 use crate::path::{At, Problems};
-use crate::validate;
 use crate::{
     ClusterPeer, ClusterSegmentEgressRule, ClusterSegmentIngressRule, ClusterSegmentPolicy, ClusterSegmentPolicySpec, ClusterSubject,
     RuleAction, RuleAnswer, ServicePort, Tier,
 };
-use firebreak_policy::model::{
-    self, Action, Answer, GroupName, NamespaceScope, Peer, Peers, PolicyKey, PolicyKind, TieredPolicy, TieredRule,
-};
+use firebreak_policy::model::{self, Action, Answer, NamespaceScope, Peer, Peers, PolicyKey, PolicyKind, TieredPolicy, TieredRule};
 use std::collections::BTreeSet;
 
 /// A reason that is longer is an essay.
@@ -143,15 +140,8 @@ fn peer(peer: &ClusterPeer, at: &At<'_>, problems: &mut Problems<'_>) -> Option<
         let namespaces = NamespaceScope::Matching(parts::selector(namespaces, &at.field("namespaces"), problems));
         return Some(Peer::Workloads { namespaces, workloads });
     }
-    if let Some(block) = cidr {
-        return parts::block(&block.cidr, block.except.as_deref(), &at.field("cidr"), problems).map(Peer::Cidr);
-    }
-    if let Some(name) = address_group {
-        note(validate::dns_subdomain(name), &at.field("addressGroup"), problems);
-        return Some(Peer::Group(GroupName::new(name)));
-    }
     if let Some(nodes) = nodes {
         return Some(Peer::Nodes(parts::selector(nodes, &at.field("nodes"), problems)));
     }
-    entity.map(|entity| Peer::Entity(entity_of(entity)))
+    by_address((cidr.as_ref(), address_group.as_deref(), *entity), at, problems)
 }

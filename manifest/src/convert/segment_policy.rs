@@ -4,7 +4,8 @@ use super::{namespace, note, parts};
 use crate::path::{At, Problems};
 use crate::validate;
 use crate::{
-    EgressRule, Entity, HostAccess, Icmp, IngressRule, IntOrString, IpFamily, Mode, Peer, SegmentPolicy, SegmentPolicySpec, ServicePort,
+    Block, EgressRule, Entity, HostAccess, Icmp, IngressRule, IntOrString, IpFamily, Mode, Peer, SegmentPolicy, SegmentPolicySpec,
+    ServicePort,
 };
 use firebreak_policy::model::{
     self, Family, GroupName, NamespaceScope, Peers, Policy, PolicyKey, PolicyKind, Protocol, Rule, Service, Services,
@@ -108,6 +109,15 @@ fn peer(peer: &Peer, at: &At<'_>, problems: &mut Problems<'_>) -> Option<model::
         };
         return Some(model::Peer::Workloads { namespaces, workloads });
     }
+    by_address((cidr.as_ref(), address_group.as_deref(), *entity), at, problems)
+}
+
+/// A peer that is no workload: a block, a group of blocks or an entity; the first that is there.
+pub(super) fn by_address(
+    (cidr, address_group, entity): (Option<&Block>, Option<&str>, Option<Entity>),
+    at: &At<'_>,
+    problems: &mut Problems<'_>,
+) -> Option<model::Peer> {
     if let Some(block) = cidr {
         return parts::block(&block.cidr, block.except.as_deref(), &at.field("cidr"), problems).map(model::Peer::Cidr);
     }
@@ -118,7 +128,7 @@ fn peer(peer: &Peer, at: &At<'_>, problems: &mut Problems<'_>) -> Option<model::
     entity.map(|entity| model::Peer::Entity(entity_of(entity)))
 }
 
-pub(super) fn entity_of(entity: Entity) -> model::Entity {
+fn entity_of(entity: Entity) -> model::Entity {
     match entity {
         Entity::Any => model::Entity::Any,
         Entity::Host => model::Entity::Host,
