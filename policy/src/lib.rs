@@ -10,6 +10,7 @@ mod compile;
 mod engine;
 pub mod evaluate;
 mod flatten;
+pub mod index;
 pub mod judge;
 pub mod kernel_sets;
 mod members;

@@ -11,8 +11,10 @@
 use crate::convert::Refusal;
 use crate::v1;
 use bytes::Bytes;
+use firebreak_policy::index::Stamps;
 use firebreak_policy::model::NodeName;
 use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Segment};
+pub use firebreak_policy::node_state::{ObjectKey, ObjectKind};
 use prost::Message;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -149,32 +151,17 @@ pub fn node_hash(name: &NodeName, addresses: &BTreeSet<IpAddr>) -> ContentHash {
     ContentHash::of_message(&crate::state::node_to_wire(name, addresses))
 }
 
-/// The kinds of object that a node holds, in the order in which the Commit hash takes them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ObjectKind {
-    /// A peer group.
-    Group,
-    /// A segment.
-    Segment,
-    /// A workload of the node.
-    Endpoint,
-    /// The node itself.
-    Node,
+/// Reads [`ObjectKind`] off the wire.
+pub trait WireKind: Sized {
+    /// Reads a kind; 0 and unknown numbers are refused.
+    ///
+    /// # Errors
+    /// Names the number.
+    fn from_wire(number: i32) -> Result<Self, Refusal>;
 }
 
-impl ObjectKind {
-    /// For people and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Group => "group",
-            Self::Segment => "segment",
-            Self::Endpoint => "endpoint",
-            Self::Node => "node",
-        }
-    }
-
-    /// Reads a kind; 0 and unknown numbers are refused.
-    pub fn from_wire(number: i32) -> Result<Self, Refusal> {
+impl WireKind for ObjectKind {
+    fn from_wire(number: i32) -> Result<Self, Refusal> {
         match v1::ObjectKind::try_from(number) {
             Ok(v1::ObjectKind::Group) => Ok(Self::Group),
             Ok(v1::ObjectKind::Segment) => Ok(Self::Segment),
@@ -196,25 +183,36 @@ impl From<ObjectKind> for v1::ObjectKind {
     }
 }
 
-/// Names one object of a node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    /// Its kind.
-    pub kind: ObjectKind,
-    /// Group id, segment id, container id, or the node's name.
-    pub id: Arc<str>,
-}
+/// The wire's content hashes, for an index.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashes;
 
-impl ObjectKey {
-    /// A key of its two parts.
-    pub fn new(kind: ObjectKind, id: impl Into<Arc<str>>) -> Self {
-        Self { kind, id: id.into() }
+impl Stamps for Hashes {
+    type Stamp = ContentHash;
+    type Sum = MemberSum;
+
+    fn add(sum: &mut MemberSum, member: &Member) {
+        sum.add(member);
     }
-}
 
-impl fmt::Display for ObjectKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind.as_str(), self.id)
+    fn remove(sum: &mut MemberSum, member: &Member) {
+        sum.remove(member);
+    }
+
+    fn group(id: &GroupId, title: &str, members: &MemberSum) -> ContentHash {
+        group_hash(id, title, members)
+    }
+
+    fn segment(segment: &Segment) -> ContentHash {
+        segment_hash(segment)
+    }
+
+    fn endpoint(endpoint: &LocalEndpoint) -> ContentHash {
+        endpoint_hash(endpoint)
+    }
+
+    fn node(name: &NodeName, addresses: &BTreeSet<IpAddr>) -> ContentHash {
+        node_hash(name, addresses)
     }
 }
 

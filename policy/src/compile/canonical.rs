@@ -36,6 +36,11 @@ pub(crate) enum Claim {
 }
 
 pub(crate) fn group_id(namespace: &NamespaceName, subject: Subject<'_>, claim: Claim, part: Part<'_>) -> GroupId {
+    group_id_of(&group_text(namespace, subject, claim), part)
+}
+
+/// The meaning of a group, whoever asks: what [`group_id_of`] makes its ids of.
+pub(crate) fn group_text(namespace: &NamespaceName, subject: Subject<'_>, claim: Claim) -> String {
     let mut text = String::from("group/1\n");
     match claim {
         Claim::Sure => {}
@@ -50,12 +55,16 @@ pub(crate) fn group_id(namespace: &NamespaceName, subject: Subject<'_>, claim: C
             }
         }
     }
+    text
+}
+
+/// The id of one part of a group.
+pub(crate) fn group_id_of(text: &str, part: Part<'_>) -> GroupId {
     match part {
-        Part::Shared => {}
-        Part::HiddenOn(node) => push(&mut text, format_args!("hidden on {node:?}\n")),
-        Part::AllOn(node) => push(&mut text, format_args!("all on {node:?}\n")),
+        Part::Shared => GroupId(hash(text)),
+        Part::HiddenOn(node) => GroupId(hash(&format!("{text}hidden on {node:?}\n"))),
+        Part::AllOn(node) => GroupId(hash(&format!("{text}all on {node:?}\n"))),
     }
-    GroupId(hash(&text))
 }
 
 pub(crate) fn segment_id(text: &str) -> SegmentId {

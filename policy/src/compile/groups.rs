@@ -108,22 +108,7 @@ impl<'a> Groups<'a> {
                 }
             }
         }
-        // Rules that spell one selector differently share a group: its title must not depend on which of them comes first.
-        let canonical = |peer: &Peer| match peer {
-            Peer::Workloads { namespaces, workloads } => Peer::Workloads {
-                namespaces: match namespaces {
-                    NamespaceScope::Own => NamespaceScope::Own,
-                    NamespaceScope::Matching(selector) => NamespaceScope::Matching(canonical_selector(selector)),
-                },
-                workloads: canonical_selector(workloads),
-            },
-            Peer::Nodes(selector) => Peer::Nodes(canonical_selector(selector)),
-            Peer::Cidr(_) | Peer::Group(_) | Peer::Entity(_) | Peer::Unknown => peer.clone(),
-        };
-        let title = match subject {
-            Subject::Peer(peer) => title(namespace, Subject::Peer(&canonical(peer))),
-            Subject::NamedPort(peer, protocol, name) => title(namespace, Subject::NamedPort(peer.map(canonical).as_ref(), protocol, name)),
-        };
+        let title = canonical_title(namespace, subject);
         Resolved { shared: Arc::new(Group { id, title, members: shared.into() }), hidden }
     }
 
@@ -167,6 +152,25 @@ impl<'a> Groups<'a> {
 
 fn everywhere() -> NamespaceScope {
     NamespaceScope::Matching(LabelSelector::everything())
+}
+
+/// The title of a group. Rules that spell one selector differently share a group: its title must not depend on which of them comes first.
+pub(crate) fn canonical_title(namespace: &NamespaceName, subject: Subject<'_>) -> String {
+    let canonical = |peer: &Peer| match peer {
+        Peer::Workloads { namespaces, workloads } => Peer::Workloads {
+            namespaces: match namespaces {
+                NamespaceScope::Own => NamespaceScope::Own,
+                NamespaceScope::Matching(selector) => NamespaceScope::Matching(canonical_selector(selector)),
+            },
+            workloads: canonical_selector(workloads),
+        },
+        Peer::Nodes(selector) => Peer::Nodes(canonical_selector(selector)),
+        Peer::Cidr(_) | Peer::Group(_) | Peer::Entity(_) | Peer::Unknown => peer.clone(),
+    };
+    match subject {
+        Subject::Peer(peer) => title(namespace, Subject::Peer(&canonical(peer))),
+        Subject::NamedPort(peer, protocol, name) => title(namespace, Subject::NamedPort(peer.map(canonical).as_ref(), protocol, name)),
+    }
 }
 
 fn title(namespace: &NamespaceName, subject: Subject<'_>) -> String {

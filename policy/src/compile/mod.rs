@@ -1,18 +1,18 @@
 //! Policies and inventory in, what each node needs out. A function of its arguments: order and number of events never enter.
 
 mod addresses;
-mod blocks;
-mod canonical;
-mod groups;
+pub(crate) mod blocks;
+pub(crate) mod canonical;
+pub(crate) mod groups;
 mod index;
-mod segments;
+pub(crate) mod segments;
 
 use crate::model::{
     Direction, GroupName, Inventory, NetworkAddress, NodeName, Peer, Peers, Policy, PolicyKey, PolicySet, Rule, Tier, WorkloadId,
 };
 use crate::node_state::{LocalEndpoint, NodeState, Segment};
-pub(crate) use addresses::is_link_local;
-use addresses::{AddressBook, takes_part};
+use addresses::AddressBook;
+pub(crate) use addresses::{is_link_local, takes_part};
 use groups::Groups;
 use index::Index;
 use segments::{SegmentBuilder, Selections};
@@ -39,6 +39,15 @@ pub enum Problem {
 }
 
 impl Compiled {
+    /// Out of what was worked out elsewhere.
+    pub(crate) fn assembled(
+        nodes: BTreeMap<NodeName, NodeState>,
+        conflicts: BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>,
+        problems: BTreeMap<PolicyKey, Vec<Problem>>,
+    ) -> Self {
+        Self { nodes, conflicts, problems }
+    }
+
     /// What one node needs. A node without workloads needs nothing but its own addresses.
     pub fn node(&self, name: &NodeName) -> Option<&NodeState> {
         self.nodes.get(name)

@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// Labels that say which application a workload is, in the order in which they are asked.
-const APPLICATION_LABELS: [&str; 3] = ["app", "app.kubernetes.io/name", "k8s-app"];
+pub(crate) const APPLICATION_LABELS: [&str; 3] = ["app", "app.kubernetes.io/name", "k8s-app"];
 
 /// Which policies select which workload: those of namespaces in key order, those of tiers in the order of their precedence.
 pub(crate) struct Selections<'a> {
