@@ -5,7 +5,7 @@ use crate::convert::{
     Refusal, address_from_wire, address_to_wire, addresses_from_wire, addresses_to_wire, block_from_wire, block_to_wire, policy_from_wire,
     policy_to_wire, port_from_wire, ported_from_wire, protocol_from_wire, published_from_wire, required, text_from_wire,
 };
-use crate::hash::{self, ContentHash, ObjectKey, ObjectKind};
+use crate::hash::{self, ContentHash, ObjectKey, ObjectKind, WireKind as _};
 use crate::v1;
 use firebreak_policy::model::{Action, Answer, Family, HostAccess, NamespaceName, NodeName, PortRange, Protocol, WorkloadId};
 use firebreak_policy::node_state::{

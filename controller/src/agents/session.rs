@@ -9,7 +9,7 @@ use crate::hub::published::{Published, Target};
 use crate::hub::{Hub, Report};
 use crate::store::{ReportedChange, Store};
 use firebreak_policy::model::{Generation, NodeName, Revision};
-use firebreak_proto::hash::{ContentHash, ObjectKey, ObjectKind};
+use firebreak_proto::hash::{ContentHash, ObjectKey, ObjectKind, WireKind as _};
 use firebreak_proto::v1::agent_message::Message as Up;
 use firebreak_proto::v1::controller_message::Message as Down;
 use firebreak_proto::workload::DeclaredWorkload;
