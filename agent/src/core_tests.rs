@@ -32,7 +32,7 @@ pub(crate) fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState 
             Arc::new(Segment {
                 id: segment.clone(),
                 title: (*name).to_owned(),
-                rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() },
+                rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() }.into(),
                 audit: None,
             }),
         );

@@ -89,9 +89,9 @@ pub struct Segment {
     /// For people: `shop/web`.
     pub title: String,
     /// What is enforced for its members.
-    pub rules: Rulebook,
+    pub rules: Arc<Rulebook>,
     /// What would be if every Audit policy were enforced; `None` when no Audit policy is about them.
-    pub audit: Option<Rulebook>,
+    pub audit: Option<Arc<Rulebook>>,
 }
 
 impl Segment {

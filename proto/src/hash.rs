@@ -13,7 +13,7 @@ use crate::v1;
 use bytes::Bytes;
 use firebreak_policy::index::Stamps;
 use firebreak_policy::model::NodeName;
-use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Segment};
+use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Rulebook, Segment, SegmentId};
 pub use firebreak_policy::node_state::{ObjectKey, ObjectKind};
 use prost::Message;
 use std::collections::BTreeSet;
@@ -112,12 +112,17 @@ pub fn whole_group_hash(group: &Group) -> ContentHash {
 /// The hash of a segment.
 pub fn segment_hash(segment: &Segment) -> ContentHash {
     let mut wire = v1::Segment::from(segment);
-    let v1::Segment { id: _, title: _, ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress, audit } = &mut wire;
+    sort_rules(&mut wire);
+    ContentHash::of_message(&wire)
+}
+
+/// Sorts what has no order in a segment's rules.
+fn sort_rules(wire: &mut v1::Segment) {
+    let v1::Segment { id: _, title: _, ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress, audit } = wire;
     sort_rulebook([ingress, egress], [admin_ingress, admin_egress, baseline_ingress, baseline_egress]);
     if let Some(v1::AuditRules { ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress }) = audit {
         sort_rulebook([ingress, egress], [admin_ingress, admin_egress, baseline_ingress, baseline_egress]);
     }
-    ContentHash::of_message(&wire)
 }
 
 /// Sorts what has no order. The rules of a tier have one.
@@ -189,6 +194,8 @@ pub struct Hashes;
 impl Stamps for Hashes {
     type Stamp = ContentHash;
     type Sum = MemberSum;
+    /// The encoded fields after `id` and `title`, which come before them.
+    type Rules = Vec<u8>;
 
     fn add(sum: &mut MemberSum, member: &Member) {
         sum.add(member);
@@ -202,8 +209,18 @@ impl Stamps for Hashes {
         group_hash(id, title, members)
     }
 
-    fn segment(segment: &Segment) -> ContentHash {
-        segment_hash(segment)
+    fn rules(rules: &Rulebook, audit: Option<&Rulebook>) -> Vec<u8> {
+        let mut wire = crate::state::rules_to_wire(rules, audit);
+        sort_rules(&mut wire);
+        wire.encode_to_vec()
+    }
+
+    fn segment(id: &SegmentId, title: &str, rules: &Vec<u8>) -> ContentHash {
+        let named = v1::Segment { id: id.0.to_string(), title: title.to_owned(), ..v1::Segment::default() };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&named.encode_to_vec());
+        hasher.update(rules);
+        ContentHash::of(&hasher)
     }
 
     fn endpoint(endpoint: &LocalEndpoint) -> ContentHash {

@@ -145,25 +145,30 @@ impl TryFrom<v1::Member> for Member {
 impl From<&Segment> for v1::Segment {
     fn from(segment: &Segment) -> Self {
         let Segment { id, title, rules, audit } = segment;
-        let Rulebook { admin, ingress, egress, baseline } = rules;
-        Self {
-            id: id.0.to_string(),
-            title: title.clone(),
+        Self { id: id.0.to_string(), title: title.clone(), ..rules_to_wire(rules, audit.as_deref()) }
+    }
+}
+
+/// A segment's rules, as a segment without id and title.
+pub(crate) fn rules_to_wire(rules: &Rulebook, audit: Option<&Rulebook>) -> v1::Segment {
+    let Rulebook { admin, ingress, egress, baseline } = rules;
+    v1::Segment {
+        id: String::new(),
+        title: String::new(),
+        ingress: ingress.as_ref().map(Into::into),
+        egress: egress.as_ref().map(Into::into),
+        admin_ingress: tier_to_wire(&admin.ingress),
+        admin_egress: tier_to_wire(&admin.egress),
+        baseline_ingress: tier_to_wire(&baseline.ingress),
+        baseline_egress: tier_to_wire(&baseline.egress),
+        audit: audit.map(|Rulebook { admin, ingress, egress, baseline }| v1::AuditRules {
             ingress: ingress.as_ref().map(Into::into),
             egress: egress.as_ref().map(Into::into),
             admin_ingress: tier_to_wire(&admin.ingress),
             admin_egress: tier_to_wire(&admin.egress),
             baseline_ingress: tier_to_wire(&baseline.ingress),
             baseline_egress: tier_to_wire(&baseline.egress),
-            audit: audit.as_ref().map(|Rulebook { admin, ingress, egress, baseline }| v1::AuditRules {
-                ingress: ingress.as_ref().map(Into::into),
-                egress: egress.as_ref().map(Into::into),
-                admin_ingress: tier_to_wire(&admin.ingress),
-                admin_egress: tier_to_wire(&admin.egress),
-                baseline_ingress: tier_to_wire(&baseline.ingress),
-                baseline_egress: tier_to_wire(&baseline.egress),
-            }),
-        }
+        }),
     }
 }
 
@@ -193,8 +198,8 @@ impl TryFrom<v1::Segment> for Segment {
         Ok(Self {
             id: SegmentId(text_from_wire(id, "id")?.into()),
             title,
-            rules: read(v1::AuditRules { ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress })?,
-            audit: audit.map(read).transpose().map_err(|refusal| refusal.within("audit"))?,
+            rules: read(v1::AuditRules { ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress })?.into(),
+            audit: audit.map(read).transpose().map_err(|refusal| refusal.within("audit"))?.map(Into::into),
         })
     }
 }

@@ -108,8 +108,8 @@ fn segment() -> impl Strategy<Value = Segment> {
     ("[0-9a-f]{32}", "[a-z/]{0,12}", rulebook(), option::weighted(0.2, rulebook())).prop_map(|(id, title, rules, audit)| Segment {
         id: SegmentId(id.into()),
         title,
-        rules,
-        audit,
+        rules: rules.into(),
+        audit: audit.map(Into::into),
     })
 }
 
@@ -234,7 +234,7 @@ fn good_segment() -> v1::Segment {
     v1::Segment::from(&Segment {
         id: SegmentId("s".into()),
         title: "shop/db".to_owned(),
-        rules: Rulebook { ingress: Some(isolation.clone()), egress: Some(isolation), ..Rulebook::default() },
+        rules: Rulebook { ingress: Some(isolation.clone()), egress: Some(isolation), ..Rulebook::default() }.into(),
         audit: None,
     })
 }

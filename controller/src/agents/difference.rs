@@ -221,7 +221,7 @@ mod tests {
         let segment = Segment {
             id: id.clone(),
             title: "shop/db".to_owned(),
-            rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() },
+            rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() }.into(),
             audit: None,
         };
         let state = NodeState { segments: [(id, Arc::new(segment))].into(), ..NodeState::default() };

@@ -2,6 +2,7 @@
 
 use crate::model::{CidrBlock, Entity, LabelSelector, NamespaceName, NamespaceScope, NodeName, Operator, Peer, Protocol, Requirement};
 use crate::node_state::{GroupId, SegmentId};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -102,7 +103,10 @@ fn block_text(text: &mut String, block: &CidrBlock) {
 }
 
 /// The one spelling of a selector: pairs before expressions, everything sorted, nothing twice.
-pub(crate) fn canonical_selector(selector: &LabelSelector) -> LabelSelector {
+pub(crate) fn canonical_selector(selector: &LabelSelector) -> Cow<'_, LabelSelector> {
+    if selector.match_expressions.is_empty() {
+        return Cow::Borrowed(selector);
+    }
     let mut match_labels = selector.match_labels.clone();
     let sorted = |values: &Vec<String>| values.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
     let sorted_requirement = |Requirement { key, operator }: &Requirement| Requirement {
@@ -124,7 +128,7 @@ pub(crate) fn canonical_selector(selector: &LabelSelector) -> LabelSelector {
         Operator::NotIn(_) | Operator::Exists | Operator::DoesNotExist => false,
     };
     let match_expressions = expressions.into_iter().filter(|it| !is_pair(it)).collect();
-    LabelSelector { match_labels, match_expressions }
+    Cow::Owned(LabelSelector { match_labels, match_expressions })
 }
 
 fn selector_text(text: &mut String, selector: &LabelSelector) {

@@ -67,7 +67,7 @@ impl<S: Stamps> Written<S> {
             return before.holding.objects.iter().map(|(key, _)| key.clone()).collect();
         }
         if dirty.all_groups {
-            dirty.groups.extend(self.segments_on(running, number).iter().flat_map(|segment| &segment.groups));
+            dirty.groups.extend(self.segments_on(running, number).iter().flat_map(|segment| segment.groups.iter()));
         }
         if dirty.itself {
             dirty.groups.extend(record.own_groups.keys());
@@ -167,16 +167,17 @@ impl<S: Stamps> Written<S> {
             }
             let is_own = |group: &u32| record.own_groups.contains_key(group);
             let own = !record.own_groups.is_empty() && segment.groups.iter().any(is_own);
-            let content = match &segment.shared {
-                Some(shared) if !own => shared.clone(),
+            let content = match segment.stamp {
+                Some(stamp) if !own => (segment.shared.clone(), stamp),
                 Some(_) | None => {
                     let ids = |group: u32, ids: &mut Vec<GroupId>| match record.own_groups.get(&group) {
                         Some(own) => ids.extend_from_slice(own),
                         None => ids.extend(self.group(group).map(|known| known.shared.id.clone())),
                     };
-                    let built = self.build(segment, &ids);
-                    let stamp = S::segment(&built);
-                    (Arc::new(built), stamp)
+                    let (rules, audit) = self.build(segment, &ids);
+                    let stamp = S::segment(&segment.id, &segment.shared.title, &S::rules(&rules, audit.as_deref()));
+                    let title = segment.shared.title.clone();
+                    (Arc::new(Segment { id: segment.id.clone(), title, rules, audit }), stamp)
                 }
             };
             edits.push((segment.id.clone(), Some(content)));
@@ -214,7 +215,7 @@ fn apply<K: Ord + Clone, V: PartialEq, T>(
     state: &mut Arc<NodeState>,
     map: impl Fn(&NodeState) -> &BTreeMap<K, Arc<V>>,
     map_mut: impl Fn(&mut NodeState) -> &mut BTreeMap<K, Arc<V>>,
-    edits: Vec<Edit<K, V, T>>,
+    mut edits: Vec<Edit<K, V, T>>,
     stamps: &mut Vec<(ObjectKey, Option<T>)>,
     key: impl Fn(&K) -> ObjectKey,
 ) {
@@ -222,19 +223,21 @@ fn apply<K: Ord + Clone, V: PartialEq, T>(
         return;
     }
     if map(state).is_empty() {
-        // All at once: the tree is packed, and nothing has to be found in it.
-        let mut fresh = BTreeMap::new();
+        // All at once: the tree is packed, and nothing has to be found in it. Of several words about one object the last counts.
+        edits.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let mut fresh: Vec<(K, Arc<V>)> = Vec::with_capacity(edits.len());
         for (id, content) in edits {
+            let known = fresh.last().is_some_and(|(last, _)| *last == id);
+            if known {
+                fresh.pop();
+            }
             match content {
                 Some((content, stamp)) => {
                     stamps.push((key(&id), Some(stamp)));
-                    fresh.insert(id, content);
+                    fresh.push((id, content));
                 }
-                None => {
-                    if fresh.remove(&id).is_some() {
-                        stamps.push((key(&id), None));
-                    }
-                }
+                None if known => stamps.push((key(&id), None)),
+                None => {}
             }
         }
         if !fresh.is_empty() {

@@ -84,8 +84,8 @@ pub struct Touched {
     pub(super) kinds: IdSet<u32>,
     /// Namespaces whose labels changed.
     pub(super) namespaces: IdSet<u32>,
-    /// Addresses whose claims changed, with the kinds that gave one up.
-    pub(super) places: HashMap<Place, Vec<u32>>,
+    /// Addresses whose claims changed, with the kind that gave one up, if one did.
+    pub(super) places: Vec<(Place, Option<u32>)>,
     /// Nodes that came, changed or went.
     pub(super) nodes: IdSet<u32>,
     /// Whether a node's labels or addresses changed.
@@ -175,10 +175,7 @@ impl Running {
             if !old_places.contains(&(place, network)) {
                 self.claim(place, Claim { network, workload: number });
             } else if all {
-                let gave_up = self.touched.places.entry(place).or_default();
-                if kind != old_kind {
-                    gave_up.push(old_kind);
-                }
+                self.touched.places.push((place, (kind != old_kind).then_some(old_kind)));
             }
         }
     }
@@ -269,7 +266,7 @@ impl Running {
         }
         for address in old.symmetric_difference(&new) {
             let place = Place { owner: NONE, address: *address };
-            self.touched.places.entry(place).or_default();
+            self.touched.places.push((place, None));
             self.review_conflict(place, DEFAULT_NETWORK);
         }
         self.touched.nodes.insert(number);
@@ -325,14 +322,14 @@ impl Running {
     fn claim(&mut self, place: Place, claim: Claim) {
         let changed = self.claims.add(place, claim);
         self.touched.ambiguous.extend(changed);
-        self.touched.places.entry(place).or_default();
+        self.touched.places.push((place, None));
         self.review_conflict(place, claim.network);
     }
 
     fn unclaim(&mut self, place: Place, claim: Claim, kind: u32) {
         let changed = self.claims.remove(place, claim);
         self.touched.ambiguous.extend(changed);
-        self.touched.places.entry(place).or_default().push(kind);
+        self.touched.places.push((place, Some(kind)));
         self.review_conflict(place, claim.network);
     }
 

@@ -21,16 +21,25 @@ pub(super) type Ports = Box<[(PortName, Box<[u16]>)]>;
 #[derive(Debug)]
 pub(super) struct SegmentRecord<S: Stamps> {
     pub(super) id: SegmentId,
-    pub(super) title: Box<str>,
     /// The policies that select its workloads, in order.
     pub(super) policies: Arc<[u32]>,
     pub(super) ports: Ports,
-    /// As nodes have it on which every group is the shared one; `None` before it is built.
-    pub(super) shared: Option<(Arc<Segment>, S::Stamp)>,
+    /// As nodes have it on which every group is the shared one. It has no rules before it is built.
+    pub(super) shared: Arc<Segment>,
+    /// `None` before it is built.
+    pub(super) stamp: Option<S::Stamp>,
     /// Every group that it names, sorted.
-    pub(super) groups: Box<[u32]>,
+    pub(super) groups: Arc<[u32]>,
     /// How many workloads of it each node has.
     pub(super) nodes: Counts,
+}
+
+impl<S: Stamps> SegmentRecord<S> {
+    /// A segment that is not built yet and has no workloads.
+    pub(super) fn new(id: SegmentId, title: &str, policies: Arc<[u32]>, ports: Ports) -> Self {
+        let shared = Arc::new(Segment { id: id.clone(), title: title.to_owned(), rules: Arc::default(), audit: None });
+        Self { id, policies, ports, shared, stamp: None, groups: Arc::default(), nodes: Counts::default() }
+    }
 }
 
 /// What tells the segments of workloads of one kind apart.
@@ -42,6 +51,11 @@ pub(super) struct Variant {
 }
 
 impl Variant {
+    /// Whether other workloads of its kind can be of the same.
+    pub(super) fn is_common(&self) -> bool {
+        self.name.is_none()
+    }
+
     pub(super) fn of(workload: &Workload, named: &[PortName]) -> Self {
         let labelled = APPLICATION_LABELS.iter().any(|key| workload.labels.get(key).is_some());
         let ports = named.iter().map(|(protocol, name)| {
@@ -99,9 +113,10 @@ pub(super) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    pub(super) fn build(&self, id: SegmentId, title: &str) -> Segment {
+    /// What is enforced, and what would be if every Audit policy were, where there is one.
+    pub(super) fn build(&self) -> (Arc<Rulebook>, Option<Arc<Rulebook>>) {
         let audited = self.policies.iter().any(|(item, _)| item.mode() == Mode::Audit);
-        Segment { id, title: title.to_owned(), rules: self.rulebook(false), audit: audited.then(|| self.rulebook(true)) }
+        (Arc::new(self.rulebook(false)), audited.then(|| Arc::new(self.rulebook(true))))
     }
 
     /// What the policies say that are enforced, and with `audit` those in Audit mode as if they were.

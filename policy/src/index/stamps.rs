@@ -1,7 +1,7 @@
 //! Content hashes, as whoever sends the objects defines them.
 
 use crate::model::NodeName;
-use crate::node_state::{GroupId, LocalEndpoint, Member, Segment};
+use crate::node_state::{GroupId, LocalEndpoint, Member, Rulebook, SegmentId};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
@@ -12,6 +12,8 @@ pub trait Stamps: Debug + 'static {
     type Stamp: Copy + Debug + PartialEq + Send + Sync;
     /// What stands for the members of a group; kept up member by member.
     type Sum: Copy + Debug + Default + Send + Sync;
+    /// What stands for the rules of a segment until it is hashed.
+    type Rules: Send + Sync;
 
     /// A member that was not in the group came.
     fn add(sum: &mut Self::Sum, member: &Member);
@@ -19,8 +21,10 @@ pub trait Stamps: Debug + 'static {
     fn remove(sum: &mut Self::Sum, member: &Member);
     /// Of a group whose members have this sum.
     fn group(id: &GroupId, title: &str, members: &Self::Sum) -> Self::Stamp;
+    /// What the rules of a segment add to its hash, and what they would be with every Audit policy enforced: workloads of many titles share them.
+    fn rules(rules: &Rulebook, audit: Option<&Rulebook>) -> Self::Rules;
     /// Of a segment.
-    fn segment(segment: &Segment) -> Self::Stamp;
+    fn segment(id: &SegmentId, title: &str, rules: &Self::Rules) -> Self::Stamp;
     /// Of a workload of the node.
     fn endpoint(endpoint: &LocalEndpoint) -> Self::Stamp;
     /// Of the node itself.
@@ -34,11 +38,13 @@ pub struct Unstamped;
 impl Stamps for Unstamped {
     type Stamp = ();
     type Sum = ();
+    type Rules = ();
 
     fn add((): &mut (), _member: &Member) {}
     fn remove((): &mut (), _member: &Member) {}
     fn group(_id: &GroupId, _title: &str, (): &()) {}
-    fn segment(_segment: &Segment) {}
+    fn rules(_rules: &Rulebook, _audit: Option<&Rulebook>) {}
+    fn segment(_id: &SegmentId, _title: &str, (): &()) {}
     fn endpoint(_endpoint: &LocalEndpoint) {}
     fn node(_name: &NodeName, _addresses: &BTreeSet<std::net::IpAddr>) {}
 }

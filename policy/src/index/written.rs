@@ -14,7 +14,7 @@ use super::stamps::Stamps;
 use super::template::{Item, PortName, Template, Wanted, draft};
 use crate::compile::Problem;
 use crate::model::{AddressGroup, GroupName, NamespaceScope, NodeName, Peer, Policy, PolicyKey, Tier, TieredPolicy};
-use crate::node_state::{GroupId, ObjectKey, Segment, SegmentId};
+use crate::node_state::{GroupId, ObjectKey, Rulebook, Segment, SegmentId};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -47,6 +47,9 @@ pub struct Written<S: Stamps> {
     pending: Pending,
     changed: BTreeMap<u32, BTreeSet<ObjectKey>>,
 }
+
+/// How many objects are worked out before they are taken in, so that what is not taken in yet stays small.
+const AT_ONCE: usize = 8_192;
 
 /// What was said since it was last settled.
 #[derive(Debug, Default)]
@@ -214,9 +217,9 @@ impl<S: Stamps> Written<S> {
         self.segment_numbers_on(running, node).into_iter().filter_map(|number| self.segment(number)).collect()
     }
 
-    pub(super) fn build(&self, segment: &SegmentRecord<S>, ids: &dyn Fn(u32, &mut Vec<GroupId>)) -> Segment {
+    pub(super) fn build(&self, segment: &SegmentRecord<S>, ids: &dyn Fn(u32, &mut Vec<GroupId>)) -> (Arc<Rulebook>, Option<Arc<Rulebook>>) {
         let policies = self.selecting(&segment.policies).collect();
-        Builder { policies, ports: &segment.ports, ids }.build(segment.id.clone(), &segment.title)
+        Builder { policies, ports: &segment.ports, ids }.build()
     }
 
     fn selecting<'a>(&'a self, policies: &'a [u32]) -> impl Iterator<Item = (&'a Item, &'a Template)> {
@@ -235,11 +238,11 @@ impl<S: Stamps> Written<S> {
         let mut work = Work::default();
         self.take_in_referents(&mut work);
         let coming = self.take_out_policies(running, &mut work);
-        self.note_claims(touched.places.iter().flat_map(|(place, gave_up)| gave_up.iter().map(|kind| (*place, *kind))), &mut work);
+        self.note_claims(touched.places.iter().filter_map(|(place, gave_up)| Some((*place, (*gave_up)?))), &mut work);
         self.take_in_kinds(running, touched, &mut work);
         self.bring_in_policies(coming, running, &mut work);
         self.note_claims(
-            touched.places.keys().flat_map(|place| {
+            touched.places.iter().flat_map(|(place, _)| {
                 let claims = running.claims.at(place).iter();
                 claims.filter_map(|claim| Some((*place, running.workload(claim.workload)?.kind)))
             }),
@@ -373,7 +376,8 @@ impl<S: Stamps> Written<S> {
     fn note_claims(&self, claims: impl Iterator<Item = (super::claims::Place, u32)>, work: &mut Work) {
         for (place, kind) in claims {
             if let Some(record) = self.kinds.get(kind as usize) {
-                work.places.extend(record.groups.iter().map(|group| (*group, place)));
+                let kept = record.groups.iter().filter(|group| !work.whole.contains(group));
+                work.places.extend(kept.map(|group| (*group, place)));
             }
         }
     }
@@ -466,34 +470,37 @@ impl<S: Stamps> Written<S> {
     }
 
     fn bring_in_policies(&mut self, coming: Vec<(Option<u32>, Item)>, running: &mut Running, work: &mut Work) {
-        let drafts = parallel::map(&coming, |(_, item)| draft(item, &|name| !self.address_groups.contains_key(name)));
         let (mut numbers, mut fresh) = (Vec::with_capacity(coming.len()), Vec::new());
-        for ((number, item), draft) in coming.iter().zip(drafts) {
-            let groups: Vec<u32> = draft.groups.iter().map(|wanted| self.hold_group(item.key(), wanted, running, &mut fresh)).collect();
-            let template = draft.numbered(&groups);
-            for group in &template.groups {
-                if let Some(group) = self.groups.get_mut(*group) {
-                    group.uses += 1;
+        for coming in coming.chunks(AT_ONCE) {
+            let drafts = parallel::map(coming, |(_, item)| draft(item, &|name| !self.address_groups.contains_key(name)));
+            for ((number, item), draft) in coming.iter().zip(drafts) {
+                let groups: Vec<u32> = draft.groups.iter().map(|wanted| self.hold_group(item.key(), wanted, running, &mut fresh)).collect();
+                let template = draft.numbered(&groups);
+                for group in &template.groups {
+                    if let Some(group) = self.groups.get_mut(*group) {
+                        group.uses += 1;
+                    }
                 }
-            }
-            let subject = subject(item, running);
-            let record = PolicyRecord { item: item.clone(), subject, template, kinds: Vec::new() };
-            let number = match number {
-                Some(number) => {
-                    self.policies.put(*number, record);
-                    *number
+                let subject = subject(item, running);
+                let record = PolicyRecord { item: item.clone(), subject, template, kinds: Vec::new() };
+                let number = match number {
+                    Some(number) => {
+                        self.policies.put(*number, record);
+                        *number
+                    }
+                    None => self.policies.add(record),
+                };
+                self.policy_ids.insert((item.rank().is_some(), item.key().clone()), number);
+                for name in item.referents() {
+                    self.referring.entry(name).or_default().insert(number);
                 }
-                None => self.policies.add(record),
-            };
-            self.policy_ids.insert((item.rank().is_some(), item.key().clone()), number);
-            for name in item.referents() {
-                self.referring.entry(name).or_default().insert(number);
+                if let Some(rank) = item.rank() {
+                    self.ranks.entry(rank).or_default().insert(number);
+                }
+                numbers.push(number);
             }
-            if let Some(rank) = item.rank() {
-                self.ranks.entry(rank).or_default().insert(number);
-            }
-            numbers.push(number);
         }
+        drop(coming);
         for number in &numbers {
             self.review_problems(*number);
             let rank = self.policies.get(*number).and_then(|it| it.item.rank());
@@ -598,9 +605,11 @@ impl<S: Stamps> Written<S> {
 
     fn renew_groups(&mut self, running: &Running, work: &mut Work) {
         let whole: Vec<u32> = work.whole.iter().copied().collect();
-        let worked = parallel::map(&whole, |number| self.groups.get(*number).map(|group| group.work_out(running, self.referents())));
-        for (number, worked) in whole.iter().zip(worked) {
-            self.install(*number, worked, work);
+        for whole in whole.chunks(AT_ONCE) {
+            let worked = parallel::map(whole, |number| self.groups.get(*number).map(|group| group.work_out(running, self.referents())));
+            for (number, worked) in whole.iter().zip(worked) {
+                self.install(*number, worked, work);
+            }
         }
         let mut places = std::mem::take(&mut work.places);
         places.retain(|(group, _)| !work.whole.contains(group));
@@ -664,12 +673,8 @@ impl<S: Stamps> Written<S> {
             let policies = record.policies.clone();
             for Placed { id, title, variant, workloads } in placed {
                 let known = self.segment_ids.get(&id).copied();
-                let segment = known.unwrap_or_else(|| {
-                    let groups = Box::default();
-                    let (policies, ports) = (policies.clone(), variant.into_ports());
-                    let record = SegmentRecord { id: id.clone(), title, policies, ports, shared: None, groups, nodes: Default::default() };
-                    self.segments.add(record)
-                });
+                let segment = known
+                    .unwrap_or_else(|| self.segments.add(SegmentRecord::new(id.clone(), &title, policies.clone(), variant.into_ports())));
                 if known.is_none() {
                     self.segment_ids.insert(id, segment);
                 }
@@ -714,7 +719,7 @@ impl<S: Stamps> Written<S> {
                 Some((last, id)) if !anew && *last == variant => id.clone(),
                 Some(_) | None => segments::name(&title, self.selecting(&record.policies), variant.ports()),
             };
-            if workloads.len() > 1 {
+            if workloads.len() > 1 && variant.is_common() {
                 known.insert(variant.clone(), placed.len());
             }
             placed.push(Placed { id, title, variant, workloads: vec![number] });
@@ -722,24 +727,43 @@ impl<S: Stamps> Written<S> {
         (named, placed)
     }
 
-    fn build_segments(&mut self, numbers: Vec<u32>, work: &mut Work) {
-        let built = parallel::map(&numbers, |number| {
-            let segment = self.segments.get(*number)?;
-            let policies = self.selecting(&segment.policies);
-            let mut groups: Vec<u32> = policies.flat_map(|(_, template)| template.groups.iter().copied()).collect();
-            groups.sort_unstable();
-            groups.dedup();
-            let built = self.build(segment, &|group, ids| ids.extend(self.group(group).map(|known| known.shared.id.clone())));
-            let stamp = S::segment(&built);
-            Some((built, stamp, groups))
-        });
-        for (number, built) in numbers.into_iter().zip(built) {
-            let Some((segment, (built, stamp, groups))) = self.segments.get_mut(number).zip(built) else { continue };
-            let same = segment.shared.as_ref().is_some_and(|(before, _)| **before == built);
-            if !same {
-                segment.shared = Some((Arc::new(built), stamp));
+    /// Builds segments as they are where every group is the shared one. Those with the same policies and ports share their rules.
+    fn build_segments(&mut self, mut numbers: Vec<u32>, work: &mut Work) {
+        let alike = |number: &u32| self.segments.get(*number).map(|it| (it.policies.as_ptr(), &it.ports));
+        numbers.sort_by(|one, other| alike(one).cmp(&alike(other)));
+        let runs: Vec<Vec<u32>> = numbers.chunk_by(|one, other| alike(one) == alike(other)).map(<[u32]>::to_vec).collect();
+        for runs in runs.chunks(AT_ONCE) {
+            let built = parallel::map(runs, |numbers| self.build_alike(numbers));
+            for (number, segment, stamp, groups) in built.into_iter().flatten() {
+                self.install_segment(number, segment, stamp, &groups, work);
             }
-            let before = std::mem::replace(&mut segment.groups, groups.into());
+        }
+    }
+
+    fn build_alike(&self, numbers: &[u32]) -> Vec<(u32, Segment, S::Stamp, Arc<[u32]>)> {
+        let Some(first) = numbers.first().and_then(|number| self.segments.get(*number)) else { return Vec::new() };
+        let policies = self.selecting(&first.policies);
+        let mut groups: Vec<u32> = policies.flat_map(|(_, template)| template.groups.iter().copied()).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let groups: Arc<[u32]> = groups.into();
+        let (rules, audit) = self.build(first, &|group, ids| ids.extend(self.group(group).map(|known| known.shared.id.clone())));
+        let of_rules = S::rules(&rules, audit.as_deref());
+        let all = numbers.iter().filter_map(|number| Some((*number, self.segments.get(*number)?)));
+        let build = |(number, record): (u32, &SegmentRecord<S>)| {
+            let (id, title) = (record.id.clone(), record.shared.title.clone());
+            let stamp = S::segment(&id, &title, &of_rules);
+            (number, Segment { id, title, rules: rules.clone(), audit: audit.clone() }, stamp, groups.clone())
+        };
+        all.map(build).collect()
+    }
+
+    fn install_segment(&mut self, number: u32, built: Segment, stamp: S::Stamp, groups: &Arc<[u32]>, work: &mut Work) {
+        if let Some(segment) = self.segments.get_mut(number) {
+            if segment.stamp.is_none() || *segment.shared != built {
+                (segment.shared, segment.stamp) = (Arc::new(built), Some(stamp));
+            }
+            let before = std::mem::replace(&mut segment.groups, groups.clone());
             for node in segment.nodes.iter() {
                 let dirty = work.nodes.entry(node).or_default();
                 // Its form on the node may be another even where the shared one is the same.
@@ -777,7 +801,7 @@ impl<S: Stamps> Written<S> {
             && segment.nodes.add(node)
         {
             dirty.segments.push(to);
-            for group in &segment.groups {
+            for group in segment.groups.iter() {
                 if self.groups.get_mut(*group).is_some_and(|it| it.nodes.add(node)) {
                     dirty.groups.push(*group);
                 }
@@ -787,7 +811,7 @@ impl<S: Stamps> Written<S> {
             && segment.nodes.remove(node)
         {
             dirty.segments.push(from);
-            for group in &segment.groups {
+            for group in segment.groups.iter() {
                 if self.groups.get_mut(*group).is_some_and(|it| it.nodes.remove(node)) {
                     dirty.groups.push(*group);
                 }
