@@ -91,9 +91,9 @@ fn bad_objects() -> Vec<(&'static str, v1::Object, Expected)> {
             invalid(&["spec.ingress[0].from[0]", "10.0.0.0/40"]),
         ),
         (
-            "audit mode",
-            edited(|value| value["spec"]["mode"] = json!("Audit")),
-            invalid(&["objects[1] SegmentPolicy shop/db", "no Audit mode in this version"]),
+            "a mode that is none",
+            edited(|value| value["spec"]["mode"] = json!("Maybe")),
+            invalid(&["objects[1]", "spec.mode", "Maybe"]),
         ),
         ("a reject", object(&tier("Reject")), invalid(&["objects[1] ClusterSegmentPolicy tier", "answer: Reject"])),
         ("empty peers", edited(|value| value["spec"]["ingress"][0]["from"] = json!([])), invalid(&["spec.ingress[0].from"])),

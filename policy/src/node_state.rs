@@ -32,10 +32,14 @@ impl NodeState {
         self.addresses == other.addresses && same(&self.endpoints, &other.endpoints) && same(&self.segments, &other.segments)
     }
 
-    /// Whether a segment has rules of tiers, or others than the enforced ones: what an agent without the feature `tiers` would pass over.
+    /// Whether a segment has enforced rules of tiers: what an agent without the feature `tiers` would pass over.
     pub fn needs_tiers(&self) -> bool {
-        let tiers = |segment: &Segment| segment.has_tiers(Direction::Ingress) || segment.has_tiers(Direction::Egress);
-        self.segments.values().any(|segment| segment.audit.is_some() || tiers(segment))
+        self.segments.values().any(|segment| segment.has_tiers(Direction::Ingress) || segment.has_tiers(Direction::Egress))
+    }
+
+    /// Whether a policy in Audit mode is about somebody: what an agent without the feature `audit` would pass over.
+    pub fn needs_audit(&self) -> bool {
+        self.segments.values().any(|segment| segment.audit.is_some())
     }
 }
 

@@ -29,3 +29,6 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// The feature of agents that enforce tiers; the others are sent no state that has any.
 pub const FEATURE_TIERS: &str = "tiers";
+
+/// The feature of agents that tell what policies in Audit mode would deny; the others are sent no state that has any.
+pub const FEATURE_AUDIT: &str = "audit";

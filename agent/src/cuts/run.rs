@@ -10,6 +10,7 @@ use super::judge::Scene;
 use super::pass::{Outcome, Sink, pass};
 use super::socket::{ConntrackSocket, Selects};
 use super::wire::Label;
+use crate::audit::AuditHandle;
 use crate::core;
 use crate::flows::{CutTold, FlowId, LocalView, Record, Told};
 use crate::local::{LocalWorkloads, Warning};
@@ -77,6 +78,12 @@ impl Made {
     pub(super) fn scene(&self) -> Scene {
         Judged::new(self).scene()
     }
+
+    /// The same, and the state of the workloads that are alive here.
+    pub(crate) fn scene_and_state(&self) -> (Scene, Arc<NodeState>) {
+        let judged = Judged::new(self);
+        (judged.scene(), judged.state)
+    }
 }
 
 /// A commit to look at.
@@ -97,6 +104,7 @@ pub struct CutHandle {
     slot: Arc<(Mutex<Slot>, Condvar)>,
     gate: Arc<Gate>,
     purger: ConntrackSocket,
+    audit: Option<AuditHandle>,
 }
 
 impl std::fmt::Debug for CutHandle {
@@ -159,10 +167,15 @@ pub fn start(config: CutConfig, links: CutLinks) -> Result<CutHandle, ConntrackE
         .name("cuts".to_owned())
         .spawn(move || cutter.run(&of_thread))
         .map_err(|source| ConntrackError::Socket { act: "start a thread beside", source })?;
-    Ok(CutHandle { slot, gate, purger })
+    Ok(CutHandle { slot, gate, purger, audit: None })
 }
 
 impl CutHandle {
+    /// Tells those who judge by policies in Audit mode of each commit, too.
+    pub fn tell_audit(&mut self, audit: AuditHandle) {
+        self.audit = Some(audit);
+    }
+
     /// To be held during a commit and told how that went. Waits for one part of a pass at most.
     pub fn turn(&self) -> Turn<'_> {
         self.gate.turn()
@@ -170,6 +183,9 @@ impl CutHandle {
 
     /// A commit was made. Returns at once; a commit before it that was not looked at yet is passed over.
     pub fn committed(&self, made: Made) {
+        if let Some(audit) = &self.audit {
+            audit.committed(made.clone());
+        }
         let (slot, woken) = &*self.slot;
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         let is_again = slot.next.as_ref().is_some_and(|job| job.is_again || job.made.is_same(&made));
