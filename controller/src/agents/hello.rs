@@ -2,7 +2,7 @@
 
 use firebreak_policy::model::{Generation, NodeName};
 use firebreak_policy::node_state::NodeState;
-use firebreak_proto::{FEATURE_AUDIT, FEATURE_TIERS, PROTOCOL_VERSION, Refusal, v1};
+use firebreak_proto::{FEATURE_AUDIT, FEATURE_REJECT, FEATURE_TIERS, PROTOCOL_VERSION, Refusal, v1};
 use tonic::Status;
 
 /// A Hello that can be taken.
@@ -21,7 +21,11 @@ pub(crate) struct Caller {
 impl Caller {
     /// What of a state the agent would pass over, not knowing the fields that say it.
     pub(crate) fn lacks(&self, state: &NodeState) -> Option<&'static str> {
-        let needs = [(FEATURE_TIERS, state.needs_tiers(), "policies of tiers"), (FEATURE_AUDIT, state.needs_audit(), "policies in Audit mode")];
+        let needs = [
+            (FEATURE_TIERS, state.needs_tiers(), "policies of tiers"),
+            (FEATURE_REJECT, state.needs_reject(), "rules with `answer: Reject`"),
+            (FEATURE_AUDIT, state.needs_audit(), "policies in Audit mode"),
+        ];
         let lacking = needs.into_iter().find(|(feature, needed, _)| *needed && !self.features.iter().any(|it| it == feature));
         lacking.map(|(_, _, what)| what)
     }
