@@ -6,7 +6,7 @@
 
 use crate::barred::{Barred, MOST_ATTEMPTS};
 use crate::core::{Change, Core};
-use crate::cuts::{CutHandle, Made, Owners};
+use crate::cuts::{CutHandle, Made, Owners, Rules};
 use crate::dataplane::{Check, CommitError, CommitReport, Culprit, Dataplane, Delta, Desired, ObserveElement, ObserveError, ReadBackError};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
@@ -77,6 +77,14 @@ pub trait Kernel: Send + 'static {
     fn repair(&mut self) -> Result<CommitReport, CommitError> {
         Ok(CommitReport::default())
     }
+
+    /// Whether the rules may pass by what asks for cut connections; says whether they do.
+    ///
+    /// # Errors
+    /// As [`Dataplane::pass_by_cuts`].
+    fn pass_by_cuts(&mut self, _nothing_is_cut: bool) -> Result<bool, CommitError> {
+        Ok(false)
+    }
 }
 
 impl Kernel for Dataplane {
@@ -106,6 +114,10 @@ impl Kernel for Dataplane {
 
     fn repair(&mut self) -> Result<CommitReport, CommitError> {
         Dataplane::repair(self)
+    }
+
+    fn pass_by_cuts(&mut self, nothing_is_cut: bool) -> Result<bool, CommitError> {
+        Dataplane::pass_by_cuts(self, nothing_is_cut)
     }
 }
 
@@ -165,6 +177,10 @@ enum Job {
     Repair {
         reply: oneshot::Sender<Result<CommitReport, CommitError>>,
     },
+    PassByCuts {
+        nothing_is_cut: bool,
+        reply: oneshot::Sender<Result<bool, CommitError>>,
+    },
 }
 
 /// What a check found.
@@ -199,6 +215,9 @@ impl KernelThread {
     /// When the system has no thread to give.
     pub fn start(kernel: impl Kernel, marker: Option<Marker>, cuts: Option<(CutHandle, Owners)>, limits: Limits) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
+        if let Some((cuts, _)) = &cuts {
+            cuts.with_rules(Box::new(RulesOf(sender.downgrade())));
+        }
         let mut worker = Worker { kernel, core: Core::new(limits), barred: Barred::default(), marker, cuts };
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(job) = jobs.blocking_recv() {
@@ -240,6 +259,21 @@ impl KernelThread {
     }
 }
 
+/// The dataplane's thread as the one that cuts sees it. Does not keep it from ending.
+struct RulesOf(mpsc::WeakSender<Job>);
+
+impl Rules for RulesOf {
+    fn pass_by_cuts(&self, nothing_is_cut: bool) -> Result<bool, String> {
+        let gone = || KernelGone.to_string();
+        let (reply, answer) = oneshot::channel();
+        let jobs = self.0.upgrade().ok_or_else(gone)?;
+        jobs.blocking_send(Job::PassByCuts { nothing_is_cut, reply }).map_err(|_| gone())?;
+        // While the answer is waited for, this must not be what keeps the thread alive.
+        drop(jobs);
+        answer.blocking_recv().map_err(|_| gone())?.map_err(|error| error.to_string())
+    }
+}
+
 struct Worker<K> {
     kernel: K,
     core: Core,
@@ -274,6 +308,9 @@ impl<K: Kernel> Worker<K> {
                 // What comes next is compared as a whole.
                 self.core.forget();
                 let _ = reply.send(repaired);
+            }
+            Job::PassByCuts { nothing_is_cut, reply } => {
+                let _ = reply.send(self.kernel.pass_by_cuts(nothing_is_cut));
             }
         }
     }

@@ -31,6 +31,7 @@ mod render_shared;
 mod report;
 mod shared;
 mod shared_text;
+mod shortcut;
 mod skeleton;
 mod socket;
 mod tables;
