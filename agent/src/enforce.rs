@@ -7,7 +7,10 @@
 use crate::barred::{Barred, MOST_ATTEMPTS};
 use crate::core::{Change, Core};
 use crate::cuts::{CutHandle, Made, Owners, Rules};
-use crate::dataplane::{Check, CommitError, CommitReport, Culprit, Dataplane, Delta, Desired, ObserveElement, ObserveError, ReadBackError};
+use crate::dataplane::{
+    Check, CommitError, CommitReport, Culprit, Dataplane, Delta, Desired, ObserveElement, ObserveError, ReadBackError, Revoked,
+    read_revoked,
+};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
 use crate::state::Marker;
@@ -78,6 +81,14 @@ pub trait Kernel: Send + 'static {
         Ok(CommitReport::default())
     }
 
+    /// Forgets cut connections that are allowed again.
+    ///
+    /// # Errors
+    /// As [`Dataplane::forget_revoked`].
+    fn forget_revoked(&mut self, _which: &BTreeSet<Revoked>) -> Result<usize, CommitError> {
+        Ok(0)
+    }
+
     /// Whether the rules may pass by what asks for cut connections; says whether they do.
     ///
     /// # Errors
@@ -114,6 +125,10 @@ impl Kernel for Dataplane {
 
     fn repair(&mut self) -> Result<CommitReport, CommitError> {
         Dataplane::repair(self)
+    }
+
+    fn forget_revoked(&mut self, which: &BTreeSet<Revoked>) -> Result<usize, CommitError> {
+        Dataplane::forget_revoked(self, which)
     }
 
     fn pass_by_cuts(&mut self, nothing_is_cut: bool) -> Result<bool, CommitError> {
@@ -177,6 +192,11 @@ enum Job {
     Repair {
         reply: oneshot::Sender<Result<CommitReport, CommitError>>,
     },
+    ForgetRevoked {
+        of: Made,
+        allowed: BTreeSet<Revoked>,
+        reply: oneshot::Sender<Result<usize, CommitError>>,
+    },
     PassByCuts {
         nothing_is_cut: bool,
         reply: oneshot::Sender<Result<bool, CommitError>>,
@@ -218,7 +238,7 @@ impl KernelThread {
         if let Some((cuts, _)) = &cuts {
             cuts.with_rules(Box::new(RulesOf(sender.downgrade())));
         }
-        let mut worker = Worker { kernel, core: Core::new(limits), barred: Barred::default(), marker, cuts };
+        let mut worker = Worker { kernel, core: Core::new(limits), barred: Barred::default(), marker, cuts, in_force: None };
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(job) = jobs.blocking_recv() {
                 worker.run(job);
@@ -264,10 +284,24 @@ struct RulesOf(mpsc::WeakSender<Job>);
 
 impl Rules for RulesOf {
     fn pass_by_cuts(&self, nothing_is_cut: bool) -> Result<bool, String> {
+        self.ask(|reply| Job::PassByCuts { nothing_is_cut, reply })
+    }
+
+    fn revoked(&self) -> Result<BTreeSet<Revoked>, String> {
+        read_revoked().map_err(|error| error.to_string())
+    }
+
+    fn forget(&self, of: &Made, allowed: BTreeSet<Revoked>) -> Result<usize, String> {
+        self.ask(|reply| Job::ForgetRevoked { of: of.clone(), allowed, reply })
+    }
+}
+
+impl RulesOf {
+    fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, CommitError>>) -> Job) -> Result<T, String> {
         let gone = || KernelGone.to_string();
         let (reply, answer) = oneshot::channel();
         let jobs = self.0.upgrade().ok_or_else(gone)?;
-        jobs.blocking_send(Job::PassByCuts { nothing_is_cut, reply }).map_err(|_| gone())?;
+        jobs.blocking_send(job(reply)).map_err(|_| gone())?;
         // While the answer is waited for, this must not be what keeps the thread alive.
         drop(jobs);
         answer.blocking_recv().map_err(|_| gone())?.map_err(|error| error.to_string())
@@ -280,6 +314,8 @@ struct Worker<K> {
     barred: Barred,
     marker: Option<Marker>,
     cuts: Option<(CutHandle, Owners)>,
+    /// What was committed last; `None` while nobody knows.
+    in_force: Option<Made>,
 }
 
 impl<K: Kernel> Worker<K> {
@@ -308,6 +344,11 @@ impl<K: Kernel> Worker<K> {
                 // What comes next is compared as a whole.
                 self.core.forget();
                 let _ = reply.send(repaired);
+            }
+            Job::ForgetRevoked { of, allowed, reply } => {
+                // By a state that is not in force any more nothing is allowed; the commit that followed is looked at too.
+                let is_in_force = self.in_force.as_ref().is_some_and(|made| made.is_same(&of));
+                let _ = reply.send(if is_in_force { self.kernel.forget_revoked(&allowed) } else { Ok(0) });
             }
             Job::PassByCuts { nothing_is_cut, reply } => {
                 let _ = reply.send(self.kernel.pass_by_cuts(nothing_is_cut));
@@ -370,6 +411,11 @@ impl<K: Kernel> Worker<K> {
             Change::Whole(desired) => self.kernel.commit(desired),
             Change::Members(delta) => self.kernel.commit_delta(delta),
         };
+        match &result {
+            Ok(_) => self.in_force = Some(made.clone()),
+            Err(CommitError::Unknown(_)) => self.in_force = None,
+            Err(_) => {}
+        }
         match (&result, &mut turn) {
             (Ok(_), Some(turn)) => turn.made(&made),
             (Err(CommitError::Unknown(_)), Some(turn)) => turn.unknown(),

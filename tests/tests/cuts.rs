@@ -445,6 +445,41 @@ fn what_is_allowed_again_goes_on() {
     }
 }
 
+#[test]
+fn what_was_cut_and_lost_its_entry_goes_on_when_a_block_of_addresses_allows_it_though_only_its_other_end_speaks() {
+    let site = site("k15");
+    let mut port = 9_000;
+    let mut sessions = open(&site, "shop/web-bridged", "shop/db-bridged", &mut port);
+    sessions.extend(open(&site, "shop/web-routed", "shop/db-routed", &mut port));
+    sessions.retain(|session| session.over == Over::Udp);
+    for end in ["web-bridged", "db-bridged", "web-routed", "db-routed"] {
+        ignore_endings(&site, &format!("shop/{end}"));
+    }
+    let begun = Instant::now();
+    site.controller.apply(&close_db()).unwrap();
+    assert_ended(&sessions, begun, Instant::now());
+    for end in ["web-bridged", "web-routed"] {
+        let inside = site.namespace(&format!("shop/{end}")).unwrap();
+        inside.output("nft add table inet mute").unwrap();
+        inside.output("nft add chain inet mute out { type filter hook output priority 0 ; }").unwrap();
+        inside.output("nft add rule inet mute out meta l4proto udp drop").unwrap();
+    }
+    for node in ["bridged", "routed"] {
+        conntrack::flush(site.namespace(node).unwrap()).unwrap();
+    }
+    assert_stay_ended(&sessions, &[]);
+    let heard: Vec<_> = sessions.iter().map(Session::heard).collect();
+    let everybody = "ingress: [{from: [{cidr: {cidr: 0.0.0.0/0}}, {cidr: {cidr: \"::/0\"}}]}]";
+    site.controller.apply(&segment("db", &format!("appliesTo: {{matchLabels: {{app: db}}}}, {everybody}"))).unwrap();
+    wait::until("clients to hear their servers", Duration::from_secs(20), || {
+        for (session, heard) in sessions.iter().zip(&heard) {
+            anyhow::ensure!(session.heard()[0] > heard[0], "{} is still refused", session.name);
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
 /// Connects from a port of its own choice and hears one byte.
 fn connect_from(port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
     let (family, any): (_, IpAddr) = match to {

@@ -71,7 +71,7 @@ pub struct Made {
 }
 
 impl Made {
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.committed, &other.committed) && Arc::ptr_eq(&self.local, &other.local)
     }
 
@@ -151,6 +151,7 @@ pub fn start(config: CutConfig, links: CutLinks) -> Result<CutHandle, ConntrackE
         gate: gate.clone(),
         rules: rules.clone(),
         clean: Clean::default(),
+        may_be_revoked: true,
         links,
         judged: None,
         affected: Affected::everything(),
@@ -263,6 +264,8 @@ struct Cutter {
     gate: Arc<Gate>,
     rules: RulesLink,
     clean: Clean,
+    /// Whether the rules ask for what is remembered without an entry.
+    may_be_revoked: bool,
     links: CutLinks,
     judged: Option<Judged>,
     /// What is to be judged by a first look.
@@ -380,9 +383,10 @@ impl Cutter {
         let mut sitting = Sitting { gate: self.gate.clone(), of: judged.made.clone(), rules: self.rules.clone(), has_asked: false };
         let mut teller = Teller { links: &self.links, silent: &mut self.silent, records: Vec::new() };
         let scene = Arc::new(judged.scene());
-        let result = pass(&mut self.dumper, &mut self.changer, scene, &mut sitting, affected, &mut teller);
+        let result = pass(&mut self.dumper, &mut self.changer, scene.clone(), &mut sitting, affected, &mut teller);
         teller.send();
         if sitting.has_asked {
+            self.may_be_revoked = true;
             self.clean.not_yet(Instant::now());
         }
         let outcome = result?;
@@ -392,18 +396,33 @@ impl Cutter {
             self.affected.add(Affected::everything());
             return Ok(());
         }
+        self.forget_allowed(&scene)?;
         self.tell_rules(affected.everything, outcome.labelled > 0, sitting.has_asked)
+    }
+
+    /// The rules ask the other way round only sets that name both ends; what a list of blocks or a large group allows again is known here.
+    fn forget_allowed(&mut self, scene: &Scene) -> Result<(), ConntrackError> {
+        let Some(judged) = self.judged.as_ref().filter(|_| self.may_be_revoked) else { return Ok(()) };
+        let forgotten = self.rules.forget(&judged.made, |revoked| scene.allows_again(revoked))?;
+        if forgotten > 0 {
+            tracing::info!(forgotten, "connections that were cut and whose entries are gone are allowed again");
+        }
+        Ok(())
     }
 
     /// Has the rules ask for the label where there are some, and pass by it where a second look has found none.
     fn tell_rules(&mut self, at_everything: bool, found_some: bool, has_asked: bool) -> Result<(), ConntrackError> {
         if found_some && !has_asked {
             // Of an agent before, or of somebody else who has brought them in.
+            self.may_be_revoked = true;
             self.rules.ask()?;
         }
         let now = Instant::now();
-        if self.clean.looked(now, at_everything, !(found_some || has_asked)) && !self.rules.pass_by()? {
-            self.clean.not_yet(now);
+        if self.clean.looked(now, at_everything, !(found_some || has_asked)) {
+            self.may_be_revoked = !self.rules.pass_by()?;
+            if self.may_be_revoked {
+                self.clean.not_yet(now);
+            }
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::plan::{KernelState, Plan, SetChange, plan, plan_delta, plan_restore};
 use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
+use super::revoked::{self, Revoked};
 use super::shared::{plan_tidy, split_prepared};
 use super::shortcut::{self, Placed, Shortcuts};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
@@ -459,8 +460,8 @@ impl Dataplane {
         if nothing_is_cut && !self.nothing_is_cut {
             // A packet of a connection whose entry has just gone may be about to be remembered.
             moves::wait_for_packets_under_way();
-            let is_empty = shortcut::nothing_is_revoked(&mut self.socket).map_err(|error| CommitError::Unknown(error.to_string()))?;
-            if !is_empty {
+            let left = revoked::read(&mut self.socket).map_err(|error| CommitError::Unknown(error.to_string()))?;
+            if !left.is_empty() {
                 return Ok(false);
             }
         }
@@ -468,6 +469,15 @@ impl Dataplane {
         let wanted = self.wanted_shortcuts();
         self.write_shortcuts(wanted)?;
         Ok(nothing_is_cut)
+    }
+
+    /// Takes out of the sets of cut connections what the caller knows to be allowed again; what its answering end sends is judged by itself then.
+    /// Says how many were there.
+    ///
+    /// # Errors
+    /// None was taken out.
+    pub fn forget_revoked(&mut self, which: &BTreeSet<Revoked>) -> Result<usize, CommitError> {
+        if self.is_outdated { Ok(0) } else { revoked::forget(&mut self.socket, which) }
     }
 
     /// What is found at a start is ours if it is whole; words if it is not.

@@ -25,14 +25,12 @@
 //! A bridge's rules come after it is known and go before it is not.
 
 use super::error::{CommitError, ReadBackError, Refusal};
-use super::names::{COUNTER_UNKNOWN_IN, FAMILIES, Layer, TABLE, revoked};
+use super::names::{COUNTER_UNKNOWN_IN, FAMILIES, Layer, TABLE};
 use super::render_shared::{compare, conntrack_state, immediate, meta, only_bits};
 use super::skeleton::{SHORTCUTS, judged_name};
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::DUMP_ATTEMPTS;
-use super::wire::{
-    Attributes, CREATE, DATA_VALUE, DATA_VERDICT, LIST_ELEMENT, Message, Received, Writer, element, expression as e, rule, verdict,
-};
+use super::wire::{Attributes, CREATE, DATA_VALUE, DATA_VERDICT, LIST_ELEMENT, Message, Received, Writer, expression as e, rule, verdict};
 use firebreak_policy::model::Family;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -280,31 +278,6 @@ fn rules_of(socket: &mut NetfilterSocket, chain: &'static str) -> Result<Vec<(u6
         }
     }
     Err(ReadBackError::Busy { set: what(), attempts: DUMP_ATTEMPTS })
-}
-
-/// Whether no connection that was cut is remembered by its ends.
-pub(super) fn nothing_is_revoked(socket: &mut NetfilterSocket) -> Result<bool, ReadBackError> {
-    let mut elements = 0_usize;
-    for family in FAMILIES {
-        let set = revoked(family);
-        let take = |received: &Received<'_>| -> Result<(), std::convert::Infallible> {
-            let list = received.attributes().find(element::LIST_ELEMENTS);
-            elements += list.map_or(0, |list| list.nested().count());
-            Ok(())
-        };
-        let asked = |writer: &mut Writer| {
-            writer.text(element::LIST_TABLE, TABLE);
-            writer.text(element::LIST_SET, &set);
-        };
-        match socket.dump(Message::GetSetElement, Some(Layer::Inet), asked, take) {
-            Ok(Ok(())) => {}
-            // It changes: ask again later.
-            Err(RequestError::Interrupted) => return Ok(false),
-            Err(RequestError::Refused(source)) => return Err(ReadBackError::Refused { set, source }),
-            Err(RequestError::Socket(error)) => return Err(ReadBackError::Socket(error)),
-        }
-    }
-    Ok(elements == 0)
 }
 
 /// Makes them so, in one transaction; writes nothing when they are. Says whether it wrote.

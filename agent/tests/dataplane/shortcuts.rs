@@ -1,11 +1,12 @@
 //! Rules that come and go in the base chains: about bridges, and past what asks for cut connections while there are none.
 
 use crate::install::open;
-use crate::lab::{Lab, Topology, sets};
+use crate::lab::{End, Lab, Topology, sets};
 use crate::packets::{connect, ticks};
 use firebreak_agent::cuts::{Change, Changed, Conntrack, ConntrackSocket, Entry, Filter, Label};
-use firebreak_agent::dataplane::{Check, Desired, SkeletonState};
-use firebreak_policy::model::Family;
+use firebreak_agent::dataplane::{Check, Desired, Revoked, SkeletonState, read_revoked};
+use firebreak_policy::model::{Family, Protocol};
+use std::collections::BTreeSet;
 
 /// The rules of a base chain, without their list's frame.
 fn rules(lab: &Lab, chain: &str) -> Vec<String> {
@@ -123,7 +124,7 @@ fn a_shortcut_that_was_taken_away_added_or_moved_while_no_agent_ran_is_noticed_a
 fn entry_of(conntrack: &mut ConntrackSocket, client: std::net::SocketAddr) -> Entry {
     let mut found = Vec::new();
     conntrack.dump(Filter::All, &mut |entry| found.push(entry)).unwrap();
-    found.retain(|entry| entry.source() == client.ip() && entry.original.protocol == firebreak_policy::model::Protocol::TCP);
+    found.retain(|entry| entry.source() == client.ip() && entry.original.protocol == Protocol::TCP);
     assert_eq!(found.len(), 1, "{found:?}");
     found.remove(0)
 }
@@ -148,6 +149,13 @@ fn rules_that_pass_by_do_not_see_a_label_and_ask_as_soon_as_they_are_told() {
         assert!(!dataplane.pass_by_cuts(false).unwrap());
         assert!(!ticks(&mut client, &mut server), "{topology:?}: it is cut");
         assert!(!dataplane.pass_by_cuts(true).unwrap(), "{topology:?}: its ends are remembered");
+        let remembered = lab.node.run(|| read_revoked().unwrap());
+        let server = (lab.address(End::B, family), 1001);
+        let answer = Revoked { from: server, to: (address.ip(), address.port()), protocol: Protocol::TCP };
+        assert_eq!(remembered, BTreeSet::from([answer]), "{topology:?}");
         assert!(rules(&lab, "forward").iter().all(|rule| rule != "ct state established accept"), "{topology:?}");
+        let strange = Revoked { from: (server.0, 1), ..answer };
+        assert_eq!(dataplane.forget_revoked(&[strange, answer].into()).unwrap(), 1, "{topology:?}: what is not there is no harm");
+        assert_eq!(lab.node.run(|| read_revoked().unwrap()), BTreeSet::new(), "{topology:?}");
     }
 }
