@@ -39,6 +39,7 @@ mod socket;
 mod wire;
 
 pub use affected::{Affected, affected};
+pub(crate) use apply::dumps_of;
 pub use apply::{Change, Changed, Conntrack, Size};
 pub use entry::{Counters, Detail, Entry, SctpInfo, TcpInfo, Tuple};
 pub use error::ConntrackError;

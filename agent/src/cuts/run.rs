@@ -12,6 +12,7 @@ use super::pass::{Outcome, Sink, pass};
 use super::rules::{Rules, RulesLink};
 use super::socket::{ConntrackSocket, Selects};
 use super::wire::Label;
+use crate::audit::AuditHandle;
 use crate::core;
 use crate::flows::{CutTold, FlowId, LocalView, Record, Told};
 use crate::local::{LocalWorkloads, Warning};
@@ -79,6 +80,12 @@ impl Made {
     pub(super) fn scene(&self) -> Scene {
         Judged::new(self).scene()
     }
+
+    /// The same, and the state of the workloads that are alive here.
+    pub(crate) fn scene_and_state(&self) -> (Scene, Arc<NodeState>) {
+        let judged = Judged::new(self);
+        (judged.scene(), judged.state)
+    }
 }
 
 /// A commit to look at.
@@ -100,6 +107,7 @@ pub struct CutHandle {
     gate: Arc<Gate>,
     purger: ConntrackSocket,
     rules: RulesLink,
+    audit: Option<AuditHandle>,
 }
 
 impl std::fmt::Debug for CutHandle {
@@ -166,13 +174,18 @@ pub fn start(config: CutConfig, links: CutLinks) -> Result<CutHandle, ConntrackE
         .name("cuts".to_owned())
         .spawn(move || cutter.run(&of_thread))
         .map_err(|source| ConntrackError::Socket { act: "start a thread beside", source })?;
-    Ok(CutHandle { slot, gate, purger, rules })
+    Ok(CutHandle { slot, gate, purger, rules, audit: None })
 }
 
 impl CutHandle {
     /// Says where the rules are told whether anything is cut; before the first commit is.
     pub fn with_rules(&self, rules: Box<dyn Rules>) {
         self.rules.set(rules);
+    }
+
+    /// Tells those who judge by policies in Audit mode of each commit, too.
+    pub fn tell_audit(&mut self, audit: AuditHandle) {
+        self.audit = Some(audit);
     }
 
     /// To be held during a commit and told how that went. Waits for one part of a pass at most.
@@ -182,6 +195,9 @@ impl CutHandle {
 
     /// A commit was made. Returns at once; a commit before it that was not looked at yet is passed over.
     pub fn committed(&self, made: Made) {
+        if let Some(audit) = &self.audit {
+            audit.committed(made.clone());
+        }
         let (slot, woken) = &*self.slot;
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         let is_again = slot.next.as_ref().is_some_and(|job| job.is_again || job.made.is_same(&made));
