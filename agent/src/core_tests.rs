@@ -282,6 +282,13 @@ fn a_guard_binds_nothing_that_the_workload_alone_says() {
             &[ip(2)],
         ),
         (
+            "an engine says two, and the controller has heard of one",
+            &[2, 9],
+            |interface, _| interface.vouched = Some(Vouched { macs: BTreeSet::new(), addresses: [ip(2), ip(9)].into() }),
+            Some(mac(7)),
+            &[ip(2)],
+        ),
+        (
             "another MAC address than the engine gave",
             &[2],
             |interface, _| interface.vouched = Some(Vouched { macs: [mac(8)].into(), addresses: [ip(2)].into() }),

@@ -351,9 +351,9 @@ impl Session {
             }
         }
         self.patience = None;
-        let updates = if target.state.needs_tiers() && !self.caller.tiers {
+        let updates = if let Some(what) = self.caller.lacks(&target.state) {
             // It would pass over fields that it does not know, and let through what they deny.
-            Err(format!("agent {} does not enforce tiers, and policies of tiers are about its workloads: upgrade it", self.caller.version))
+            Err(format!("agent {} does not know {what}, which are about its workloads: upgrade it", self.caller.version))
         } else {
             difference(&node, &self.holding, target).map_err(|oversized| oversized.to_string())
         };
