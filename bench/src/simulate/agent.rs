@@ -140,7 +140,9 @@ async fn converse(number: u32, shared: &mut Shared, held: &mut Held) -> Result<(
 fn refused(status: tonic::Status) -> Ended {
     match status.code() {
         // A controller that stops, or is killed.
-        tonic::Code::Unavailable | tonic::Code::Aborted | tonic::Code::Cancelled | tonic::Code::Unknown | tonic::Code::Internal => Ended::Lost,
+        tonic::Code::Unavailable | tonic::Code::Aborted | tonic::Code::Cancelled | tonic::Code::Unknown | tonic::Code::Internal => {
+            Ended::Lost
+        }
         tonic::Code::Ok
         | tonic::Code::InvalidArgument
         | tonic::Code::DeadlineExceeded
@@ -259,8 +261,7 @@ fn held_parts(held: &Held) -> Vec<Up> {
         .objects()
         .map(|(key, hash)| v1::HeldObject { kind: v1::ObjectKind::from(key.kind).into(), id: key.id.to_string(), hash: hash.to_wire() })
         .collect();
-    let mut parts: Vec<v1::Held> =
-        objects.chunks(HELD_PER_PART).map(|some| v1::Held { objects: some.to_vec(), last: false }).collect();
+    let mut parts: Vec<v1::Held> = objects.chunks(HELD_PER_PART).map(|some| v1::Held { objects: some.to_vec(), last: false }).collect();
     match parts.last_mut() {
         Some(part) => part.last = true,
         None => parts.push(v1::Held { objects: Vec::new(), last: true }),

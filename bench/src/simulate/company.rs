@@ -115,7 +115,8 @@ impl Company {
         while !places.is_empty() {
             let number = company.apps.len();
             let replicas = company.random.between(*REPLICAS.start(), *REPLICAS.end()) as usize;
-            let app = App { team: number / APPS_PER_TEAM, number: number % APPS_PER_TEAM, pods: Vec::new(), admits: 0, admitted_by: Vec::new() };
+            let app =
+                App { team: number / APPS_PER_TEAM, number: number % APPS_PER_TEAM, pods: Vec::new(), admits: 0, admitted_by: Vec::new() };
             company.apps.push(app);
             for (replica, node) in places.drain(..replicas.min(places.len())).enumerate() {
                 let index = company.pod(format!("a{}-{replica}", number % APPS_PER_TEAM), Some(number), node);

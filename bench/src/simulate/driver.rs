@@ -270,7 +270,9 @@ impl Driver {
         loop {
             let answer = self.runtime.block_on(self.operator.clone().get(request.clone()));
             let told = match answer {
-                Ok(answer) => answer.into_inner().conditions.into_iter().find(|it| it.r#type == "Realized").map(|it| it.message).unwrap_or_default(),
+                Ok(answer) => {
+                    answer.into_inner().conditions.into_iter().find(|it| it.r#type == "Realized").map(|it| it.message).unwrap_or_default()
+                }
                 Err(status) => status.to_string(),
             };
             if told.replace(',', "").starts_with(&wanted) {

@@ -69,7 +69,8 @@ pub(crate) fn command(options: &Options) -> ExitCode {
     add(&mut report, &outcome);
     println!("{}", report.table());
     if let Some(path) = &options.outcome
-        && let Err(error) = serde_json::to_string_pretty(&outcome).map_err(anyhow::Error::from).and_then(|text| Ok(std::fs::write(path, text)?))
+        && let Err(error) =
+            serde_json::to_string_pretty(&outcome).map_err(anyhow::Error::from).and_then(|text| Ok(std::fs::write(path, text)?))
     {
         eprintln!("cannot write {}: {error:#}", path.display());
         return ExitCode::FAILURE;
@@ -97,7 +98,10 @@ fn add(report: &mut Report, outcome: &Outcome) {
     report.add(Figure::new("  controller's processor time for it", cold.controller_cpu_ms, "ms"));
     report.add(Figure::new("  messages down", mb(cold.traffic.bytes_down), "MB"));
     report.add(Figure::new("  controller's resident memory then", mb(cold.resident), "MB").at_most(1_000.0));
-    report.add(Figure::new("one change that concerns all to the last ack, worst of its rounds (row 6)", one_change.to_last_ack.max_ms, "ms").at_most(1_000.0));
+    report.add(
+        Figure::new("one change that concerns all to the last ack, worst of its rounds (row 6)", one_change.to_last_ack.max_ms, "ms")
+            .at_most(1_000.0),
+    );
     report.add(Figure::new("  the middle of them", one_change.to_last_ack.p50_ms, "ms"));
     report.add(Figure::new("  controller's processor time for one", one_change.controller_cpu_ms, "ms"));
     report.add(Figure::new("  messages down for one", mb(one_change.bytes_down), "MB"));
@@ -110,12 +114,16 @@ fn add(report: &mut Report, outcome: &Outcome) {
     report.add(Figure::new("  of a processor, all agents together", churn.agents_cpu, ""));
     report.add(Figure::new("  on the loopback interface, with all headers", churn.wire_bytes_per_second / 1e6, "MB/s"));
     report.add(Figure::new("  controller's resident memory then", mb(churn.resident), "MB").at_most(1_000.0));
-    report.add(Figure::new(format!("{} agents stall: the others' p99, changes that concern few", stall.stalled), stall.few.p99_ms, "ms").at_most(50.0));
+    report.add(
+        Figure::new(format!("{} agents stall: the others' p99, changes that concern few", stall.stalled), stall.few.p99_ms, "ms")
+            .at_most(50.0),
+    );
     report.add(Figure::new("  controller's memory grew by", mb(stall.grew), "MB"));
     report.add(Figure::new("  the stalled ones in sync after", stall.converged_ms, "ms"));
     report.add(Figure::new("  generations that a stalled one took then, the most", f64::from(stall.most_generations), ""));
     report.add(Figure::new("controller killed and started: all in sync after (row 6)", restart.took_ms, "ms").at_most(30_000.0));
     report.add(Figure::new("  objects sent whole", restart.traffic.whole_objects as f64, "").at_most(0.0));
     report.add(Figure::new("  messages down", mb(restart.traffic.bytes_down), "MB"));
-    report.add(Figure::new("changes without an ack, and other problems", (churn.lost + stall.lost + problems.len()) as f64, "").at_most(0.0));
+    report
+        .add(Figure::new("changes without an ack, and other problems", (churn.lost + stall.lost + problems.len()) as f64, "").at_most(0.0));
 }
