@@ -312,9 +312,13 @@ impl Session {
                 controller_version: env!("CARGO_PKG_VERSION").to_owned(),
             };
             self.pending.push_back(Frame::Message(Down::Welcome(welcome)));
+            // Numbers of generations go on from what the agent holds, and from what was sent to its node before: one that says that it holds an older
+            // generation, or none, is not sent a number again that stood for something else. What it holds is told by the hashes alone.
             if self.caller.epoch == *published.epoch {
                 self.generation = self.caller.generation;
             }
+            let sent = self.hub.board().ask(&self.caller.node, |progress| progress.sent_generation).unwrap_or_default();
+            self.generation = self.generation.max(sent);
         }
         self.declare(&published);
         self.send_newest();

@@ -139,6 +139,11 @@ impl Board {
         self.lock().get(node).cloned()
     }
 
+    /// The same of anything; `None` of a node that has no line.
+    pub(crate) fn ask<T>(&self, node: &NodeName, ask: impl FnOnce(&Progress) -> T) -> Option<T> {
+        self.lock().get(node).map(ask)
+    }
+
     /// What one node's line says, without a copy of it.
     pub(crate) fn tells(&self, node: &NodeName, ask: impl FnOnce(&Progress) -> bool) -> bool {
         self.lock().get(node).is_some_and(ask)
@@ -149,7 +154,9 @@ impl Board {
         let (seen, now) = now;
         self.update(node, |progress| {
             if progress.boot_id != boot_id {
-                *progress = Progress { boot_id: boot_id.to_owned(), ..Progress::default() };
+                // Numbers of generations do not come back.
+                let sent_generation = progress.sent_generation;
+                *progress = Progress { boot_id: boot_id.to_owned(), sent_generation, ..Progress::default() };
             }
             progress.connected = true;
             progress.agent_version = agent_version.to_owned();

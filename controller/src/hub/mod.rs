@@ -4,6 +4,7 @@
 //! complete or absent: before the store is read there is none (the in-sync gate), so that no node ever sees half of the sources.
 
 pub(crate) mod board;
+pub(crate) mod census;
 mod live;
 pub(crate) mod published;
 #[cfg(test)]
