@@ -135,7 +135,11 @@ impl Session {
                         return Ok(());
                     }
                 },
-                () = wake.notified(), if self.introduced => self.publish()?,
+                () = wake.notified(), if self.introduced => {
+                    let before = self.generation;
+                    self.publish()?;
+                    self.settle_unless_sent(before);
+                }
                 Some(order) = orders.recv(), if self.declared.is_some() => self.pending.push_back(Frame::Message(Down::Observe(order))),
                 () = tokio::time::sleep_until(self.patience.unwrap_or_else(Instant::now)), if self.patience.is_some() => {
                     tracing::warn!(node = %self.caller.node, "an agent did not say what it runs; its node gets the state that is known");
@@ -297,7 +301,15 @@ impl Session {
             progress.failure = failure;
         });
         self.send_newest();
+        self.settle_unless_sent(acked_generation);
         Ok(())
+    }
+
+    /// Others may have their turn, unless a generation after `before` was just put on its way.
+    fn settle_unless_sent(&self, before: Generation) {
+        if self.generation == before {
+            self.hub.wakes().settle(&self.caller.node);
+        }
     }
 
     fn publish(&mut self) -> Result<(), Status> {

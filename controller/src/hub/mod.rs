@@ -263,7 +263,7 @@ impl HubTask {
         match before.as_deref() {
             Some(before) => {
                 let declared = wake::declared(before, &published);
-                self.wakes.wake(wake::targeted(before, &published).into_iter().chain(declared).chain(&touched));
+                self.wakes.wake(&wake::targeted(before, &published).into_iter().chain(declared).chain(&touched).collect());
             }
             None => self.wakes.wake_all(),
         }
