@@ -75,17 +75,6 @@ impl Published {
             forgotten,
         }
     }
-
-    /// The nodes that a generation has to go to that the previous publication did not ask for.
-    pub(crate) fn new_for<'a>(&'a self, previous: Option<&'a Published>) -> impl Iterator<Item = &'a NodeName> {
-        self.targets
-            .iter()
-            .filter(move |(name, target)| {
-                let before = previous.filter(|it| it.revision == self.revision).and_then(|it| it.targets.get(*name));
-                before.is_none_or(|before| before.hash != target.hash)
-            })
-            .map(|(name, _)| name)
-    }
 }
 
 impl Target {
