@@ -19,6 +19,7 @@ pub mod node_judge;
 pub mod node_state;
 #[cfg(feature = "arbitrary")]
 pub mod reference;
+pub mod shared_map;
 mod shared_sets;
 mod tiers;
 
@@ -26,4 +27,5 @@ pub use compile::{Compiled, Problem, compile};
 pub use engine::{Engine, EvaluateError, FlowVerdict};
 pub use flatten::{Flattened, Limits, SetsDelta, Step, flatten, flatten_with};
 pub use members::{Changes, Members};
+pub use shared_map::SharedMap;
 pub use tiers::resolved;

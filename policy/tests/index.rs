@@ -8,7 +8,7 @@ use firebreak_policy::index::{Holding, Index, Running, Stamps, Unstamped, Writte
 use firebreak_policy::model::*;
 use firebreak_policy::node_state::{GroupId, LocalEndpoint, Member, NodeState, ObjectKey, ObjectKind, Rulebook, SegmentId};
 use firebreak_policy::reference::Reference;
-use firebreak_policy::{Compiled, compile};
+use firebreak_policy::{Compiled, SharedMap, compile};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,8 +89,8 @@ enum Event {
 }
 
 fn differences<K: Ord + Clone, V: Clone + PartialEq>(
-    from: &BTreeMap<K, V>,
-    to: &BTreeMap<K, V>,
+    from: &SharedMap<K, V>,
+    to: &SharedMap<K, V>,
     event: impl Fn(K, Option<V>) -> Event,
 ) -> Vec<Event> {
     let keys: BTreeSet<&K> = from.keys().chain(to.keys()).collect();
@@ -242,7 +242,7 @@ impl Dice {
     }
 
     /// Some of each: what has changed, what is there only sometimes, what stays.
-    fn mix<K: Ord + Clone, V: Clone>(&mut self, sources: &[&BTreeMap<K, V>], before: &BTreeMap<K, V>) -> BTreeMap<K, V> {
+    fn mix<K: Ord + Clone, V: Clone>(&mut self, sources: &[&SharedMap<K, V>], before: &SharedMap<K, V>) -> SharedMap<K, V> {
         let keys: BTreeSet<&K> = sources.iter().flat_map(|it| it.keys()).collect();
         let mut mixed = before.clone();
         for key in keys {

@@ -176,7 +176,8 @@ proptest! {
     #[test]
     fn lists_without_order_do_not_change_a_hash(segment in segment(), endpoint in endpoint()) {
         let mut turned = segment.clone();
-        for isolation in [&mut turned.rules.ingress, &mut turned.rules.egress].into_iter().flatten() {
+        let rules = std::sync::Arc::make_mut(&mut turned.rules);
+        for isolation in [&mut rules.ingress, &mut rules.egress].into_iter().flatten() {
             isolation.policies.reverse();
             for rule in &mut isolation.rules {
                 if let CompiledPeers::Groups(groups) = &mut rule.peers {

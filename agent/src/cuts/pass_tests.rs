@@ -34,8 +34,12 @@ fn state() -> NodeState {
         addresses: [ip(DB)].into(),
         published_ports: Vec::new(),
     };
-    let segment =
-        Segment { id: segment, title: "db".to_owned(), rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() }.into(), audit: None };
+    let segment = Segment {
+        id: segment,
+        title: "db".to_owned(),
+        rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() }.into(),
+        audit: None,
+    };
     NodeState {
         segments: [(segment.id.clone(), Arc::new(segment))].into(),
         endpoints: [(id, Arc::new(endpoint))].into(),

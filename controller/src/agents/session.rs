@@ -338,7 +338,7 @@ impl Session {
     }
 
     fn declare(&mut self, published: &Published) {
-        let declared = published.declared.get(&self.caller.node).cloned().unwrap_or_default();
+        let declared = published.declared.get_shared(&self.caller.node).cloned().unwrap_or_default();
         if self.declared.as_ref() == Some(&declared) {
             return;
         }
@@ -377,7 +377,7 @@ impl Session {
         }
         let Some(published) = self.hub.newest() else { return };
         // A node that was met a moment ago is in the next publication.
-        let Some(target) = published.targets.get(&self.caller.node) else { return };
+        let Some(target) = published.targets.get_shared(&self.caller.node) else { return };
         let node: NodeName = self.caller.node.clone();
         if let Some(sent) = self.sent.as_ref().filter(|sent| sent.target.hash == target.hash && !self.again) {
             // Nothing changed for this node, or it changed back before it was sent.

@@ -1,9 +1,10 @@
 //! Targets depend on what holds now, never on the order or number of events that led there.
 #![allow(clippy::unwrap_used)]
 
-use super::published::{Frame, Published};
+use super::published::Target;
 use super::sources::Sources;
 use crate::store::{Change, ChangeResult, Committed, ObjectKey, StoredObject, Verb};
+use firebreak_policy::compile;
 use firebreak_policy::model::{ContainerId, NetworkAddress, NetworkName, NodeName, Revision, Workload, WorkloadId, WorkloadSource};
 use firebreak_policy::node_state::NodeState;
 use firebreak_proto::hash::ContentHash;
@@ -76,20 +77,25 @@ type Outcome = BTreeMap<NodeName, (ContentHash, NodeState)>;
 /// Publishes after each step, each publication on top of the one before.
 fn run<'a>(steps: impl IntoIterator<Item = &'a [Event]>) -> Outcome {
     let mut sources = Sources::default();
-    let mut previous: Option<Published> = None;
+    let mut outcome = Outcome::new();
+    let mut told = Outcome::new();
     for step in steps {
         take(&mut sources, step);
-        let frame = Frame {
-            epoch: Arc::from("e"),
-            revision: Revision(1),
-            reported: sources.reported().clone(),
-            unreadable: sources.unreadable().clone(),
-            forgotten: sources.forgotten().clone(),
-        };
-        previous = Some(Published::of(sources.assemble(), frame, previous.as_ref()));
+        let published = sources.publish(&Arc::from("e"), Revision(1));
+        let (policies, inventory) = sources.assembled();
+        assert_eq!(*published.policies, policies);
+        assert_eq!(*published.inventory, inventory);
+        assert_eq!(*published.compiled, compile(&policies, &inventory));
+        outcome = published.targets.iter().map(|(node, target)| (node.clone(), (target.hash, (*target.state).clone()))).collect();
+        // Whoever follows what a publication says to have changed knows everything.
+        told.extend(published.changed.iter().map(|node| (node.clone(), outcome[node].clone())));
+        told.retain(|node, _| outcome.contains_key(node));
+        assert_eq!(told, outcome);
+        for (node, (hash, state)) in &outcome {
+            assert_eq!(*hash, Target::of(node, state).hash);
+        }
     }
-    let targets = previous.map(|published| published.targets).unwrap_or_default();
-    targets.into_iter().map(|(node, target)| (node, (target.hash, target.state.clone()))).collect()
+    outcome
 }
 
 fn stored(key: &ObjectKey, json: &Value) -> Arc<StoredObject> {

@@ -11,6 +11,7 @@ use crate::model::{
     Direction, GroupName, Inventory, NetworkAddress, NodeName, Peer, Peers, Policy, PolicyKey, PolicySet, Rule, Tier, WorkloadId,
 };
 use crate::node_state::{LocalEndpoint, NodeState, Segment};
+use crate::shared_map::SharedMap;
 use addresses::AddressBook;
 pub(crate) use addresses::{is_link_local, takes_part};
 use groups::Groups;
@@ -22,9 +23,9 @@ use std::sync::Arc;
 /// What a policy set means over an inventory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
-    nodes: BTreeMap<NodeName, NodeState>,
-    conflicts: BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>,
-    problems: BTreeMap<PolicyKey, Vec<Problem>>,
+    nodes: SharedMap<NodeName, NodeState>,
+    conflicts: Arc<BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>>,
+    problems: Arc<BTreeMap<PolicyKey, Vec<Problem>>>,
 }
 
 /// Why a policy is not fully in force.
@@ -40,10 +41,10 @@ pub enum Problem {
 
 impl Compiled {
     /// Out of what was worked out elsewhere.
-    pub(crate) fn assembled(
-        nodes: BTreeMap<NodeName, NodeState>,
-        conflicts: BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>,
-        problems: BTreeMap<PolicyKey, Vec<Problem>>,
+    pub fn assembled(
+        nodes: SharedMap<NodeName, NodeState>,
+        conflicts: Arc<BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>>,
+        problems: Arc<BTreeMap<PolicyKey, Vec<Problem>>>,
     ) -> Self {
         Self { nodes, conflicts, problems }
     }
@@ -54,7 +55,7 @@ impl Compiled {
     }
 
     /// Every node that is declared or has workloads.
-    pub fn nodes(&self) -> &BTreeMap<NodeName, NodeState> {
+    pub fn nodes(&self) -> &SharedMap<NodeName, NodeState> {
         &self.nodes
     }
 
@@ -106,7 +107,7 @@ pub fn compile(policies: &PolicySet, inventory: &Inventory) -> Compiled {
         };
         state.endpoints.insert(workload.id.clone(), Arc::new(endpoint));
     }
-    Compiled { nodes, conflicts: book.conflicts().clone(), problems: problems(policies) }
+    Compiled { nodes: nodes.into_iter().collect(), conflicts: Arc::new(book.conflicts().clone()), problems: Arc::new(problems(policies)) }
 }
 
 fn problems(policies: &PolicySet) -> BTreeMap<PolicyKey, Vec<Problem>> {

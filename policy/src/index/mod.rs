@@ -49,12 +49,12 @@ impl<S: Stamps> Index<S> {
     pub fn of(policies: &PolicySet, inventory: &Inventory) -> Self {
         let mut index = Self::default();
         index.set_cluster_networks(&policies.cluster_networks);
-        policies.address_groups.values().for_each(|it| index.put_address_group(Arc::new(it.clone())));
-        policies.policies.values().for_each(|it| index.put_policy(Arc::new(it.clone())));
-        policies.tiered.values().for_each(|it| index.put_tiered(Arc::new(it.clone())));
+        policies.address_groups.iter_shared().for_each(|(_, it)| index.put_address_group(it.clone()));
+        policies.policies.iter_shared().for_each(|(_, it)| index.put_policy(it.clone()));
+        policies.tiered.iter_shared().for_each(|(_, it)| index.put_tiered(it.clone()));
         inventory.namespaces.values().for_each(|it| index.put_namespace(it));
-        inventory.nodes.values().for_each(|it| index.put_node(Arc::new(it.clone())));
-        inventory.workloads.values().for_each(|it| index.put_workload(Arc::new(it.clone())));
+        inventory.nodes.iter_shared().for_each(|(_, it)| index.put_node(it.clone()));
+        inventory.workloads.iter_shared().for_each(|(_, it)| index.put_workload(it.clone()));
         index.settle();
         index
     }
@@ -165,7 +165,7 @@ impl<S: Stamps> Index<S> {
 impl<S: Stamps> Written<S> {
     /// The same as `compile` gives for this policy set.
     pub fn compiled(&self, running: &Running) -> Compiled {
-        let nodes = self.nodes(running).map(|(name, holding)| (name.clone(), (*holding.state).clone()));
+        let nodes = self.nodes(running).map(|(name, holding)| (name.clone(), holding.state.clone()));
         Compiled::assembled(nodes.collect(), running.conflicts().clone(), self.problems().clone())
     }
 }

@@ -7,7 +7,7 @@ use super::segments::SegmentRecord;
 use super::stamps::Stamps;
 use super::written::Written;
 use crate::model::WorkloadId;
-use crate::node_state::{GroupId, LocalEndpoint, NodeState, ObjectKey, ObjectKind, Segment, SegmentId};
+use crate::node_state::{Group, GroupId, LocalEndpoint, NodeState, ObjectKey, ObjectKind, Segment, SegmentId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -55,6 +55,7 @@ pub(super) struct Dirty {
     pub(super) all_groups: bool,
 }
 
+type Edits<K, V, S> = Vec<Edit<K, V, <S as Stamps>::Stamp>>;
 /// An object's content, or that it goes.
 type Edit<K, V, T> = (K, Option<(Arc<V>, T)>);
 
@@ -120,7 +121,7 @@ impl<S: Stamps> Written<S> {
         number: u32,
         record: &mut NodeRecord<S>,
         dirty: &mut Vec<u32>,
-    ) -> (Vec<Edit<GroupId, crate::node_state::Group, S::Stamp>>, Vec<u32>) {
+    ) -> (Edits<GroupId, Group, S>, Vec<u32>) {
         dirty.sort_unstable();
         dirty.dedup();
         let mut edits = Vec::with_capacity(dirty.len());
@@ -156,7 +157,7 @@ impl<S: Stamps> Written<S> {
         (edits, redone)
     }
 
-    fn segment_edits(&self, number: u32, record: &NodeRecord<S>, dirty: &mut Vec<u32>) -> Vec<Edit<SegmentId, Segment, S::Stamp>> {
+    fn segment_edits(&self, number: u32, record: &NodeRecord<S>, dirty: &mut Vec<u32>) -> Edits<SegmentId, Segment, S> {
         dirty.sort_unstable();
         dirty.dedup();
         let mut edits = Vec::with_capacity(dirty.len());
@@ -185,9 +186,9 @@ impl<S: Stamps> Written<S> {
         edits
     }
 
-    fn endpoint_edits(&self, running: &Running, dirty: &Dirty) -> Vec<Edit<WorkloadId, LocalEndpoint, S::Stamp>> {
+    fn endpoint_edits(&self, running: &Running, dirty: &Dirty) -> Edits<WorkloadId, LocalEndpoint, S> {
         // Whoever went and came again in one batch is there: the later edit counts.
-        let mut edits: Vec<Edit<WorkloadId, LocalEndpoint, S::Stamp>> = dirty.gone.iter().map(|id| (id.clone(), None)).collect();
+        let mut edits: Edits<WorkloadId, LocalEndpoint, S> = dirty.gone.iter().map(|id| (id.clone(), None)).collect();
         for number in &dirty.endpoints {
             let Some(Held { workload, .. }) = running.workload(*number) else { continue };
             let Some(segment) = self.segment_of(*number) else { continue };

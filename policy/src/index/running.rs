@@ -29,7 +29,7 @@ pub struct Running {
     workloads: Slots<Held>,
     workload_ids: HashMap<WorkloadId, u32>,
     pub(super) claims: Claims,
-    conflicts: BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>,
+    conflicts: Arc<BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>>,
     touched: Touched,
 }
 
@@ -126,7 +126,7 @@ impl Default for Running {
             workloads: Slots::default(),
             workload_ids: HashMap::new(),
             claims: Claims::default(),
-            conflicts: BTreeMap::new(),
+            conflicts: Arc::default(),
             touched: Touched::default(),
         }
     }
@@ -274,7 +274,7 @@ impl Running {
     }
 
     /// The addresses that two live workloads claim, or a workload and a node.
-    pub fn conflicts(&self) -> &BTreeMap<NetworkAddress, BTreeSet<WorkloadId>> {
+    pub fn conflicts(&self) -> &Arc<BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>> {
         &self.conflicts
     }
 
@@ -343,9 +343,9 @@ impl Running {
         if contested {
             let claims = self.claims.at(&place).iter().filter(|claim| claim.network == network);
             let claimants = claims.filter_map(|claim| Some(self.workloads.get(claim.workload)?.workload.id.clone())).collect();
-            self.conflicts.insert(at, claimants);
-        } else {
-            self.conflicts.remove(&at);
+            Arc::make_mut(&mut self.conflicts).insert(at, claimants);
+        } else if self.conflicts.contains_key(&at) {
+            Arc::make_mut(&mut self.conflicts).remove(&at);
         }
     }
 

@@ -30,7 +30,7 @@ pub struct Written<S: Stamps> {
     /// The policies that name an address group.
     referring: HashMap<GroupName, BTreeSet<u32>>,
     ranks: BTreeMap<(Tier, u16), BTreeSet<u32>>,
-    problems: BTreeMap<PolicyKey, Vec<Problem>>,
+    problems: Arc<BTreeMap<PolicyKey, Vec<Problem>>>,
     groups: Slots<GroupRecord<S>>,
     group_ids: HashMap<GroupId, u32>,
     peers: Anchors,
@@ -100,6 +100,9 @@ struct Work {
     emptied: Vec<u32>,
 }
 
+/// A segment's number, content and hash, and the groups that it names.
+type Built<S> = (u32, Segment, <S as Stamps>::Stamp, Arc<[u32]>);
+
 /// The workloads of one segment, found for one kind.
 struct Placed {
     id: SegmentId,
@@ -118,7 +121,7 @@ impl<S: Stamps> Default for Written<S> {
             cluster_networks: Vec::new(),
             referring: HashMap::new(),
             ranks: BTreeMap::new(),
-            problems: BTreeMap::new(),
+            problems: Arc::default(),
             groups: Slots::default(),
             group_ids: HashMap::new(),
             peers: Anchors::default(),
@@ -174,7 +177,7 @@ impl<S: Stamps> Written<S> {
     }
 
     /// What is wrong with policies that are in force all the same.
-    pub fn problems(&self) -> &BTreeMap<PolicyKey, Vec<Problem>> {
+    pub fn problems(&self) -> &Arc<BTreeMap<PolicyKey, Vec<Problem>>> {
         &self.problems
     }
 
@@ -320,7 +323,7 @@ impl<S: Stamps> Written<S> {
                     }
                 }
                 self.leave_rank(&record.item, number);
-                self.problems.remove(record.item.key());
+                self.forget_problems(record.item.key());
                 gone.extend(record.template.groups.iter().copied());
                 if item.is_none() {
                     work.freed_policies.push(number);
@@ -366,9 +369,16 @@ impl<S: Stamps> Written<S> {
         let others = same.into_iter().flatten().filter(|other| **other != number).filter_map(|other| self.policies.get(*other));
         found.extend(others.map(|other| Problem::SamePriority(other.item.key().clone())));
         let key = record.item.key().clone();
-        match found.is_empty() {
-            true => drop(self.problems.remove(&key)),
-            false => drop(self.problems.insert(key, found.into_iter().collect())),
+        if found.is_empty() {
+            self.forget_problems(&key);
+        } else {
+            Arc::make_mut(&mut self.problems).insert(key, found.into_iter().collect());
+        }
+    }
+
+    fn forget_problems(&mut self, key: &PolicyKey) {
+        if self.problems.contains_key(key) {
+            Arc::make_mut(&mut self.problems).remove(key);
         }
     }
 
@@ -740,7 +750,7 @@ impl<S: Stamps> Written<S> {
         }
     }
 
-    fn build_alike(&self, numbers: &[u32]) -> Vec<(u32, Segment, S::Stamp, Arc<[u32]>)> {
+    fn build_alike(&self, numbers: &[u32]) -> Vec<Built<S>> {
         let Some(first) = numbers.first().and_then(|number| self.segments.get(*number)) else { return Vec::new() };
         let policies = self.selecting(&first.policies);
         let mut groups: Vec<u32> = policies.flat_map(|(_, template)| template.groups.iter().copied()).collect();

@@ -11,7 +11,8 @@ mod spans;
 use crate::kernel_sets::Span;
 use crate::model::{Action, Answer, Direction, Family, HostAccess, PolicyKey};
 use crate::node_state::{
-    CompiledPeers, CompiledRule, CompiledServices, Group, GroupId, Isolation, Member, NodeState, RuleRef, Rulebook, Segment, SegmentId, TierRule,
+    CompiledPeers, CompiledRule, CompiledServices, Group, GroupId, Isolation, Member, NodeState, RuleRef, Rulebook, Segment, SegmentId,
+    TierRule,
 };
 use services::{Kind, kinds};
 use spans::{Spans, number};
