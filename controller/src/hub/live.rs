@@ -118,7 +118,7 @@ impl Hub {
     fn workload_status(&self, published: &Published, workload: &Workload) -> v1::WorkloadStatus {
         let reported = published.reported.get(&workload.id.node).and_then(|node| node.workloads.get(&workload.id.container));
         let seen = reported.cloned().unwrap_or_else(|| {
-            Arc::new(ReportedWorkload { workload: workload.clone(), image_labels: Default::default(), not_enforced: None })
+            Arc::new(ReportedWorkload { workload: workload.clone(), image_labels: Default::default(), image: String::new(), not_enforced: None })
         });
         let known = published.compiled.workload(&workload.id);
         let policies = |direction| known.map(|(_, segment)| wire::policies(&segment.rules.policies(direction))).unwrap_or_default();
