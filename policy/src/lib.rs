@@ -19,6 +19,7 @@ pub mod node_judge;
 pub mod node_state;
 #[cfg(feature = "arbitrary")]
 pub mod reference;
+pub mod reserved;
 pub mod shared_map;
 mod shared_sets;
 mod tiers;

@@ -4,8 +4,9 @@
 use super::sources::Reported;
 use crate::store::ObjectKey as StoredKey;
 use firebreak_policy::index::Holding;
-use firebreak_policy::model::{Inventory, NodeName, PolicySet, Revision};
+use firebreak_policy::model::{Inventory, NodeName, PolicySet, Revision, WorkloadId};
 use firebreak_policy::node_state::NodeState;
+use firebreak_policy::reserved::Given;
 use firebreak_policy::{Compiled, SharedMap};
 use firebreak_proto::hash::{ContentHash, Hashes, ObjectKey, commit_hash};
 use firebreak_proto::workload::DeclaredWorkload;
@@ -26,6 +27,8 @@ pub(crate) struct Published {
     pub(crate) declared: SharedMap<NodeName, Vec<DeclaredWorkload>>,
     pub(crate) reported: SharedMap<NodeName, Reported>,
     pub(crate) unreadable: Arc<BTreeMap<StoredKey, String>>,
+    /// Workloads about whose labels there is something to tell.
+    pub(crate) labels: SharedMap<WorkloadId, Given>,
     /// Deleted nodes and the revision that says so; a session that began before it ends.
     pub(crate) forgotten: Arc<BTreeMap<NodeName, Revision>>,
     /// The nodes with another target than in the publication before, in order: a generation has to go to them.

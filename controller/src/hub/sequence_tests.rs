@@ -82,7 +82,8 @@ fn run<'a>(steps: impl IntoIterator<Item = &'a [Event]>) -> Outcome {
     for step in steps {
         take(&mut sources, step);
         let published = sources.publish(&Arc::from("e"), Revision(1));
-        let (policies, inventory) = sources.assembled();
+        let (policies, inventory, labels) = sources.assembled();
+        assert_eq!(published.labels, labels.into_iter().collect());
         assert_eq!(*published.policies, policies);
         assert_eq!(*published.inventory, inventory);
         assert_eq!(*published.compiled, compile(&policies, &inventory));
@@ -146,6 +147,15 @@ fn office(form: u8) -> Event {
     Event::Object(key.clone(), (form > 0).then(|| stored(&key, &object)))
 }
 
+fn label_rule(form: u8) -> Event {
+    let key = ObjectKey::new("LabelRule", "", "zone");
+    let object = json!({
+        "apiVersion": "firebreak.dev/v1alpha1", "kind": "LabelRule", "metadata": {"name": "zone"},
+        "spec": {"to": {"nodes": {"matchLabels": {"zone": "a"}}}, "labels": {"reserved.firebreak.dev/zone": format!("z{form}")}},
+    });
+    Event::Object(key.clone(), (form > 0).then(|| stored(&key, &object)))
+}
+
 fn workload(node: &str, app: usize, address: u8) -> Arc<ReportedWorkload> {
     let network = if address == 0 { NetworkName::new(format!("{node}/docker0")) } else { NetworkName::default_network() };
     let workload = Workload {
@@ -161,7 +171,7 @@ fn workload(node: &str, app: usize, address: u8) -> Arc<ReportedWorkload> {
         terminated: false,
         source: WorkloadSource::Docker,
     };
-    Arc::new(ReportedWorkload { workload, image_labels: BTreeMap::new(), not_enforced: None })
+    Arc::new(ReportedWorkload { workload, image_labels: BTreeMap::new(), image: String::new(), not_enforced: None })
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -179,11 +189,13 @@ fn event() -> impl Strategy<Value = Event> {
     });
     let node = (0..2_usize, 0..4_u8).prop_map(|(node, address)| {
         let addresses = vec![vec![10, 0, 0, address].into()];
-        Event::Node(NODES[node].into(), v1::NodeReport { addresses, ..v1::NodeReport::default() })
+        let labels = [("zone".to_owned(), if address < 2 { "a" } else { "b" }.to_owned())].into();
+        Event::Node(NODES[node].into(), v1::NodeReport { addresses, labels, ..v1::NodeReport::default() })
     });
     prop_oneof![
         4 => (0..3_usize, 0..5_usize).prop_map(|(name, form)| policy(name, form)),
         1 => (0..3_u8).prop_map(office),
+        1 => (0..3_u8).prop_map(label_rule),
         4 => report,
         1 => removal,
         1 => node,

@@ -5,10 +5,11 @@ use crate::store::{ChangeResult, Committed, Loaded, ObjectKey, StoredObject};
 use firebreak_manifest::Object;
 use firebreak_policy::index::Index;
 use firebreak_policy::model::{
-    AddressGroup, ContainerId, Inventory, Labels, Namespace, NetworkName, Node, NodeName, Policy, PolicyKey, PolicyKind, PolicySet,
-    Revision, TieredPolicy, Workload, WorkloadId,
+    AddressGroup, ContainerId, Inventory, Labels, Namespace, NamespaceName, NetworkName, Node, NodeName, Policy, PolicyKey, PolicyKind,
+    PolicySet, Revision, TieredPolicy, Workload, WorkloadId,
 };
 use firebreak_policy::node_state::NodeState;
+use firebreak_policy::reserved::{self, Around, Given, LabelRule, RESERVED_PREFIX};
 use firebreak_policy::{Compiled, SharedMap};
 use firebreak_proto::hash::Hashes;
 use firebreak_proto::v1;
@@ -28,6 +29,12 @@ pub(crate) struct Sources {
     /// The objects for which a node's agent is to look.
     sought: BTreeMap<NodeName, BTreeSet<ObjectKey>>,
     node_objects: BTreeMap<NodeName, Node>,
+    /// By name.
+    rules: BTreeMap<String, LabelRule>,
+    /// Workloads about whose labels there is something to tell.
+    labels: SharedMap<WorkloadId, Given>,
+    /// What LabelRules may say something else about than when they were asked.
+    stale: Stale,
     reported: SharedMap<NodeName, Reported>,
     /// Stored objects whose newest version this program cannot read, with the reason. The last version that it read stays in force.
     unreadable: Arc<BTreeMap<ObjectKey, String>>,
@@ -44,9 +51,18 @@ pub(crate) struct Sources {
     publications: u64,
 }
 
+/// Workloads whose labels have to be worked out again.
+#[derive(Debug, Default)]
+struct Stale {
+    all: bool,
+    namespaces: BTreeSet<NamespaceName>,
+    nodes: BTreeSet<NodeName>,
+}
+
 /// What a stored object is about.
 #[derive(Debug)]
 enum Kept {
+    LabelRule(Box<LabelRule>),
     Namespace(Namespace),
     Node(Node),
     AddressGroup(Arc<AddressGroup>),
@@ -56,6 +72,8 @@ enum Kept {
         workload: Arc<Workload>,
         /// Whether the object itself says that the workload is there.
         is_there: bool,
+        /// The images that it is made of, where the object says so.
+        images: Option<Vec<String>>,
         /// What its node's agent is to look for.
         sought: Option<Box<DeclaredWorkload>>,
     },
@@ -134,7 +152,12 @@ impl Sources {
     fn state(&mut self, key: &ObjectKey, now: Kept) -> Option<WorkloadId> {
         let mut about = None;
         match &now {
+            Kept::LabelRule(rule) => {
+                self.rules.insert(rule.name.clone(), (**rule).clone());
+                self.stale.all = true;
+            }
             Kept::Namespace(namespace) => {
+                self.stale.namespaces.insert(namespace.name.clone());
                 self.index.put_namespace(namespace);
                 self.inventory.namespaces.insert(namespace.name.clone(), namespace.clone());
             }
@@ -154,7 +177,7 @@ impl Sources {
                 self.index.put_tiered(policy.clone());
                 self.policies.tiered.insert_shared(policy.key.clone(), policy.clone());
             }
-            Kept::Workload { workload, is_there, sought } => {
+            Kept::Workload { workload, is_there, images: _, sought } => {
                 let id = workload.id.clone();
                 if sought.is_some() {
                     self.sought.entry(id.node.clone()).or_default().insert(key.clone());
@@ -173,7 +196,12 @@ impl Sources {
     /// Takes back what an object said; gives the workload that it may have been about.
     fn withdraw(&mut self, key: &ObjectKey, before: Kept) -> Option<WorkloadId> {
         match before {
+            Kept::LabelRule(rule) => {
+                self.rules.remove(&rule.name);
+                self.stale.all = true;
+            }
             Kept::Namespace(namespace) => {
+                self.stale.namespaces.insert(namespace.name.clone());
                 self.index.remove_namespace(&namespace.name);
                 self.inventory.namespaces.remove(&namespace.name);
             }
@@ -193,7 +221,7 @@ impl Sources {
                 self.index.remove_tiered(&policy.key);
                 self.policies.tiered.remove(&policy.key);
             }
-            Kept::Workload { workload, is_there: _, sought: _ } => {
+            Kept::Workload { workload, is_there: _, images: _, sought: _ } => {
                 let id = &workload.id;
                 if take_out(&mut self.sought, &id.node, key) {
                     self.redeclared.insert(id.node.clone());
@@ -208,19 +236,28 @@ impl Sources {
     /// Works out what is known of a workload. What an agent sees goes before what an object says of it.
     fn review_workload(&mut self, id: &WorkloadId) {
         let reported = self.reported.get(&id.node).and_then(|node| node.workloads.get(&id.container));
+        let declared = || self.declaring.get(id).into_iter().flatten().rev().filter_map(|key| self.objects.get(key)?.workload());
+        let said = match reported {
+            Some(reported) => Some(Said::Reported(&reported.workload)),
+            None => declared().next().map(|(workload, _)| Said::Declared(workload)),
+        };
+        let given = said.as_ref().and_then(|said| {
+            let of_report = reported.map(|it| Some(it.image.clone()).filter(|image| !image.is_empty()).into_iter().collect());
+            self.given(said.workload(), || of_report.or_else(|| declared().find_map(|(_, images)| images.cloned())).unwrap_or_default())
+        });
         let known = self.inventory.workloads.get_shared(id);
-        let declared = || {
-            let object = self.declaring.get(id).and_then(BTreeSet::last).and_then(|key| self.objects.get(key))?;
-            match object {
-                Kept::Workload { workload, .. } => Some(workload.clone()),
-                Kept::Namespace(_) | Kept::Node(_) | Kept::AddressGroup(_) | Kept::Policy(_) | Kept::Tiered(_) => None,
-            }
-        };
-        let now = match reported {
-            Some(reported) if known.is_some_and(|known| **known == reported.workload) => return,
-            Some(reported) => Some(Arc::new(reported.workload.clone())),
-            None => declared(),
-        };
+        let labels = given.as_ref().map(|given| &given.labels);
+        let now = said.and_then(|said| match said.labelled(labels, known) {
+            Some(now) => Some(now),
+            None => known.cloned(),
+        });
+        let told = given.filter(|given| !given.ignored.is_empty() || !given.contested.is_empty());
+        match told {
+            Some(told) if self.labels.get(id) == Some(&told) => {}
+            Some(told) => drop(self.labels.insert(id.clone(), told)),
+            None => drop(self.labels.remove(id)),
+        }
+        let known = self.inventory.workloads.get_shared(id);
         match now {
             Some(now) if known.is_some_and(|known| Arc::ptr_eq(known, &now)) => {}
             Some(now) => {
@@ -235,10 +272,39 @@ impl Sources {
         }
     }
 
+    /// The labels that rules give a workload, where they or the reserved prefix make a difference to any workload.
+    fn given(&self, workload: &Workload, images: impl FnOnce() -> Vec<String>) -> Option<Given> {
+        if self.rules.is_empty() && !workload.labels.0.keys().any(|key| key.starts_with(RESERVED_PREFIX)) {
+            return None;
+        }
+        let (none, images) = (Labels::default(), images());
+        let around = Around {
+            namespace: self.inventory.namespaces.get(&workload.namespace).map_or(&none, |it| &it.labels),
+            node: self.inventory.nodes.get(&workload.id.node).map_or(&none, |it| &it.labels),
+            images: &images,
+        };
+        Some(reserved::given(self.rules.values(), workload, around))
+    }
+
+    /// Works out labels again where what rules ask for has changed.
+    fn relabel(&mut self) {
+        let Stale { all, namespaces, nodes } = std::mem::take(&mut self.stale);
+        if !all && self.rules.is_empty() {
+            return;
+        }
+        let is_meant = |id: &WorkloadId, workload: &Workload| all || namespaces.contains(&workload.namespace) || nodes.contains(&id.node);
+        let all: Vec<WorkloadId> = match all || !namespaces.is_empty() || !nodes.is_empty() {
+            true => self.inventory.workloads.iter().filter(|(id, it)| is_meant(id, it)).map(|(id, _)| id.clone()).collect(),
+            false => Vec::new(),
+        };
+        all.iter().for_each(|id| self.review_workload(id));
+    }
+
     /// Works out what is known of a node.
     fn review_node(&mut self, name: &NodeName) {
         let (object, reported) = (self.node_objects.get(name), self.reported.get(name));
         if object.is_none() && reported.is_none() {
+            self.stale.nodes.insert(name.clone());
             self.index.remove_node(name);
             self.inventory.nodes.remove(name);
             return;
@@ -256,6 +322,9 @@ impl Sources {
         }
         if self.inventory.nodes.get(name) == Some(&node) {
             return;
+        }
+        if self.inventory.nodes.get(name).map(|it| &it.labels) != Some(&node.labels) {
+            self.stale.nodes.insert(name.clone());
         }
         let node = Arc::new(node);
         self.index.put_node(node.clone());
@@ -341,6 +410,7 @@ impl Sources {
 
     /// This moment. Costs what changed since the last, and a reference count for each piece of what did not.
     pub(crate) fn publish(&mut self, epoch: &Arc<str>, revision: Revision) -> Published {
+        self.relabel();
         self.index.settle();
         let mut changed = Vec::new();
         for node in self.index.take_changed().into_keys() {
@@ -372,6 +442,7 @@ impl Sources {
             declared: self.declared.clone(),
             reported: self.reported.clone(),
             unreadable: self.unreadable.clone(),
+            labels: self.labels.clone(),
             forgotten: self.forgotten.clone(),
             changed,
             redeclared,
@@ -383,7 +454,7 @@ impl Sources {
         let list: Vec<DeclaredWorkload> = objects
             .filter_map(|kept| match kept {
                 Kept::Workload { sought, .. } => sought.as_deref().cloned(),
-                Kept::Namespace(_) | Kept::Node(_) | Kept::AddressGroup(_) | Kept::Policy(_) | Kept::Tiered(_) => None,
+                Kept::LabelRule(_) | Kept::Namespace(_) | Kept::Node(_) | Kept::AddressGroup(_) | Kept::Policy(_) | Kept::Tiered(_) => None,
             })
             .collect();
         match list.is_empty() {
@@ -394,7 +465,8 @@ impl Sources {
 
     /// Policies and inventory, worked out from nothing.
     #[cfg(test)]
-    pub(crate) fn assembled(&self) -> (PolicySet, Inventory) {
+    pub(crate) fn assembled(&self) -> (PolicySet, Inventory, BTreeMap<WorkloadId, Given>) {
+        let mut images = BTreeMap::new();
         let mut policies = PolicySet { cluster_networks: self.policies.cluster_networks.clone(), ..PolicySet::default() };
         let mut inventory = Inventory::default();
         for kept in self.objects.values() {
@@ -404,7 +476,9 @@ impl Sources {
                 Kept::AddressGroup(it) => drop(policies.address_groups.insert_shared(it.name.clone(), it.clone())),
                 Kept::Policy(it) => drop(policies.policies.insert_shared(it.key.clone(), it.clone())),
                 Kept::Tiered(it) => drop(policies.tiered.insert_shared(it.key.clone(), it.clone())),
-                Kept::Workload { workload, is_there: true, .. } => {
+                Kept::LabelRule(_) => {}
+                Kept::Workload { workload, is_there: true, images: some, .. } => {
+                    images.extend(some.clone().map(|some| (workload.id.clone(), some)));
                     drop(inventory.workloads.insert_shared(workload.id.clone(), workload.clone()));
                 }
                 Kept::Workload { is_there: false, .. } => {}
@@ -421,10 +495,13 @@ impl Sources {
                 node.addresses.dedup();
             }
             for workload in reported.workloads.values() {
+                let image = Some(workload.image.clone()).filter(|image| !image.is_empty());
+                images.insert(workload.workload.id.clone(), image.into_iter().collect());
                 inventory.workloads.insert(workload.workload.id.clone(), workload.workload.clone());
             }
         }
-        (policies, inventory)
+        let told = reserved::apply(&self.rules, &mut inventory, &images);
+        (policies, inventory, told)
     }
 }
 
@@ -447,7 +524,46 @@ impl Reported {
     }
 }
 
+/// What is said of a workload, by whom it is best known.
+enum Said<'a> {
+    Reported(&'a Workload),
+    Declared(&'a Arc<Workload>),
+}
+
+impl Said<'_> {
+    fn workload(&self) -> &Workload {
+        match self {
+            Self::Reported(workload) => workload,
+            Self::Declared(workload) => workload,
+        }
+    }
+
+    /// The workload with these labels; `None` when that is what is known of it already.
+    fn labelled(&self, labels: Option<&Labels>, known: Option<&Arc<Workload>>) -> Option<Arc<Workload>> {
+        let said = self.workload();
+        match labels.filter(|labels| **labels != said.labels) {
+            None if known.is_some_and(|known| **known == *said) => None,
+            None => Some(match self {
+                Self::Reported(workload) => Arc::new((*workload).clone()),
+                Self::Declared(workload) => Arc::clone(workload),
+            }),
+            Some(labels) => {
+                let now = Workload { labels: labels.clone(), ..said.clone() };
+                (known.is_none_or(|known| **known != now)).then(|| Arc::new(now))
+            }
+        }
+    }
+}
+
 impl Kept {
+    /// A workload that the object declares, and its images where the object says them.
+    fn workload(&self) -> Option<(&Arc<Workload>, Option<&Vec<String>>)> {
+        match self {
+            Self::Workload { workload, images, .. } => Some((workload, images.as_ref())),
+            Self::LabelRule(_) | Self::Namespace(_) | Self::Node(_) | Self::AddressGroup(_) | Self::Policy(_) | Self::Tiered(_) => None,
+        }
+    }
+
     fn of(object: &Object) -> Result<Self, firebreak_manifest::Errors> {
         Ok(match object {
             Object::Namespace(namespace) => Self::Namespace(namespace.to_model()?),
@@ -459,12 +575,15 @@ impl Kept {
             Object::AdminNetworkPolicy(policy) => Self::Tiered(Arc::new(policy.to_policy()?)),
             Object::BaselineAdminNetworkPolicy(policy) => Self::Tiered(Arc::new(policy.to_policy()?)),
             Object::ClusterNetworkPolicy(policy) => Self::Tiered(Arc::new(policy.to_policy()?)),
-            Object::Pod(pod) => Self::Workload { workload: Arc::new(pod.to_model()?), is_there: true, sought: None },
+            Object::LabelRule(rule) => Self::LabelRule(Box::new(rule.to_model()?)),
+            Object::Pod(pod) => {
+                Self::Workload { workload: Arc::new(pod.to_model()?), is_there: true, images: Some(pod.images()), sought: None }
+            }
             Object::Workload(manifest) => {
                 let workload = manifest.to_model()?;
                 let sought = sought(manifest, &workload).map(Box::new);
                 // Without addresses of its own it lives when its agent has found it.
-                Self::Workload { is_there: !workload.addresses.is_empty(), workload: Arc::new(workload), sought }
+                Self::Workload { is_there: !workload.addresses.is_empty(), workload: Arc::new(workload), images: None, sought }
             }
         })
     }
