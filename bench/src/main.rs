@@ -9,6 +9,7 @@ mod eval;
 mod flow_rate;
 mod flows;
 mod follower;
+mod index;
 mod members;
 mod memory;
 mod operator;
@@ -53,6 +54,12 @@ enum Inner {
         /// How many policies.
         policies: usize,
     },
+    /// Makes an index in a process of its own and prints by how many bytes that grew, now and at the peak.
+    #[command(hide = true)]
+    IndexMemory {
+        /// `small-namespaces` or `all-match`.
+        shape: String,
+    },
     /// Loads remote members into an agent in a process of its own and prints by how many bytes it and the kernel grew.
     #[command(hide = true)]
     MemberMemory {
@@ -71,6 +78,8 @@ enum Inner {
 enum Part {
     /// Compile, flatten, evaluate.
     Policy,
+    /// The incremental index at the size of a large company.
+    Index,
     /// Set contents into the kernel.
     Dataplane,
     /// One member through the agent, and memory.
@@ -99,6 +108,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.inner {
         Some(Inner::CompileMemory { workloads, policies }) => return memory::child(workloads, policies),
+        Some(Inner::IndexMemory { shape }) => return index::child(&shape),
         Some(Inner::MemberMemory { locals, segments, groups, members }) => {
             return members::child(members::Size { locals, segments, groups, members });
         }
@@ -116,6 +126,7 @@ fn main() -> ExitCode {
         let begun = Instant::now();
         let outcome = match part {
             Part::Policy => policy::measure(&mut report),
+            Part::Index => index::measure(&mut report),
             Part::Dataplane => dataplane::measure(&mut report),
             Part::Members => members::measure(&mut report),
             Part::Connect => connect::measure(&mut report),

@@ -5,7 +5,7 @@ use super::stamps::Stamps;
 use super::template::{Item, PortName, RuleTemplate, ServiceTemplate, Template};
 use crate::compile::canonical::segment_id;
 use crate::compile::segments::APPLICATION_LABELS;
-use crate::model::{Direction, HostAccess, Mode, NamespaceName, PolicyKey, PortRange, Tier, Workload};
+use crate::model::{Direction, HostAccess, Mode, NamespaceName, PortRange, Tier, Workload};
 use crate::node_state::{
     CompiledPeers, CompiledRule, CompiledService, CompiledServices, GroupId, Isolation, RuleRef, Rulebook, Segment, SegmentId, TierRule,
     TierRules,
@@ -86,15 +86,14 @@ fn title_of(namespace: &NamespaceName, application: &str) -> Box<str> {
 }
 
 /// Title, policies, and how its workloads resolve the ports that these name.
-pub(super) fn name<'a>(title: &str, policies: impl Iterator<Item = (&'a Item, &'a Template)>, ports: &Ports) -> SegmentId {
+pub(super) fn name<'a>(title: &str, policies: impl Iterator<Item = &'a Template>, ports: &Ports) -> SegmentId {
     let mut text = format!("segment/1\n{title:?}\n");
-    for (item, template) in policies {
-        let PolicyKey { kind, namespace, name } = item.key();
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{} {namespace:?} {name:?}", kind.as_str());
+    for template in policies {
+        text.push_str(&template.line);
         for named in &template.named {
             let (protocol, name) = named;
             let numbers: BTreeSet<u16> = numbers(ports, named).iter().copied().collect();
+            // Writing to a String cannot fail.
             let _ = writeln!(text, "  {} {name:?} is {numbers:?}", protocol.0);
         }
     }

@@ -85,6 +85,8 @@ pub(super) struct Template {
     pub(super) groups: Box<[u32]>,
     /// The ports that rules about ingress name: the subject resolves them. Sorted.
     pub(super) named: Box<[PortName]>,
+    /// What the policy adds to the name of a segment, before its ports.
+    pub(super) line: Box<str>,
 }
 
 impl Template {
@@ -152,7 +154,9 @@ impl Draft<'_> {
 /// Resolves a policy. `missing` says of an address group that it is not there.
 pub(super) fn draft<'a>(item: &'a Item, missing: &dyn Fn(&GroupName) -> bool) -> Draft<'a> {
     let mut maker = Maker { key: item.key(), groups: Vec::new() };
-    let mut template = Template::default();
+    let PolicyKey { kind, namespace, name } = item.key();
+    let line = format!("{} {namespace:?} {name:?}\n", kind.as_str()).into();
+    let mut template = Template { line, ..Template::default() };
     match item {
         Item::Namespaced(policy) => {
             let mut rules = |direction, rules: &'a Option<Vec<crate::model::Rule>>| {

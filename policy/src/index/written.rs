@@ -80,8 +80,10 @@ struct KindRecord {
     groups: Vec<u32>,
     /// The ports that their policies name for them to resolve.
     named: Box<[PortName]>,
-    /// The segment that was named last: mostly that of all of them.
-    last: Option<(Variant, SegmentId)>,
+    /// Whether its policies were looked for.
+    is_known: bool,
+    /// The segment that was named last, if others of the kind can be of it: mostly that of all of them.
+    last: Option<Box<(Variant, SegmentId)>>,
 }
 
 /// What one round of settling found to be done.
@@ -434,7 +436,8 @@ impl<S: Stamps> Written<S> {
         groups.retain(|group| is_meant(self.groups.get(*group).and_then(|it| it.meaning.scope())));
         groups.sort_unstable();
         let record = &mut self.kinds[number as usize];
-        if *record.policies != *policies || record.last.is_none() {
+        if *record.policies != *policies || !record.is_known {
+            record.is_known = true;
             let before = std::mem::replace(&mut record.policies, policies.as_slice().into());
             work.kinds.insert(number);
             for policy in before.iter().filter(|it| !policies.contains(it)) {
@@ -670,31 +673,34 @@ impl<S: Stamps> Written<S> {
         }
         let kinds: Vec<(u32, Vec<u32>, bool)> =
             kinds.into_iter().map(|(kind, workloads)| (kind, workloads, work.kinds.contains(&kind))).collect();
-        let placed = parallel::map(&kinds, |(kind, workloads, anew)| self.place(running, *kind, workloads, *anew));
         let (mut to_build, mut moves) = (IdSet::default(), Vec::new());
-        for ((kind, _, anew), (named, placed)) in kinds.iter().zip(placed) {
-            let record = &mut self.kinds[*kind as usize];
-            if let Some(named) = named {
-                record.named = named;
-            }
-            if let Some(Placed { id, variant, .. }) = placed.last() {
-                record.last = Some((variant.clone(), id.clone()));
-            }
-            let policies = record.policies.clone();
-            for Placed { id, title, variant, workloads } in placed {
-                let known = self.segment_ids.get(&id).copied();
-                let segment = known
-                    .unwrap_or_else(|| self.segments.add(SegmentRecord::new(id.clone(), &title, policies.clone(), variant.into_ports())));
-                if known.is_none() {
-                    self.segment_ids.insert(id, segment);
+        for kinds in kinds.chunks(AT_ONCE) {
+            let placed = parallel::map(kinds, |(kind, workloads, anew)| self.place(running, *kind, workloads, *anew));
+            for ((kind, _, anew), (named, placed)) in kinds.iter().zip(placed) {
+                let record = &mut self.kinds[*kind as usize];
+                if let Some(named) = named {
+                    record.named = named;
                 }
-                if *anew || known.is_none() {
-                    if let Some(record) = self.segments.get_mut(segment) {
-                        record.policies = policies.clone();
+                if let Some(Placed { id, variant, .. }) = placed.last().filter(|last| last.variant.is_common()) {
+                    record.last = Some(Box::new((variant.clone(), id.clone())));
+                }
+                let policies = record.policies.clone();
+                for Placed { id, title, variant, workloads } in placed {
+                    let known = self.segment_ids.get(&id).copied();
+                    let segment = known.unwrap_or_else(|| {
+                        self.segments.add(SegmentRecord::new(id.clone(), &title, policies.clone(), variant.into_ports()))
+                    });
+                    if known.is_none() {
+                        self.segment_ids.insert(id, segment);
                     }
-                    to_build.insert(segment);
+                    if *anew || known.is_none() {
+                        if let Some(record) = self.segments.get_mut(segment) {
+                            record.policies = policies.clone();
+                        }
+                        to_build.insert(segment);
+                    }
+                    moves.extend(workloads.into_iter().map(|workload| (workload, segment)));
                 }
-                moves.extend(workloads.into_iter().map(|workload| (workload, segment)));
             }
         }
         self.build_segments(to_build.into_iter().collect(), work);
@@ -725,9 +731,9 @@ impl<S: Stamps> Written<S> {
                 continue;
             }
             let title = segments::title(workload);
-            let id = match &record.last {
+            let id = match record.last.as_deref() {
                 Some((last, id)) if !anew && *last == variant => id.clone(),
-                Some(_) | None => segments::name(&title, self.selecting(&record.policies), variant.ports()),
+                Some(_) | None => segments::name(&title, self.selecting(&record.policies).map(|(_, template)| template), variant.ports()),
             };
             if workloads.len() > 1 && variant.is_common() {
                 known.insert(variant.clone(), placed.len());
