@@ -252,12 +252,7 @@ fn warnings_of(findings: &[Finding]) -> BTreeSet<Warning> {
 /// The kernel side, what opening it found, and what ends connections, where that can be had.
 type KernelSide = (Dataplane, Opened, Option<(CutHandle, Owners)>);
 
-async fn open_kernel(
-    config: &DataplaneConfig,
-    set_conntrack_acct: bool,
-    links: CutLinks,
-    audit: AuditLinks,
-) -> anyhow::Result<KernelSide> {
+async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: CutLinks, audit: AuditLinks) -> anyhow::Result<KernelSide> {
     let config = config.clone();
     let opening = tokio::task::spawn_blocking(move || {
         if set_conntrack_acct {
@@ -301,8 +296,9 @@ fn start_cuts(config: &DataplaneConfig, links: CutLinks, audit: AuditLinks) -> O
         }
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "established connections go on when policy forbids them");
-            let message =
-                format!("established connections go on when policy forbids them, and what policies in Audit mode would deny is not told: {error}");
+            let message = format!(
+                "established connections go on when policy forbids them, and what policies in Audit mode would deny is not told: {error}"
+            );
             status.send_modify(|status| {
                 status.warnings.insert(Warning::new(cuts::WARNING, message));
             });

@@ -202,7 +202,7 @@ fn node() -> NodeName {
 fn state_of(segments: &[&str]) -> NodeState {
     let segment = |id: &&str| {
         let id = SegmentId((*id).into());
-        (id.clone(), Arc::new(Segment { title: format!("shop/{}", id.0), id, rules: Rulebook::default(), audit: None }))
+        (id.clone(), Arc::new(Segment { title: format!("shop/{}", id.0), id, rules: Rulebook::default().into(), audit: None }))
     };
     NodeState { segments: segments.iter().map(segment).collect(), ..NodeState::default() }
 }
@@ -458,8 +458,14 @@ async fn a_controller_that_refuses_or_talks_nonsense_is_tried_again_and_nothing_
         assert_eq!(talk.hello().await.0.generation, 1);
         talk.say(message).await;
     }
+    let objects = hash::objects_of(&node(), &NodeState::default());
+    let nothing = hash::commit_hash(objects.iter().map(|(key, hash)| (key, *hash))).to_wire();
+    let replayed = |generation| Down::Commit(v1::Commit { epoch: EPOCH.to_owned(), generation, revision: 9, hash: nothing.clone() });
     for message in [
         Down::Welcome(v1::Welcome { protocol: 1, epoch: EPOCH.to_owned(), controller_version: String::new() }),
+        // A generation that comes back, even with another content.
+        replayed(1),
+        replayed(0),
         Down::Update(v1::Update { updates: vec![v1::ObjectUpdate::default()] }),
         Down::Commit(v1::Commit { epoch: "another".to_owned(), ..v1::Commit::default() }),
     ] {

@@ -179,7 +179,7 @@ fn explained(controller: &Controller) -> anyhow::Result<()> {
 }
 
 /// utime and stime of a process.
-fn processor_time(process: u32) -> anyhow::Result<Duration> {
+pub(crate) fn processor_time(process: u32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
     // The 12th and 13th behind the name, which may hold spaces.
     let behind_name = stat.rsplit(") ").next().unwrap_or_default();

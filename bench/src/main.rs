@@ -16,6 +16,7 @@ mod peer;
 mod policy;
 mod report;
 mod scratch;
+mod simulate;
 mod stats;
 mod system;
 mod verdict;
@@ -42,6 +43,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Inner {
+    /// Thousands of agents at one controller, with the changes of a large company.
+    Simulate(simulate::Options),
     /// Compiles in a process of its own and prints how many bytes that took at the peak.
     #[command(hide = true)]
     CompileMemory {
@@ -88,6 +91,8 @@ enum Part {
     Eval,
     /// Memory of an idle agent.
     Memory,
+    /// 5,000 agents at one controller.
+    Simulate,
 }
 
 fn main() -> ExitCode {
@@ -97,6 +102,7 @@ fn main() -> ExitCode {
         Some(Inner::MemberMemory { locals, segments, groups, members }) => {
             return members::child(members::Size { locals, segments, groups, members });
         }
+        Some(Inner::Simulate(options)) => return simulate::command(&options),
         None => {}
     }
     let parts = if arguments.only.is_empty() {
@@ -120,6 +126,7 @@ fn main() -> ExitCode {
             Part::Flows => flow_rate::measure(&mut report),
             Part::Eval => eval::measure(&mut report),
             Part::Memory => memory::measure(&mut report),
+            Part::Simulate => simulate::measure(&mut report),
         };
         eprintln!("{part:?}: {:.0} s", begun.elapsed().as_secs_f64());
         if let Err(error) = outcome {

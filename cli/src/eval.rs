@@ -109,7 +109,9 @@ fn warnings(compiled: &Compiled) -> Vec<String> {
 
 /// What was made of the labels of a workload, where it is not what somebody wrote.
 fn told_of_labels((id, given): (&WorkloadId, &Given)) -> Vec<String> {
-    let ignored = given.ignored.iter().map(|key| format!("{id} has the label {key} of its own, which is passed over: labels below {RESERVED_PREFIX} come from LabelRules only"));
+    let ignored = given.ignored.iter().map(|key| {
+        format!("{id} has the label {key} of its own, which is passed over: labels below {RESERVED_PREFIX} come from LabelRules only")
+    });
     let contested = given.contested.iter().map(|(key, rules)| {
         let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
         format!("{id} would get other values of the label {key} by LabelRule {}: the first rule by name goes first", rules.join(", "))

@@ -345,7 +345,13 @@ struct Core {
 fn start_core(options: &RunOptions, store: &Store, stop: &Stop, metrics: &Metrics, tasks: &mut Tasks) -> Core {
     let (hub, hub_task) = hub::hub(store.clone(), options.cluster_networks.clone());
     hub_task.register(metrics);
+    metrics.register(|registry| registry.register_collector(Box::new(hub::census::Census(hub.clone()))));
     let (ready, is_ready) = watch::channel(false);
+    let (turns, until) = (hub.wakes().clone(), stop.core.clone());
+    tasks.spawn(Order::Core, "turns of sessions", async move {
+        turns.run(until).await;
+        Ok(())
+    });
     let until = stop.core.clone();
     tasks.spawn(Order::Core, "hub", async move { Ok(hub_task.run(ready, until).await?) });
     // Milliseconds since 1970 in the upper bits: cursors of two runs of the controller do not meet.

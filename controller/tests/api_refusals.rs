@@ -90,11 +90,7 @@ fn bad_objects() -> Vec<(&'static str, v1::Object, Expected)> {
             edited(|value| value["spec"]["ingress"][0]["from"] = json!([{"cidr": "10.0.0.0/40"}])),
             invalid(&["spec.ingress[0].from[0]", "10.0.0.0/40"]),
         ),
-        (
-            "a mode that is none",
-            edited(|value| value["spec"]["mode"] = json!("Maybe")),
-            invalid(&["objects[1]", "spec.mode", "Maybe"]),
-        ),
+        ("a mode that is none", edited(|value| value["spec"]["mode"] = json!("Maybe")), invalid(&["objects[1]", "spec.mode", "Maybe"])),
         ("an answer that is none", object(&tier("Shout")), invalid(&["objects[1]", "spec.ingress[0].answer", "Shout"])),
         ("empty peers", edited(|value| value["spec"]["ingress"][0]["from"] = json!([])), invalid(&["spec.ingress[0].from"])),
         ("bad name", edited(|value| value["metadata"]["name"] = json!("Bad_Name")), invalid(&["metadata.name", "Bad_Name"])),

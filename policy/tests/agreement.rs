@@ -6,8 +6,8 @@ use firebreak_policy::evaluate::{DirectionVerdict, PeerView, Reason};
 use firebreak_policy::judge::{Fate, Path};
 use firebreak_policy::kernel_sets::{Element, KernelSets};
 use firebreak_policy::model::{
-    Answer, Direction, Endpoint, Family, Flow, Inventory, Mode, NetworkAddress, NetworkName, NodeName, Peers, PolicySet, Rule, Services, Transport,
-    Workload, WorkloadId,
+    Answer, Direction, Endpoint, Family, Flow, Inventory, Mode, NetworkAddress, NetworkName, NodeName, Peers, PolicySet, Rule, Services,
+    Transport, Workload, WorkloadId,
 };
 use firebreak_policy::node_judge::NodeJudge;
 use firebreak_policy::node_state::{CompiledPeers, GroupId, NodeState, SegmentId};

@@ -5,8 +5,7 @@ use firebreak_policy::arbitrary::{Vocabulary, inventories, strangers, transports
 use firebreak_policy::compile;
 use firebreak_policy::evaluate::PeerView;
 use firebreak_policy::model::{
-    Direction, Family, Inventory, LabelSelector, Labels, Operator, PolicySet, Requirement, Transport, Workload, WorkloadId,
-    WorkloadSource,
+    Direction, Family, Inventory, LabelSelector, Labels, Operator, PolicySet, Requirement, Transport, Workload, WorkloadId, WorkloadSource,
 };
 use firebreak_policy::reference::Reference;
 use firebreak_policy::reserved::{Around, ImagePattern, LabelRule, RESERVED_PREFIX, apply, given};
@@ -53,7 +52,10 @@ fn rules() -> impl Strategy<Value = BTreeMap<String, LabelRule>> {
     proptest::collection::vec((select(vec!["a", "b", "c", "d"]), rule), 0..4).prop_map(|rules| {
         let named = |(name, (namespaces, workloads, nodes, images, labels)): (&str, (_, _, _, Vec<&str>, Vec<(String, String)>))| {
             let images = images.into_iter().map(|it| ImagePattern(it.to_owned())).collect();
-            (name.to_owned(), LabelRule { name: name.to_owned(), namespaces, workloads, nodes, images, labels: labels.into_iter().collect() })
+            (
+                name.to_owned(),
+                LabelRule { name: name.to_owned(), namespaces, workloads, nodes, images, labels: labels.into_iter().collect() },
+            )
         };
         rules.into_iter().map(named).collect()
     })
@@ -134,7 +136,9 @@ fn rules_policies_and_the_reference_agree_on_reserved_labels() {
         panic!("{failure}");
     }
     let ((allowed, denied), given_to, ignored_of) = (judged.get(), given_to.get(), ignored_of.get());
-    println!("reserved: {cases} cases agree, {allowed} judgements allow, {denied} deny; {given_to} workloads were given labels, {ignored_of} said some");
+    println!(
+        "reserved: {cases} cases agree, {allowed} judgements allow, {denied} deny; {given_to} workloads were given labels, {ignored_of} said some"
+    );
     assert!(given_to > u64::from(cases) / 10 && ignored_of > u64::from(cases) / 10);
     assert!(denied * 20 > allowed && allowed * 20 > denied, "{allowed} allowed, {denied} denied");
 }
@@ -154,7 +158,9 @@ fn agree(
         for endpoint in state.endpoints.values() {
             for local in endpoint.addresses.iter().filter(|it| reference.local(node, **it).count() == 1) {
                 for peer in peers.iter().filter(|it| it.is_ipv4() == local.is_ipv4()) {
-                    for transport in transports.iter().filter(|it| !matches!(it, Transport::Icmp { family, .. } if *family != Family::of(*local))) {
+                    for transport in
+                        transports.iter().filter(|it| !matches!(it, Transport::Icmp { family, .. } if *family != Family::of(*local)))
+                    {
                         for direction in [Direction::Ingress, Direction::Egress] {
                             let view = PeerView { address: *peer, name: "peer" };
                             let verdict = compiled.judge_end(&endpoint.id, direction, *local, view, *transport).unwrap();

@@ -43,7 +43,11 @@ fn is_from(record: &Value, source: &str, to: IpAddr, kind: Kind) -> bool {
 }
 
 fn told(follower: &Follower, source: &str, to: IpAddr, kind: Kind) -> Vec<Value> {
-    follower.matching(|record| record["phase"] == "opened" && is_from(record, source, to, kind)).into_iter().map(|line| line.record).collect()
+    follower
+        .matching(|record| record["phase"] == "opened" && is_from(record, source, to, kind))
+        .into_iter()
+        .map(|line| line.record)
+        .collect()
 }
 
 fn wait_told(follower: &Follower, source: &str, to: IpAddr, kind: Kind) -> Value {

@@ -89,7 +89,17 @@ pub fn start(label: u8, links: AuditLinks) -> Result<AuditHandle, ConntrackError
     }
     let slot: Arc<Mutex<Slot>> = Arc::default();
     let dumper = ConntrackSocket::open(Label::new(label))?;
-    let follower = Follower { links, label, dumper, scenes: None, socket: None, affected: Affected::default(), dump_at: Instant::now(), dumped: HashSet::new(), lost: None };
+    let follower = Follower {
+        links,
+        label,
+        dumper,
+        scenes: None,
+        socket: None,
+        affected: Affected::default(),
+        dump_at: Instant::now(),
+        dumped: HashSet::new(),
+        lost: None,
+    };
     let of_thread = slot.clone();
     thread::Builder::new()
         .name("audit".to_owned())
@@ -274,8 +284,7 @@ impl Teller<'_> {
         if is_known && !entry.is_connection() {
             return false;
         }
-        let packet =
-            PacketSeen { key, source_port: entry.source_port(), length: 0, input: None, output: None, is_counted: is_known };
+        let packet = PacketSeen { key, source_port: entry.source_port(), length: 0, input: None, output: None, is_counted: is_known };
         self.packets.push(packet);
         if self.packets.len() == BATCH {
             self.send();

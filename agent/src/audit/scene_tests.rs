@@ -31,7 +31,7 @@ fn admits(group: &str) -> Option<Isolation> {
 fn segment(name: &str, ingress: Option<Isolation>, audit: Option<Option<Isolation>>) -> (SegmentId, Arc<Segment>) {
     let book = |ingress| Rulebook { ingress, ..Rulebook::default() };
     let id = SegmentId(name.into());
-    (id.clone(), Arc::new(Segment { id, title: name.to_owned(), rules: book(ingress), audit: audit.map(book) }))
+    (id.clone(), Arc::new(Segment { id, title: name.to_owned(), rules: book(ingress).into(), audit: audit.map(book).map(Arc::new) }))
 }
 
 fn endpoint(name: &str, last: u8) -> (WorkloadId, Arc<LocalEndpoint>) {
@@ -85,7 +85,10 @@ fn what_is_let_through_and_would_be_denied_is_told_and_nothing_else() {
     let scenes = scenes(state(Some(admits("web")))).unwrap();
     let told = |from, to| scenes.would_be_denied(&connection(from, to));
     let flow = told(STRANGER, API).unwrap();
-    assert_eq!((flow.direction, flow.verdict, flow.source, flow.destination), (Direction::Ingress, FlowVerdict::Audit, ip(STRANGER), ip(API)));
+    assert_eq!(
+        (flow.direction, flow.verdict, flow.source, flow.destination),
+        (Direction::Ingress, FlowVerdict::Audit, ip(STRANGER), ip(API))
+    );
     assert_eq!(flow.transport, Transport::Port(Protocol::TCP, 80));
     assert_eq!(told(DB, API), Some(FlowKey { source: ip(DB), ..flow }), "a local peer as well");
     assert_eq!(told(WEB, API), None, "the audited policy allows it");

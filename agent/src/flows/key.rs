@@ -1,6 +1,8 @@
 //! What makes two packets one flow, and in which kernel set a flow is counted.
 
-use crate::dataplane::names::{DeniedKey, DeniedSet, LOG_AUDIT_IN, LOG_AUDIT_OUT, LOG_DENY_IN, LOG_DENY_OUT, LOG_REJECT_IN, LOG_REJECT_OUT, Outcome};
+use crate::dataplane::names::{
+    DeniedKey, DeniedSet, LOG_AUDIT_IN, LOG_AUDIT_OUT, LOG_DENY_IN, LOG_DENY_OUT, LOG_REJECT_IN, LOG_REJECT_OUT, Outcome,
+};
 use firebreak_policy::model::{Direction, Family, Protocol, Transport};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

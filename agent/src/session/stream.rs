@@ -227,6 +227,13 @@ impl Conversation<'_> {
                 if commit.epoch != welcome.epoch {
                     return unexpected(format!("a commit of epoch {:?} in a session of epoch {:?}", commit.epoch, welcome.epoch));
                 }
+                let held = self.held.committed();
+                if commit.epoch == held.epoch && commit.generation <= held.generation.0 {
+                    return unexpected(format!(
+                        "generation {} again: generation {} of the same epoch is held, and none may come back",
+                        commit.generation, held.generation
+                    ));
+                }
                 self.commit(commit)
             }
         }

@@ -1,6 +1,8 @@
 //! The agents' service: one session per node, each at its own pace.
 
 pub(crate) mod difference;
+mod encoded;
+mod frame;
 pub(crate) mod hello;
 mod report;
 mod session;
@@ -9,8 +11,12 @@ use crate::auth::{Act, Principal, Target, authorize};
 use crate::hub::{Hub, Report};
 use crate::metrics::{Metrics, Outcome};
 use crate::store::{InstanceId, PinError, Store};
+use encoded::Encoded;
 use firebreak_policy::model::{NodeName, Revision};
-use firebreak_proto::{MAX_MESSAGE_BYTES, v1};
+use firebreak_proto::v1;
+use firebreak_proto::v1::controller_message::Message as Down;
+pub use frame::AgentServer;
+use frame::Frame;
 use hello::Caller;
 use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -20,11 +26,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use session::Session;
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -35,6 +39,12 @@ const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 /// Messages between a session and its connection; a session waits while the agent does not read.
 const OUTGOING: usize = 4;
 
+/// What comes from an agent.
+type Incoming = Streaming<v1::AgentMessage>;
+
+/// Where a session puts what goes to its agent.
+type Outgoing = mpsc::Sender<Result<Frame, Status>>;
+
 /// The agents' service.
 #[derive(Clone, Debug)]
 pub struct Agents {
@@ -44,6 +54,7 @@ pub struct Agents {
     stop: CancellationToken,
     clock: fn() -> Timestamp,
     counted: Counted,
+    encoded: Encoded,
 }
 
 /// What is counted of sessions.
@@ -111,29 +122,30 @@ impl Sessions {
 impl Agents {
     /// A service over the hub and the store; streams end when `stop` is cancelled.
     pub fn new(hub: Hub, store: Store, stop: CancellationToken, clock: fn() -> Timestamp) -> Self {
-        Self { hub, store, sessions: Sessions::default(), stop, clock, counted: Counted::default() }
+        Self { hub, store, sessions: Sessions::default(), stop, clock, counted: Counted::default(), encoded: Encoded::default() }
     }
 
     /// Shows how many agents are connected, how many sessions were ended and why, and how long changes take to every node.
     pub fn register(&self, metrics: &Metrics) {
         let Counted { connected, ended, realize_seconds } = self.counted.clone();
+        let (made, shared) = (self.encoded.made.clone(), self.encoded.shared.clone());
         metrics.register(|registry| {
             registry.register("agents_connected", "Agents that have a session", connected);
             registry.register("agent_sessions_ended", "Sessions that the controller refused or ended, by gRPC code", ended);
             let help = "From a change to a node's ack that everything up to it is in the kernel";
             registry.register("realize_seconds", help, realize_seconds);
+            registry.register("changes_encoded", "Changes of groups and segments that were encoded", made);
+            registry.register("changes_shared", "Times that an encoded change went to a further agent as it was", shared);
         });
     }
 
     /// The tonic service, with its bounds on messages.
-    pub fn into_server(self) -> v1::agent_service_server::AgentServiceServer<Self> {
-        v1::agent_service_server::AgentServiceServer::new(self)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    pub fn into_server(self) -> AgentServer {
+        AgentServer(self)
     }
 
     /// Reads the first message, pins the name, and makes the caller the node that it says it is; with a revision that the store had then.
-    async fn join(&self, principal: &Principal, inbound: &mut Streaming<v1::AgentMessage>) -> Result<(Caller, Revision), Status> {
+    async fn join(&self, principal: &Principal, inbound: &mut Incoming) -> Result<(Caller, Revision), Status> {
         let first = tokio::time::timeout(HELLO_PATIENCE, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello within 10 s"))??
@@ -168,11 +180,9 @@ pub(crate) async fn pin(store: &Store, node: &NodeName, instance: &str, now: Tim
     }
 }
 
-#[tonic::async_trait]
-impl v1::agent_service_server::AgentService for Agents {
-    type SyncStream = Pin<Box<dyn Stream<Item = Result<v1::ControllerMessage, Status>> + Send>>;
-
-    async fn sync(&self, request: Request<Streaming<v1::AgentMessage>>) -> Result<Response<Self::SyncStream>, Status> {
+impl Agents {
+    /// `Sync`, see agent.proto.
+    async fn sync(&self, request: Request<Incoming>) -> Result<Response<ReceiverStream<Result<Frame, Status>>>, Status> {
         let principal = Principal::of(&request)?;
         let mut inbound = request.into_inner();
         let (caller, joined) = self.join(&principal, &mut inbound).await.inspect_err(|status| {
@@ -207,6 +217,6 @@ impl v1::agent_service_server::AgentService for Agents {
                 }
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }

@@ -1,15 +1,17 @@
 //! One agent's session. One generation is in flight; while it waits for its ack newer targets replace each other, so that an agent
 //! that is slow, or does not read, costs one target and no more.
 
-use super::Agents;
 use super::difference::{Holding, difference};
+use super::encoded::Encoded;
+use super::frame::Frame;
 use super::hello::Caller;
 use super::report::{self, Parts, Whole};
+use super::{Agents, Incoming, Outgoing};
 use crate::hub::published::{Published, Target};
 use crate::hub::{Hub, Report};
 use crate::store::{ReportedChange, Store};
 use firebreak_policy::model::{Generation, NodeName, Revision};
-use firebreak_proto::hash::{ContentHash, ObjectKey, ObjectKind};
+use firebreak_proto::hash::{ContentHash, ObjectKey, ObjectKind, WireKind as _};
 use firebreak_proto::v1::agent_message::Message as Up;
 use firebreak_proto::v1::controller_message::Message as Down;
 use firebreak_proto::workload::DeclaredWorkload;
@@ -19,10 +21,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 /// More objects than a node's state has.
 const MOST_HELD: usize = 1_000_000;
@@ -33,7 +35,8 @@ const DECLARED_PER_PART: usize = 200;
 /// How long a generation is held back that takes workloads from an agent which did not say yet what it runs.
 const REPORT_PATIENCE: Duration = Duration::from_secs(15);
 
-type Outgoing = mpsc::Sender<Result<v1::ControllerMessage, Status>>;
+/// When a generation goes out again, whole where it was refused, that an agent could not make take effect.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// One agent's session.
 pub(super) struct Session {
@@ -45,7 +48,8 @@ pub(super) struct Session {
     /// A revision that the store had when the node's name was found to be the caller's.
     joined: Revision,
     outgoing: Outgoing,
-    pending: VecDeque<Down>,
+    encoded: Encoded,
+    pending: VecDeque<Frame>,
     holding: Holding,
     /// Whether the agent has said everything that it holds.
     introduced: bool,
@@ -57,6 +61,10 @@ pub(super) struct Session {
     generation: Generation,
     sent: Option<Sent>,
     in_flight: bool,
+    /// When what the agent refused, or failed at, is tried again although nothing changed.
+    retry: Option<Instant>,
+    /// It is time to.
+    again: bool,
     /// The target that does not fit into messages, so that it is told of once.
     unsendable: Option<ContentHash>,
     declared: Option<Arc<Vec<DeclaredWorkload>>>,
@@ -84,6 +92,7 @@ impl Session {
             caller,
             joined,
             outgoing,
+            encoded: service.encoded.clone(),
             pending: VecDeque::new(),
             holding: Holding::default(),
             introduced: false,
@@ -93,15 +102,25 @@ impl Session {
             generation: Generation(0),
             sent: None,
             in_flight: false,
+            retry: None,
+            again: false,
             unsendable: None,
             declared: None,
         }
     }
 
     /// Runs until the agent goes, sends something that cannot be taken, or the token is cancelled.
-    pub(super) async fn run(mut self, mut inbound: Streaming<v1::AgentMessage>, token: &CancellationToken) -> Result<(), Status> {
-        let mut publications = self.hub.publications();
-        publications.mark_changed();
+    pub(super) async fn run(self, inbound: Incoming, token: &CancellationToken) -> Result<(), Status> {
+        let (hub, node) = (self.hub.clone(), self.caller.node.clone());
+        let wake = hub.wakes().register(&node);
+        // What was published before is news for this session.
+        wake.notify_one();
+        let ended = self.serve(inbound, token, &wake).await;
+        hub.wakes().forget(&node, &wake);
+        ended
+    }
+
+    async fn serve(mut self, mut inbound: Incoming, token: &CancellationToken, wake: &Notify) -> Result<(), Status> {
         let mut orders = self.hub.board().take_orders(&self.caller.node);
         let outgoing = self.outgoing.clone();
         loop {
@@ -116,19 +135,30 @@ impl Session {
                         return Ok(());
                     }
                 },
-                changed = publications.changed(), if self.introduced => {
-                    changed.map_err(|_| Status::unavailable("the controller is stopping"))?;
-                    self.publish(&mut publications)?;
+                () = wake.notified(), if self.introduced => {
+                    let before = self.generation;
+                    self.publish()?;
+                    self.settle_unless_sent(before);
                 }
-                Some(order) = orders.recv(), if self.declared.is_some() => self.pending.push_back(Down::Observe(order)),
+                Some(order) = orders.recv(), if self.declared.is_some() => self.pending.push_back(Frame::Message(Down::Observe(order))),
                 () = tokio::time::sleep_until(self.patience.unwrap_or_else(Instant::now)), if self.patience.is_some() => {
                     tracing::warn!(node = %self.caller.node, "an agent did not say what it runs; its node gets the state that is known");
                     self.send_newest();
                 }
+                () = tokio::time::sleep_until(self.retry.unwrap_or_else(Instant::now)), if self.retry.is_some() => {
+                    (self.retry, self.again) = (None, true);
+                    self.send_newest();
+                }
                 permit = outgoing.reserve(), if !self.pending.is_empty() => {
                     let permit = permit.map_err(|_| Status::cancelled("the agent does not listen any more"))?;
-                    if let Some(message) = self.pending.pop_front() {
-                        permit.send(Ok(v1::ControllerMessage { message: Some(message) }));
+                    if let Some(frame) = self.pending.pop_front() {
+                        permit.send(Ok(frame));
+                    }
+                    // What has room goes along, into one write of the connection.
+                    while !self.pending.is_empty() && let Ok(permit) = outgoing.try_reserve() {
+                        if let Some(frame) = self.pending.pop_front() {
+                            permit.send(Ok(frame));
+                        }
                     }
                 }
             }
@@ -171,9 +201,9 @@ impl Session {
                 return Err(within(Refusal::new("id", "is empty")));
             }
             let hash = ContentHash::from_wire(&object.hash, "hash").map_err(within)?;
-            self.holding.objects.insert(ObjectKey::new(kind, object.id), hash);
+            self.holding.tell(ObjectKey::new(kind, object.id), hash);
         }
-        if self.holding.objects.len() > MOST_HELD {
+        if self.holding.told() > MOST_HELD {
             return Err(Refusal::new("objects", format!("names over {MOST_HELD} objects")));
         }
         self.introduced = held.last;
@@ -228,7 +258,7 @@ impl Session {
             // Of a generation that was replaced; the newest one's ack will come.
             return Ok(());
         }
-        if self.pending.iter().any(|message| matches!(message, Down::Commit(_))) {
+        if self.pending.iter().any(|frame| matches!(frame, Frame::Message(Down::Commit(_)))) {
             return Err(Refusal::new("generation", format!("{generation} was not sent yet")));
         }
         if revision != sent.revision.0 {
@@ -243,11 +273,12 @@ impl Session {
             keys.push(ObjectKey::new(kind, object.id.as_str()));
         }
         for key in keys {
-            // No content has this hash, so that the object goes out whole with the next generation.
-            self.holding.objects.entry(key).and_modify(|hash| *hash = ContentHash([0; 16]));
+            // It goes out whole with the next generation.
+            self.holding.refuse(key);
         }
         self.in_flight = false;
         sent.realized = failure.is_empty() && refused.is_empty();
+        self.retry = if sent.realized { None } else { Some(Instant::now() + RETRY) };
         if sent.realized
             && let Some(lag) = self.hub.board().realized(&self.caller.node, sent.publication, std::time::Instant::now())
         {
@@ -270,11 +301,19 @@ impl Session {
             progress.failure = failure;
         });
         self.send_newest();
+        self.settle_unless_sent(acked_generation);
         Ok(())
     }
 
-    fn publish(&mut self, publications: &mut watch::Receiver<Option<Arc<Published>>>) -> Result<(), Status> {
-        let Some(published) = publications.borrow_and_update().clone() else { return Ok(()) };
+    /// Others may have their turn, unless a generation after `before` was just put on its way.
+    fn settle_unless_sent(&self, before: Generation) {
+        if self.generation == before {
+            self.hub.wakes().settle(&self.caller.node);
+        }
+    }
+
+    fn publish(&mut self) -> Result<(), Status> {
+        let Some(published) = self.hub.newest() else { return Ok(()) };
         if published.forgotten.get(&self.caller.node).is_some_and(|forgotten| self.joined < *forgotten) {
             return Err(Status::aborted("an operator deleted the node; connect again to take the name anew"));
         }
@@ -284,10 +323,14 @@ impl Session {
                 epoch: published.epoch.to_string(),
                 controller_version: env!("CARGO_PKG_VERSION").to_owned(),
             };
-            self.pending.push_back(Down::Welcome(welcome));
+            self.pending.push_back(Frame::Message(Down::Welcome(welcome)));
+            // Numbers of generations go on from what the agent holds, and from what was sent to its node before: one that says that it holds an older
+            // generation, or none, is not sent a number again that stood for something else. What it holds is told by the hashes alone.
             if self.caller.epoch == *published.epoch {
                 self.generation = self.caller.generation;
             }
+            let sent = self.hub.board().ask(&self.caller.node, |progress| progress.sent_generation).unwrap_or_default();
+            self.generation = self.generation.max(sent);
         }
         self.declare(&published);
         self.send_newest();
@@ -295,7 +338,7 @@ impl Session {
     }
 
     fn declare(&mut self, published: &Published) {
-        let declared = published.declared.get(&self.caller.node).cloned().unwrap_or_default();
+        let declared = published.declared.get_shared(&self.caller.node).cloned().unwrap_or_default();
         if self.declared.as_ref() == Some(&declared) {
             return;
         }
@@ -313,8 +356,8 @@ impl Session {
             last.last = true;
         }
         // A list that the agent has not read yet is replaced: the new one begins with a reset.
-        self.pending.retain(|message| !matches!(message, Down::Declared(_)));
-        self.pending.extend(parts.into_iter().map(Down::Declared));
+        self.pending.retain(|frame| !matches!(frame, Frame::Message(Down::Declared(_))));
+        self.pending.extend(parts.into_iter().map(|part| Frame::Message(Down::Declared(part))));
         self.declared = Some(declared);
     }
 
@@ -324,8 +367,7 @@ impl Session {
     fn takes_unheard(&self, published: &Published, target: &Target) -> bool {
         let heard = published.reported.get(&self.caller.node).map_or(0, |reported| reported.heard);
         let wanted = |key: &ObjectKey| target.objects.binary_search_by(|(wanted, _)| wanted.cmp(key)).is_ok();
-        self.told.is_none_or(|ticket| heard < ticket)
-            && self.holding.objects.keys().any(|key| key.kind == ObjectKind::Endpoint && !wanted(key))
+        self.told.is_none_or(|ticket| heard < ticket) && self.holding.keys().any(|key| key.kind == ObjectKind::Endpoint && !wanted(key))
     }
 
     /// Sends the newest target unless it was sent already or another one is in flight.
@@ -335,10 +377,10 @@ impl Session {
         }
         let Some(published) = self.hub.newest() else { return };
         // A node that was met a moment ago is in the next publication.
-        let Some(target) = published.targets.get(&self.caller.node) else { return };
+        let Some(target) = published.targets.get_shared(&self.caller.node) else { return };
         let node: NodeName = self.caller.node.clone();
-        if let Some(sent) = self.sent.as_ref().filter(|sent| sent.target.hash == target.hash && sent.revision == published.revision) {
-            // Something changed and changed back before it was sent.
+        if let Some(sent) = self.sent.as_ref().filter(|sent| sent.target.hash == target.hash && !self.again) {
+            // Nothing changed for this node, or it changed back before it was sent.
             if sent.realized {
                 self.hub.board().realized(&node, published.number, std::time::Instant::now());
             }
@@ -350,15 +392,15 @@ impl Session {
                 return;
             }
         }
-        self.patience = None;
-        let updates = if let Some(what) = self.caller.lacks(&target.state) {
+        (self.patience, self.retry, self.again) = (None, None, false);
+        let frames = if let Some(what) = self.caller.lacks(&target.state) {
             // It would pass over fields that it does not know, and let through what they deny.
             Err(format!("agent {} does not know {what}, which are about its workloads: upgrade it", self.caller.version))
         } else {
-            difference(&node, &self.holding, target).map_err(|oversized| oversized.to_string())
+            difference(&node, &self.holding, target, &self.encoded).map_err(|oversized| oversized.to_string())
         };
-        let updates = match updates {
-            Ok(updates) => updates,
+        let frames = match frames {
+            Ok(frames) => frames,
             Err(reason) => {
                 if self.unsendable.replace(target.hash) != Some(target.hash) {
                     tracing::error!(node = %node, reason, "a generation cannot be sent; the node keeps the one that it has");
@@ -369,15 +411,14 @@ impl Session {
         };
         self.unsendable = None;
         self.generation = Generation(self.generation.0 + 1);
-        self.pending.extend(updates.into_iter().map(Down::Update));
-        self.pending.push_back(Down::Commit(v1::Commit {
+        self.pending.extend(frames);
+        self.pending.push_back(Frame::Message(Down::Commit(v1::Commit {
             epoch: published.epoch.to_string(),
             generation: self.generation.0,
             revision: published.revision.0,
             hash: target.hash.to_wire(),
-        }));
-        self.holding.objects = target.objects.iter().cloned().collect();
-        self.holding.state = Some(Arc::clone(target));
+        })));
+        self.holding.send(target);
         self.sent = Some(Sent {
             generation: self.generation,
             revision: published.revision,

@@ -157,7 +157,10 @@ impl Why {
                 }
             }
             Self::AuditedBefore(verdict, generation) => v1::DirectionVerdict {
-                reason: format!("by generation {generation} of the node it would be denied; the newest policy allows it ({})", verdict.reason),
+                reason: format!(
+                    "by generation {generation} of the node it would be denied; the newest policy allows it ({})",
+                    verdict.reason
+                ),
                 ..wire::direction_verdict(verdict)
             },
             Self::AllowedSince(verdict, generation) => v1::DirectionVerdict {

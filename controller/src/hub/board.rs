@@ -1,10 +1,12 @@
 //! How far each node is, as its session tells. A board that everybody reads and the sessions write; locks are held for a moment only.
 
 use super::published::Target;
+use super::wave::Times;
+use crate::store::ObjectKey;
 use firebreak_policy::model::{Generation, NodeName, Revision};
 use firebreak_proto::v1;
 use jiff::Timestamp;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -12,11 +14,14 @@ use tokio::sync::mpsc;
 /// Publications that a node's wait tells apart; what is beyond counts as the last of them.
 const MOST_WAITING: usize = 64;
 
+/// Changes of policies whose way to the nodes is remembered.
+const MOST_WAVES: usize = 512;
+
 /// The nodes that had a session since this process began, and what every node has not realized yet.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Board {
     nodes: Arc<Mutex<BTreeMap<NodeName, Progress>>>,
-    waits: Arc<Mutex<BTreeMap<NodeName, Wait>>>,
+    waits: Arc<Mutex<Waits>>,
     /// Where orders to a node's session go.
     orders: Arc<Mutex<BTreeMap<NodeName, mpsc::Sender<v1::Observe>>>>,
 }
@@ -33,6 +38,53 @@ impl Board {
     pub(crate) fn order(&self, node: &NodeName, order: v1::Observe) -> bool {
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         orders.get(node).is_some_and(|session| session.try_send(order).is_ok())
+    }
+}
+
+/// What every node has not realized yet, and how fast changes of policies were realized.
+#[derive(Debug, Default)]
+struct Waits {
+    by_node: BTreeMap<NodeName, Wait>,
+    /// By publication.
+    waves: BTreeMap<u64, Wave>,
+    /// The publication of a policy's newest version.
+    by_policy: HashMap<ObjectKey, u64>,
+}
+
+/// A publication that came with changes of policies.
+#[derive(Debug, Default)]
+struct Wave {
+    policies: Vec<ObjectKey>,
+    times: Times,
+}
+
+impl Waits {
+    fn begin_wave(&mut self, publication: u64, policies: Vec<ObjectKey>) {
+        for policy in &policies {
+            self.by_policy.insert(policy.clone(), publication);
+        }
+        self.waves.insert(publication, Wave { policies, times: Times::default() });
+        if self.waves.len() > MOST_WAVES
+            && let Some((oldest, wave)) = self.waves.pop_first()
+        {
+            for policy in wave.policies {
+                if self.by_policy.get(&policy) == Some(&oldest) {
+                    self.by_policy.remove(&policy);
+                }
+            }
+        }
+    }
+
+    fn realized(&mut self, node: &NodeName, publication: u64, now: Instant) -> Option<Duration> {
+        let wait = self.by_node.get_mut(node)?;
+        let lag = wait.lag(now);
+        for (answered, since) in wait.0.iter().take_while(|(waiting, _)| *waiting <= publication) {
+            if let Some(wave) = self.waves.get_mut(answered) {
+                wave.times.add(now.duration_since(*since));
+            }
+        }
+        wait.realized(publication);
+        lag
     }
 }
 
@@ -87,6 +139,11 @@ impl Board {
         self.lock().get(node).cloned()
     }
 
+    /// The same of anything; `None` of a node that has no line.
+    pub(crate) fn ask<T>(&self, node: &NodeName, ask: impl FnOnce(&Progress) -> T) -> Option<T> {
+        self.lock().get(node).map(ask)
+    }
+
     /// What one node's line says, without a copy of it.
     pub(crate) fn tells(&self, node: &NodeName, ask: impl FnOnce(&Progress) -> bool) -> bool {
         self.lock().get(node).is_some_and(ask)
@@ -97,7 +154,9 @@ impl Board {
         let (seen, now) = now;
         self.update(node, |progress| {
             if progress.boot_id != boot_id {
-                *progress = Progress { boot_id: boot_id.to_owned(), ..Progress::default() };
+                // Numbers of generations do not come back.
+                let sent_generation = progress.sent_generation;
+                *progress = Progress { boot_id: boot_id.to_owned(), sent_generation, ..Progress::default() };
             }
             progress.connected = true;
             progress.agent_version = agent_version.to_owned();
@@ -105,7 +164,7 @@ impl Board {
         });
         if self.tells(node, |progress| progress.acked.is_none()) {
             let mut waits = lock(&self.waits);
-            let wait = waits.entry(node.clone()).or_default();
+            let wait = waits.by_node.entry(node.clone()).or_default();
             if wait.0.is_empty() {
                 // Whatever generation it acks first answers this.
                 wait.expect(0, now);
@@ -113,26 +172,41 @@ impl Board {
         }
     }
 
-    /// A publication has something new for these nodes.
-    pub(crate) fn expect<'a>(&self, nodes: impl IntoIterator<Item = &'a NodeName>, publication: u64, now: Instant) {
+    /// A publication has something new for these nodes; these policies were changed in it.
+    pub(crate) fn expect<'a>(
+        &self,
+        nodes: impl IntoIterator<Item = &'a NodeName>,
+        publication: u64,
+        now: Instant,
+        policies: impl IntoIterator<Item = ObjectKey>,
+    ) {
         let mut waits = lock(&self.waits);
-        for node in nodes {
-            waits.entry(node.clone()).or_default().expect(publication, now);
+        let policies: Vec<ObjectKey> = policies.into_iter().collect();
+        if !policies.is_empty() {
+            waits.begin_wave(publication, policies);
         }
+        for node in nodes {
+            match waits.by_node.get_mut(node) {
+                Some(wait) => wait.expect(publication, now),
+                None => waits.by_node.entry(node.clone()).or_default().expect(publication, now),
+            }
+        }
+    }
+
+    /// How long the newest version of a policy took to 99 of 100 of the nodes that have it so far; `None` when it changed nothing anywhere, or long ago.
+    pub(crate) fn took(&self, policy: &ObjectKey) -> Option<Duration> {
+        let waits = lock(&self.waits);
+        waits.by_policy.get(policy).and_then(|publication| waits.waves.get(publication)).and_then(|wave| wave.times.percentile(99))
     }
 
     /// The node realized a publication, and with it every one before. Gives how long the oldest of its changes had waited.
     pub(crate) fn realized(&self, node: &NodeName, publication: u64, now: Instant) -> Option<Duration> {
-        let mut waits = lock(&self.waits);
-        let wait = waits.get_mut(node)?;
-        let lag = wait.lag(now);
-        wait.realized(publication);
-        lag
+        lock(&self.waits).realized(node, publication, now)
     }
 
     /// How long the oldest change that the node has not realized waits; `None` when there is none.
     pub(crate) fn lag(&self, node: &NodeName, now: Instant) -> Option<Duration> {
-        lock(&self.waits).get(node).and_then(|wait| wait.lag(now))
+        lock(&self.waits).by_node.get(node).and_then(|wait| wait.lag(now))
     }
 
     /// A session ended.
@@ -145,7 +219,7 @@ impl Board {
     /// A forgotten node has no line.
     pub(crate) fn forget(&self, node: &NodeName) {
         self.lock().remove(node);
-        lock(&self.waits).remove(node);
+        lock(&self.waits).by_node.remove(node);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeName, Progress>> {
@@ -161,6 +235,7 @@ fn lock<T>(lines: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::KindName;
 
     #[test]
     fn lag_is_that_of_the_oldest_change_that_is_not_realized() {
@@ -169,7 +244,7 @@ mod tests {
         let lag = |seconds| board.lag(&node, at(seconds)).map(|lag| lag.as_secs());
         assert_eq!(lag(0), None);
         for (publication, second) in [(1, 10), (2, 20), (3, 30)] {
-            board.expect([&node], publication, at(second));
+            board.expect([&node], publication, at(second), []);
         }
         assert_eq!(lag(40), Some(30), "newer changes do not make it smaller");
         assert_eq!(board.realized(&node, 2, at(41)).map(|lag| lag.as_secs()), Some(31));
@@ -179,12 +254,36 @@ mod tests {
         board.realized(&node, 3, at(61));
         assert_eq!(lag(70), None);
         for publication in 4..1_000 {
-            board.expect([&node], publication, at(publication));
+            board.expect([&node], publication, at(publication), []);
         }
         board.realized(&node, 900, at(1_000));
         assert!(lag(1_000).is_some_and(|lag| lag >= 100), "however many wait, what is not realized still waits");
         board.realized(&node, 999, at(1_000));
         assert_eq!(lag(1_000), None);
+    }
+
+    #[test]
+    fn a_policys_time_is_that_of_the_nodes_which_its_newest_version_concerned() {
+        let (board, begun) = (Board::default(), Instant::now());
+        let at = |milliseconds| begun + Duration::from_millis(milliseconds);
+        let key = |name: &str| ObjectKey { kind: KindName::new("SegmentPolicy"), namespace: Some("shop".into()), name: name.into() };
+        let nodes: Vec<NodeName> = (0..100).map(|number| NodeName::new(format!("n{number}"))).collect();
+        board.expect(&nodes, 1, at(0), [key("web"), key("db")]);
+        assert_eq!(board.took(&key("web")), None, "nobody has it");
+        for (node, took) in nodes.iter().zip(1..) {
+            board.realized(node, 1, at(took));
+        }
+        let milliseconds = |name: &str| board.took(&key(name)).map(|took| took.as_millis());
+        assert!(milliseconds("web").is_some_and(|took| (98..110).contains(&took)), "{:?}", milliseconds("web"));
+        board.expect(&nodes[..2], 2, at(1_000), [key("db")]);
+        board.realized(&nodes[0], 2, at(1_005));
+        assert!(milliseconds("db").is_some_and(|took| (5..7).contains(&took)), "{:?}", milliseconds("db"));
+        assert!(milliseconds("web").is_some_and(|took| took > 90), "the other policy's time stays");
+        for publication in 3..2_000 {
+            board.expect([], publication, at(2_000), [key(&format!("p{publication}"))]);
+        }
+        assert_eq!(milliseconds("web"), None, "what was long ago is forgotten");
+        assert_eq!(lock(&board.waits).by_policy.len(), MOST_WAVES);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::store::ObjectKey;
 use firebreak_policy::Engine;
 use firebreak_policy::Problem;
 use firebreak_policy::model::{
-    Direction, Endpoint, Family, Flow, NetworkAddress, NetworkName, NodeName, Revision, Transport, Workload, WorkloadId, WorkloadSource,
+    Direction, Endpoint, Family, Flow, NetworkAddress, NetworkName, NodeName, PolicyKey, PolicySet, Revision, Transport, Workload,
+    WorkloadId, WorkloadSource,
 };
 use firebreak_policy::reserved::RESERVED_PREFIX;
 use firebreak_proto::convert::{address_to_wire, addresses_to_wire};
@@ -31,8 +32,9 @@ const NOT_IN_SYNC: LiveError = LiveError::Unavailable("the controller is startin
 impl Live for Hub {
     async fn conditions(&self, objects: Vec<ObjectKey>, revision: Revision) -> Result<Vec<Vec<v1::Condition>>, LiveError> {
         let published = self.at_least(revision).await?;
-        let realized = self.realized(&published);
-        Ok(objects.iter().map(|key| object_conditions(&published, key, &realized)).collect())
+        // Every node is asked, so only where somebody wants to know, and once.
+        let mut reach = None;
+        Ok(objects.iter().map(|key| object_conditions(&published, key, || self.realized(&published, key, &mut reach))).collect())
     }
 
     async fn workloads(&self, query: WorkloadQuery) -> Result<Vec<v1::WorkloadStatus>, LiveError> {
@@ -96,20 +98,29 @@ impl Hub {
         }
     }
 
-    /// How many of the nodes that have something to enforce have acked the newest revision.
-    fn realized(&self, published: &Published) -> v1::Condition {
-        let nodes: Vec<&NodeName> = published.reported.keys().filter(|node| published.targets.contains_key(*node)).collect();
-        let realized = nodes.iter().filter(|node| self.is_current(published, node)).count();
-        let message = format!("realized {realized}/{} nodes", nodes.len());
-        let reason = if realized == nodes.len() { "AllNodes" } else { "Pending" };
-        condition("Realized", realized == nodes.len(), reason, message)
+    /// How many of the nodes that have something to enforce have all of it, and how fast the policy came to them.
+    fn realized(&self, published: &Published, key: &ObjectKey, reach: &mut Option<Reach>) -> v1::Condition {
+        let Reach { realized, nodes } = *reach.get_or_insert_with(|| self.reach(published));
+        let took = self.board().took(key).map(|took| format!(", p99 {} ms", grouped(took.as_millis().max(1)))).unwrap_or_default();
+        let message = format!("realized {}/{} nodes{took}", grouped(realized as u128), grouped(nodes as u128));
+        let reason = if realized == nodes { "AllNodes" } else { "Pending" };
+        condition("Realized", realized == nodes, reason, message)
     }
 
-    fn is_current(&self, published: &Published, node: &NodeName) -> bool {
-        let target = published.targets.get(node).map(|target| target.hash);
+    fn reach(&self, published: &Published) -> Reach {
+        let mut reach = Reach { realized: 0, nodes: 0 };
+        for node in published.reported.keys().filter(|node| published.targets.contains_key(*node)) {
+            reach.nodes += 1;
+            reach.realized += usize::from(self.is_current(published, node));
+        }
+        reach
+    }
+
+    /// Whether a node has all that it is to have. A revision that changed nothing for it is not sent to it: it has that too.
+    pub(crate) fn is_current(&self, published: &Published, node: &NodeName) -> bool {
+        let Some(target) = published.targets.get_shared(node) else { return false };
         self.board().tells(node, |progress| {
-            progress.acked.as_ref().map(|acked| acked.hash) == target
-                && progress.acked_revision >= published.revision
+            progress.acked.as_ref().is_some_and(|acked| Arc::ptr_eq(acked, target) || acked.hash == target.hash)
                 && progress.failure.is_empty()
                 // A generation that took effect without some of its objects is not what was asked for.
                 && progress.refused.is_empty()
@@ -119,7 +130,12 @@ impl Hub {
     fn workload_status(&self, published: &Published, workload: &Workload) -> v1::WorkloadStatus {
         let reported = published.reported.get(&workload.id.node).and_then(|node| node.workloads.get(&workload.id.container));
         let seen = reported.cloned().unwrap_or_else(|| {
-            Arc::new(ReportedWorkload { workload: workload.clone(), image_labels: Default::default(), image: String::new(), not_enforced: None })
+            Arc::new(ReportedWorkload {
+                workload: workload.clone(),
+                image_labels: Default::default(),
+                image: String::new(),
+                not_enforced: None,
+            })
         });
         let known = published.compiled.workload(&workload.id);
         let policies = |direction| known.map(|(_, segment)| wire::policies(&segment.rules.policies(direction))).unwrap_or_default();
@@ -200,12 +216,13 @@ impl Hub {
         };
         let lag = self.board().lag(node, Instant::now()).filter(|_| reported.is_some());
         let progress = progress.unwrap_or_default();
+        let is_current = self.is_current(published, node);
         let inventory = published.inventory.nodes.get(node);
         v1::NodeStatus {
             name: node.to_string(),
             connection: connection.into(),
             target_revision: published.revision.0,
-            acked_revision: progress.acked_revision.0,
+            acked_revision: if is_current { published.revision.0 } else { progress.acked_revision.0 },
             sent_generation: progress.sent_generation.0,
             acked_generation: progress.acked_generation.0,
             lag_milliseconds: lag.map_or(0, |lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX).max(1)),
@@ -233,12 +250,32 @@ pub(crate) fn timestamp(at: jiff::Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }
 }
 
-fn object_conditions(published: &Published, key: &ObjectKey, realized: &v1::Condition) -> Vec<v1::Condition> {
+/// How many nodes have all that they are to have, of how many.
+#[derive(Clone, Copy, Debug)]
+struct Reach {
+    realized: usize,
+    nodes: usize,
+}
+
+/// `4,998`.
+fn grouped(number: u128) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn object_conditions(published: &Published, key: &ObjectKey, realized: impl FnOnce() -> v1::Condition) -> Vec<v1::Condition> {
     let mut conditions = Vec::new();
     if let Some(reason) = published.unreadable.get(key) {
         conditions.push(condition("Degraded", true, "Unreadable", reason.clone()));
     }
-    let Some(policy) = policy_key(key).filter(|policy| published.policies.policies.contains_key(policy)) else {
+    let Some(policy) = policy_key(key).filter(|policy| is_in(&published.policies, policy)) else {
         if conditions.is_empty() {
             conditions.push(condition("Accepted", true, "Valid", String::new()));
         }
@@ -263,8 +300,12 @@ fn object_conditions(published: &Published, key: &ObjectKey, realized: &v1::Cond
         };
         conditions.push(condition("Degraded", true, reason, message));
     }
-    conditions.push(realized.clone());
+    conditions.push(realized());
     conditions
+}
+
+fn is_in(policies: &PolicySet, policy: &PolicyKey) -> bool {
+    policies.policies.contains_key(policy) || policies.tiered.contains_key(policy)
 }
 
 fn condition(kind: &str, status: bool, reason: &str, message: String) -> v1::Condition {
@@ -296,7 +337,8 @@ fn told_of_labels(published: &Published, id: &WorkloadId) -> Vec<v1::Condition> 
     let Some(given) = published.labels.get(id) else { return Vec::new() };
     let list = |words: &BTreeSet<String>| words.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let ignored = (!given.ignored.is_empty()).then(|| {
-        let message = format!("its own labels {} are passed over: labels below {RESERVED_PREFIX} come from LabelRules only", list(&given.ignored));
+        let message =
+            format!("its own labels {} are passed over: labels below {RESERVED_PREFIX} come from LabelRules only", list(&given.ignored));
         condition("ReservedLabels", true, "Ignored", message)
     });
     let contested = given.contested.iter().map(|(key, rules)| {

@@ -4,28 +4,32 @@
 //! complete or absent: before the store is read there is none (the in-sync gate), so that no node ever sees half of the sources.
 
 pub(crate) mod board;
+pub(crate) mod census;
 mod live;
 pub(crate) mod published;
 #[cfg(test)]
 mod sequence_tests;
 pub(crate) mod sources;
+pub(crate) mod wake;
+pub(crate) mod wave;
 pub(crate) mod wire;
 
 use crate::metrics::Metrics;
-use crate::store::{Committed, Store, StoreError};
+use crate::store::{Committed, ObjectKey, Store, StoreError};
 use board::Board;
 use firebreak_policy::model::{ContainerId, NodeName, Revision};
 use firebreak_proto::v1;
 use firebreak_proto::workload::ReportedWorkload;
 use ipnet::IpNet;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use published::{Frame, Published};
-use sources::Sources;
+use published::Published;
+use sources::{Sources, policy_key};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use wake::{Touched, Wakes};
 
 /// Reports that wait for the hub; senders wait when it is full.
 const QUEUE: usize = 1024;
@@ -58,6 +62,7 @@ pub struct Hub {
     reports: mpsc::Sender<(Revision, Report)>,
     published: watch::Receiver<Option<Arc<Published>>>,
     board: Board,
+    wakes: Wakes,
     tickets: Arc<AtomicU64>,
 }
 
@@ -98,6 +103,11 @@ impl Hub {
     pub(crate) fn board(&self) -> &Board {
         &self.board
     }
+
+    /// Who is told of publications that concern a node.
+    pub(crate) fn wakes(&self) -> &Wakes {
+        &self.wakes
+    }
 }
 
 /// The hub's task.
@@ -107,6 +117,11 @@ pub struct HubTask {
     reports: mpsc::Receiver<(Revision, Report)>,
     published: watch::Sender<Option<Arc<Published>>>,
     board: Board,
+    wakes: Wakes,
+    /// Nodes that reported something, or were forgotten, since the last publication.
+    touched: Touched,
+    /// Policies that were changed since the last publication.
+    changed_policies: Vec<ObjectKey>,
     compile_seconds: Histogram,
 }
 
@@ -115,7 +130,8 @@ pub fn hub(store: Store, cluster_networks: Vec<IpNet>) -> (Hub, HubTask) {
     let (sender, reports) = mpsc::channel(QUEUE);
     let (publish, published) = watch::channel(None);
     let board = Board::default();
-    let hub = Hub { reports: sender, published, board: board.clone(), tickets: Arc::default() };
+    let wakes = Wakes::default();
+    let hub = Hub { reports: sender, published, board: board.clone(), wakes: wakes.clone(), tickets: Arc::default() };
     (
         hub,
         HubTask {
@@ -124,6 +140,9 @@ pub fn hub(store: Store, cluster_networks: Vec<IpNet>) -> (Hub, HubTask) {
             reports,
             published: publish,
             board,
+            wakes,
+            touched: Touched::default(),
+            changed_policies: Vec::new(),
             compile_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 17)),
         },
     )
@@ -150,7 +169,7 @@ impl HubTask {
         drop(loaded);
         loop {
             if self.may_publish(&sources) {
-                self.publish(&sources, &epoch, revision).await?;
+                self.publish(&mut sources, &epoch, revision).await?;
                 ready.send_replace(true);
             }
             // Waits for the first change, then takes in all that are there.
@@ -175,7 +194,7 @@ impl HubTask {
                 while revision < at {
                     revision = self.take_commit(&mut sources, &*feed.next().await?);
                 }
-                take_report(&mut sources, at, report);
+                self.take_report(&mut sources, at, report);
             }
         }
     }
@@ -192,44 +211,53 @@ impl HubTask {
         false
     }
 
-    fn take_commit(&self, sources: &mut Sources, committed: &Committed) -> Revision {
+    fn take_commit(&mut self, sources: &mut Sources, committed: &Committed) -> Revision {
         sources.commit(committed);
         for node in &committed.forgotten_nodes {
             self.board.forget(node);
+            self.touched.add(node);
         }
+        let policies = committed.changes.iter().map(|change| &change.object.key).filter(|key| policy_key(key).is_some());
+        self.changed_policies.extend(policies.cloned());
         committed.revision
     }
 
-    async fn publish(&self, sources: &Sources, epoch: &Arc<str>, revision: Revision) -> Result<(), HubError> {
+    fn take_report(&mut self, sources: &mut Sources, at: Revision, report: Report) {
+        let (Report::Met(node) | Report::Workloads { node, .. } | Report::Node(node, _)) = &report;
+        if sources.is_stale(node, at) {
+            return;
+        }
+        self.touched.add(node);
+        match report {
+            Report::Met(node) => sources.meet(&node),
+            Report::Workloads { node, upserts, removed, full, ticket } => sources.report(&node, upserts, &removed, full, ticket),
+            Report::Node(node, report) => sources.report_node(&node, report),
+        }
+    }
+
+    async fn publish(&mut self, sources: &mut Sources, epoch: &Arc<str>, revision: Revision) -> Result<(), HubError> {
         let begun = Instant::now();
-        let assembled = sources.assemble();
-        let previous = self.published.borrow().clone();
-        let frame = Frame {
-            epoch: Arc::clone(epoch),
-            revision,
-            reported: sources.reported().clone(),
-            unreadable: sources.unreadable().clone(),
-            forgotten: sources.forgotten().clone(),
-        };
-        let before = previous.clone();
-        let published = tokio::task::spawn_blocking(move || Published::of(assembled, frame, previous.as_deref())).await?;
+        let first = self.published.borrow().is_none();
+        let (mut taken, epoch) = (std::mem::take(sources), Arc::clone(epoch));
+        let (taken, published) = tokio::task::spawn_blocking(move || {
+            let published = taken.publish(&epoch, revision);
+            (taken, published)
+        })
+        .await?;
+        *sources = taken;
         // Before it can be acked.
-        self.board.expect(published.new_for(before.as_deref()), published.number, begun);
+        self.board.expect(&published.changed, published.number, begun, self.changed_policies.drain(..));
+        let touched = self.touched.take();
         self.compile_seconds.observe(begun.elapsed().as_secs_f64());
         tracing::debug!(revision = revision.0, nodes = published.targets.len(), took = ?begun.elapsed(), "published");
-        self.published.send_replace(Some(Arc::new(published)));
+        let published = Arc::new(published);
+        self.published.send_replace(Some(Arc::clone(&published)));
+        // After it can be seen.
+        if first {
+            self.wakes.wake_all();
+        } else {
+            self.wakes.wake(&published.changed.iter().chain(&published.redeclared).chain(&touched).collect());
+        }
         Ok(())
-    }
-}
-
-fn take_report(sources: &mut Sources, at: Revision, report: Report) {
-    let (Report::Met(node) | Report::Workloads { node, .. } | Report::Node(node, _)) = &report;
-    if sources.is_stale(node, at) {
-        return;
-    }
-    match report {
-        Report::Met(node) => sources.meet(&node),
-        Report::Workloads { node, upserts, removed, full, ticket } => sources.report(&node, upserts, &removed, full, ticket),
-        Report::Node(node, report) => sources.report_node(&node, report),
     }
 }

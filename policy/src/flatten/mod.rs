@@ -127,13 +127,7 @@ impl<'a> Local<'a> {
         Some(local)
     }
 
-    fn empty(
-        state: &'a NodeState,
-        endpoint: &'a LocalEndpoint,
-        address: IpAddr,
-        direction: Direction,
-        isolation: &'a Isolation,
-    ) -> Self {
+    fn empty(state: &'a NodeState, endpoint: &'a LocalEndpoint, address: IpAddr, direction: Direction, isolation: &'a Isolation) -> Self {
         let (elements, ranges, icmp_ranges) = (Elements::new(), Vec::new(), Vec::new());
         Self { groups: &state.groups, endpoint, address, direction, isolation, elements, ranges, icmp_ranges }
     }

@@ -11,7 +11,8 @@ mod spans;
 use crate::kernel_sets::Span;
 use crate::model::{Action, Answer, Direction, Family, HostAccess, PolicyKey};
 use crate::node_state::{
-    CompiledPeers, CompiledRule, CompiledServices, Group, GroupId, Isolation, Member, NodeState, RuleRef, Rulebook, Segment, SegmentId, TierRule,
+    CompiledPeers, CompiledRule, CompiledServices, Group, GroupId, Isolation, Member, NodeState, RuleRef, Rulebook, Segment, SegmentId,
+    TierRule,
 };
 use services::{Kind, kinds};
 use spans::{Spans, number};
@@ -40,7 +41,7 @@ pub fn resolved(state: &NodeState) -> Option<NodeState> {
                 Direction::Egress => rules.egress = Some(isolation),
             }
         }
-        let plain = Segment { id: segment.id.clone(), title: segment.title.clone(), rules, audit: segment.audit.clone() };
+        let plain = Segment { id: segment.id.clone(), title: segment.title.clone(), rules: rules.into(), audit: segment.audit.clone() };
         next.segments.insert(segment.id.clone(), Arc::new(plain));
     }
     Some(next)

@@ -2,15 +2,14 @@
 
 use super::policy::{WITH_PORTS, deny_name, icmp_header, icmp_protocol, ip};
 use super::words::{
-    Rules, accept, back, concat, count, dispatch, drop, field, goto, in_set, is, is_number, is_one_of, l4proto, limit, log, meta, prohibit, reset, to_goto,
-    update,
+    Rules, accept, back, concat, count, dispatch, drop, field, goto, in_set, is, is_number, is_one_of, l4proto, limit, log, meta, prohibit,
+    reset, to_goto, update,
 };
 use crate::dataplane::config::DataplaneConfig;
 use crate::dataplane::names::{
-    self,
-    COUNTER_AUDITED_IN, COUNTER_AUDITED_OUT, COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT, DIRECTIONS,
-    DeniedKey, DeniedSet, FAMILIES, LOG_AUDIT_IN, LOG_AUDIT_OUT, LOG_DENY_IN, LOG_DENY_OUT, LOG_REJECT_IN, LOG_REJECT_OUT, LOG_UNCOUNTED_IN, LOG_UNCOUNTED_OUT, Outcome,
-    SET_OBSERVE, direction_word, family_digit,
+    self, COUNTER_AUDITED_IN, COUNTER_AUDITED_OUT, COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT,
+    DIRECTIONS, DeniedKey, DeniedSet, FAMILIES, LOG_AUDIT_IN, LOG_AUDIT_OUT, LOG_DENY_IN, LOG_DENY_OUT, LOG_REJECT_IN, LOG_REJECT_OUT,
+    LOG_UNCOUNTED_IN, LOG_UNCOUNTED_OUT, Outcome, SET_OBSERVE, direction_word, family_digit,
 };
 use firebreak_policy::kernel_sets::{SetId, Shape};
 use firebreak_policy::model::{Direction, Family};
