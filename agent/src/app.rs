@@ -1,13 +1,14 @@
 //! Wiring only: opens the kernel side, starts every task in one `JoinSet`, stops when told to or when the first one ends. Stopping
 //! leaves everything in force.
 
+use crate::audit::{self, AuditLinks};
 use crate::config::{Config, DockerSocket};
 use crate::cuts::{self, CutConfig, CutHandle, CutLinks, Owners};
 use crate::dataplane::{ChangeWatch, Dataplane, DataplaneConfig, Feature, Finding, Opened, Severity, SkeletonState, absent, preflight};
 use crate::discovery::docker::{self, DockerView};
 use crate::discovery::{self, DiscoveryConfig};
 use crate::enforce::{self, EnforceLinks, EnforceStats, KernelThread};
-use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, NodeEventKind, NodeTold, RecentLocals, Record};
+use crate::flows::{self, FlowsConfig, FlowsStats, Limits, LocalEnd, NodeEventKind, NodeTold, Others, RecentLocals, Record};
 use crate::guards::{self, GuardLinks};
 use crate::helper::{Helper, HelperLife};
 use crate::http;
@@ -80,7 +81,10 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let links = CutLinks { view: ends.clone(), records: records.clone(), status: status_sender.clone() };
     let file = StateFile::new(folder.path(), node.clone());
     let marker = Marker::open(folder.path(), &boot_id)?;
-    let (kernel_side, mut opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links).await?;
+    let flows_stats = Arc::new(FlowsStats::default());
+    let (audited, audited_packets) = mpsc::channel(64);
+    let audit_links = AuditLinks { packets: audited, status: status_sender.clone(), stats: flows_stats.clone() };
+    let (kernel_side, mut opened, cuts) = open_kernel(&dataplane, set_conntrack_acct, links, audit_links).await?;
     // An owned table is changed by nobody else, and listening would cost each of our own commits.
     let change_watch = if opened.owned { None } else { watch_changes(kernel_side.port()) };
     if let Err(error) = ready::tell_systemd(std::env::var_os("NOTIFY_SOCKET").as_deref()) {
@@ -143,7 +147,6 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
         kernel,
         backoff: Backoff::default(),
     };
-    let flows_stats = Arc::new(FlowsStats::default());
     let sessions = Arc::new(SessionStats::default());
     let sources = Sources {
         flows: flows_stats.clone(),
@@ -184,7 +187,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let links = GuardLinks { local: local.clone(), view: ends.clone(), records };
     let task = guards::run(dataplane.guard_nflog_group(), links, stop.clone());
     spawn(&mut tasks, "guards", task.map(Ok));
-    let task = flows::run(config, ends, flows_stats, other_records, stop.clone());
+    let task = flows::run(config, ends, flows_stats, Others { records: other_records, packets: audited_packets }, stop.clone());
     spawn(&mut tasks, "denied flows", async move { Ok(task.await?) });
 
     let task = relayed::watch(enforced, status_sender.clone(), stop.clone());
@@ -249,7 +252,7 @@ fn warnings_of(findings: &[Finding]) -> BTreeSet<Warning> {
 /// The kernel side, what opening it found, and what ends connections, where that can be had.
 type KernelSide = (Dataplane, Opened, Option<(CutHandle, Owners)>);
 
-async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: CutLinks) -> anyhow::Result<KernelSide> {
+async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: CutLinks, audit: AuditLinks) -> anyhow::Result<KernelSide> {
     let config = config.clone();
     let opening = tokio::task::spawn_blocking(move || {
         if set_conntrack_acct {
@@ -262,7 +265,7 @@ async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: 
             SkeletonState::Installed | SkeletonState::Outdated => interfaces.iter().map(Interface::index).collect(),
             SkeletonState::Adopted | SkeletonState::Replaced => kernel.known_interfaces(),
         };
-        let cuts = start_cuts(&config, links).map(|cuts| (cuts, Owners::new(at_start)));
+        let cuts = start_cuts(&config, links, audit).map(|cuts| (cuts, Owners::new(at_start)));
         Ok::<_, anyhow::Error>((kernel, opened, cuts))
     });
     let (kernel, opened, cuts) = opening.await?.context("opening the kernel side")?;
@@ -271,17 +274,31 @@ async fn open_kernel(config: &DataplaneConfig, set_conntrack_acct: bool, links: 
 }
 
 /// Without ctnetlink everything is enforced but for connections that are established already; preflight says so.
-fn start_cuts(config: &DataplaneConfig, links: CutLinks) -> Option<CutHandle> {
+fn start_cuts(config: &DataplaneConfig, links: CutLinks, audit: AuditLinks) -> Option<CutHandle> {
     if config.absent.contains(&Feature::ConntrackNetlink) {
         return None;
     }
     let status = links.status.clone();
     let selects = !config.absent.contains(&Feature::ConntrackFilter);
     match cuts::start(CutConfig { label: config.cut_label, midstream_grace: config.midstream_grace, selects }, links) {
-        Ok(cuts) => Some(cuts),
+        Ok(mut cuts) => {
+            match audit::start(config.cut_label, audit) {
+                Ok(audit) => cuts.tell_audit(audit),
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "policies in Audit mode are not judged by");
+                    let message = format!("what policies in Audit mode would deny is not told: {error}");
+                    status.send_modify(|status| {
+                        status.warnings.insert(Warning::new(audit::WARNING, message));
+                    });
+                }
+            }
+            Some(cuts)
+        }
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "established connections go on when policy forbids them");
-            let message = format!("established connections go on when policy forbids them: {error}");
+            let message = format!(
+                "established connections go on when policy forbids them, and what policies in Audit mode would deny is not told: {error}"
+            );
             status.send_modify(|status| {
                 status.warnings.insert(Warning::new(cuts::WARNING, message));
             });

@@ -277,8 +277,9 @@ fn bound_to_nothing(name: &InterfaceName, title: &str) -> ManagedInterface {
 /// What the guard of an interface may bind it to. Whoever has root in a container sets its addresses and its MAC address as he
 /// likes, so what is set inside is never enough:
 ///
-/// - where an engine says what it gave to the workload, that, as far as it is set;
-/// - else what is set, as far as the controller has it as this workload's: it has then looked whether anybody else has it;
+/// - what is set, as far as the controller has it as this workload's: it has then looked whether anybody else has it, and rules that deny by
+///   label know it;
+/// - of that, where an engine says what it gave to the workload, only what it gave;
 /// - of link-local addresses, which are nobody's peer, those that are set;
 /// - never the node's own.
 ///
@@ -286,8 +287,9 @@ fn bound_to_nothing(name: &InterfaceName, title: &str) -> ManagedInterface {
 fn claim(interface: &LocalInterface, acknowledged: &LocalEndpoint, local: &LocalWorkloads) -> Claim {
     let may_bind = |address: &IpAddr| {
         let nodes = local.node_addresses.contains(address) || local.own_addresses.contains(address);
-        let told = interface.vouched.as_ref().map_or(&acknowledged.addresses, |vouched| &vouched.addresses);
-        !nodes && (told.contains(address) || matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()))
+        let told = interface.vouched.as_ref().is_none_or(|vouched| vouched.addresses.contains(address));
+        let known = told && acknowledged.addresses.contains(address);
+        !nodes && (known || matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()))
     };
     let may_have = |mac: &MacAddress| {
         let told = interface.vouched.as_ref().is_none_or(|vouched| vouched.macs.is_empty() || vouched.macs.contains(mac));

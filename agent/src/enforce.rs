@@ -6,8 +6,11 @@
 
 use crate::barred::{Barred, MOST_ATTEMPTS};
 use crate::core::{Change, Core};
-use crate::cuts::{CutHandle, Made, Owners};
-use crate::dataplane::{Check, CommitError, CommitReport, Culprit, Dataplane, Delta, Desired, ObserveElement, ObserveError, ReadBackError};
+use crate::cuts::{CutHandle, Made, Owners, Rules};
+use crate::dataplane::{
+    Check, CommitError, CommitReport, Culprit, Dataplane, Delta, Desired, ObserveElement, ObserveError, ReadBackError, Revoked,
+    read_revoked,
+};
 use crate::local::{LocalWorkloads, Warning};
 use crate::session::{Applied, Backoff, Committed, NodeStatus};
 use crate::state::Marker;
@@ -77,6 +80,22 @@ pub trait Kernel: Send + 'static {
     fn repair(&mut self) -> Result<CommitReport, CommitError> {
         Ok(CommitReport::default())
     }
+
+    /// Forgets cut connections that are allowed again.
+    ///
+    /// # Errors
+    /// As [`Dataplane::forget_revoked`].
+    fn forget_revoked(&mut self, _which: &BTreeSet<Revoked>) -> Result<usize, CommitError> {
+        Ok(0)
+    }
+
+    /// Whether the rules may pass by what asks for cut connections; says whether they do.
+    ///
+    /// # Errors
+    /// As [`Dataplane::pass_by_cuts`].
+    fn pass_by_cuts(&mut self, _nothing_is_cut: bool) -> Result<bool, CommitError> {
+        Ok(false)
+    }
 }
 
 impl Kernel for Dataplane {
@@ -106,6 +125,14 @@ impl Kernel for Dataplane {
 
     fn repair(&mut self) -> Result<CommitReport, CommitError> {
         Dataplane::repair(self)
+    }
+
+    fn forget_revoked(&mut self, which: &BTreeSet<Revoked>) -> Result<usize, CommitError> {
+        Dataplane::forget_revoked(self, which)
+    }
+
+    fn pass_by_cuts(&mut self, nothing_is_cut: bool) -> Result<bool, CommitError> {
+        Dataplane::pass_by_cuts(self, nothing_is_cut)
     }
 }
 
@@ -165,6 +192,15 @@ enum Job {
     Repair {
         reply: oneshot::Sender<Result<CommitReport, CommitError>>,
     },
+    ForgetRevoked {
+        of: Made,
+        allowed: BTreeSet<Revoked>,
+        reply: oneshot::Sender<Result<usize, CommitError>>,
+    },
+    PassByCuts {
+        nothing_is_cut: bool,
+        reply: oneshot::Sender<Result<bool, CommitError>>,
+    },
 }
 
 /// What a check found.
@@ -199,7 +235,10 @@ impl KernelThread {
     /// When the system has no thread to give.
     pub fn start(kernel: impl Kernel, marker: Option<Marker>, cuts: Option<(CutHandle, Owners)>, limits: Limits) -> io::Result<Self> {
         let (sender, mut jobs) = mpsc::channel::<Job>(1);
-        let mut worker = Worker { kernel, core: Core::new(limits), barred: Barred::default(), marker, cuts };
+        if let Some((cuts, _)) = &cuts {
+            cuts.with_rules(Box::new(RulesOf(sender.downgrade())));
+        }
+        let mut worker = Worker { kernel, core: Core::new(limits), barred: Barred::default(), marker, cuts, in_force: None };
         thread::Builder::new().name("dataplane".to_owned()).spawn(move || {
             while let Some(job) = jobs.blocking_recv() {
                 worker.run(job);
@@ -240,12 +279,43 @@ impl KernelThread {
     }
 }
 
+/// The dataplane's thread as the one that cuts sees it. Does not keep it from ending.
+struct RulesOf(mpsc::WeakSender<Job>);
+
+impl Rules for RulesOf {
+    fn pass_by_cuts(&self, nothing_is_cut: bool) -> Result<bool, String> {
+        self.ask(|reply| Job::PassByCuts { nothing_is_cut, reply })
+    }
+
+    fn revoked(&self) -> Result<BTreeSet<Revoked>, String> {
+        read_revoked().map_err(|error| error.to_string())
+    }
+
+    fn forget(&self, of: &Made, allowed: BTreeSet<Revoked>) -> Result<usize, String> {
+        self.ask(|reply| Job::ForgetRevoked { of: of.clone(), allowed, reply })
+    }
+}
+
+impl RulesOf {
+    fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, CommitError>>) -> Job) -> Result<T, String> {
+        let gone = || KernelGone.to_string();
+        let (reply, answer) = oneshot::channel();
+        let jobs = self.0.upgrade().ok_or_else(gone)?;
+        jobs.blocking_send(job(reply)).map_err(|_| gone())?;
+        // While the answer is waited for, this must not be what keeps the thread alive.
+        drop(jobs);
+        answer.blocking_recv().map_err(|_| gone())?.map_err(|error| error.to_string())
+    }
+}
+
 struct Worker<K> {
     kernel: K,
     core: Core,
     barred: Barred,
     marker: Option<Marker>,
     cuts: Option<(CutHandle, Owners)>,
+    /// What was committed last; `None` while nobody knows.
+    in_force: Option<Made>,
 }
 
 impl<K: Kernel> Worker<K> {
@@ -274,6 +344,14 @@ impl<K: Kernel> Worker<K> {
                 // What comes next is compared as a whole.
                 self.core.forget();
                 let _ = reply.send(repaired);
+            }
+            Job::ForgetRevoked { of, allowed, reply } => {
+                // By a state that is not in force any more nothing is allowed; the commit that followed is looked at too.
+                let is_in_force = self.in_force.as_ref().is_some_and(|made| made.is_same(&of));
+                let _ = reply.send(if is_in_force { self.kernel.forget_revoked(&allowed) } else { Ok(0) });
+            }
+            Job::PassByCuts { nothing_is_cut, reply } => {
+                let _ = reply.send(self.kernel.pass_by_cuts(nothing_is_cut));
             }
         }
     }
@@ -333,6 +411,11 @@ impl<K: Kernel> Worker<K> {
             Change::Whole(desired) => self.kernel.commit(desired),
             Change::Members(delta) => self.kernel.commit_delta(delta),
         };
+        match &result {
+            Ok(_) => self.in_force = Some(made.clone()),
+            Err(CommitError::Unknown(_)) => self.in_force = None,
+            Err(_) => {}
+        }
         match (&result, &mut turn) {
             (Ok(_), Some(turn)) => turn.made(&made),
             (Err(CommitError::Unknown(_)), Some(turn)) => turn.unknown(),

@@ -1,6 +1,7 @@
 //! The Firebreak node agent as a library, so that tests and benchmarks can drive its parts.
 
 pub mod app;
+pub mod audit;
 mod barred;
 pub mod config;
 pub mod confine;

@@ -77,6 +77,8 @@ enum Part {
     Members,
     /// What a packet pays.
     Connect,
+    /// Of it, what everything costs against conntrack alone.
+    Costs,
     /// Of it, what a hit in each kind of set costs.
     Hits,
     /// What a denied packet pays.
@@ -104,7 +106,7 @@ fn main() -> ExitCode {
         None => {}
     }
     let parts = if arguments.only.is_empty() {
-        Part::value_variants().iter().copied().filter(|part| *part != Part::Hits).collect()
+        Part::value_variants().iter().copied().filter(|part| !matches!(part, Part::Costs | Part::Hits)).collect()
     } else {
         arguments.only
     };
@@ -117,6 +119,7 @@ fn main() -> ExitCode {
             Part::Dataplane => dataplane::measure(&mut report),
             Part::Members => members::measure(&mut report),
             Part::Connect => connect::measure(&mut report),
+            Part::Costs => connect::measure_costs(&mut report),
             Part::Hits => connect::measure_hits(&mut report),
             Part::Denied => connect::measure_denied(&mut report),
             Part::System => system::measure(&mut report),

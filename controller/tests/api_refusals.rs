@@ -90,12 +90,8 @@ fn bad_objects() -> Vec<(&'static str, v1::Object, Expected)> {
             edited(|value| value["spec"]["ingress"][0]["from"] = json!([{"cidr": "10.0.0.0/40"}])),
             invalid(&["spec.ingress[0].from[0]", "10.0.0.0/40"]),
         ),
-        (
-            "audit mode",
-            edited(|value| value["spec"]["mode"] = json!("Audit")),
-            invalid(&["objects[1] SegmentPolicy shop/db", "no Audit mode in this version"]),
-        ),
-        ("a reject", object(&tier("Reject")), invalid(&["objects[1] ClusterSegmentPolicy tier", "answer: Reject"])),
+        ("a mode that is none", edited(|value| value["spec"]["mode"] = json!("Maybe")), invalid(&["objects[1]", "spec.mode", "Maybe"])),
+        ("an answer that is none", object(&tier("Shout")), invalid(&["objects[1]", "spec.ingress[0].answer", "Shout"])),
         ("empty peers", edited(|value| value["spec"]["ingress"][0]["from"] = json!([])), invalid(&["spec.ingress[0].from"])),
         ("bad name", edited(|value| value["metadata"]["name"] = json!("Bad_Name")), invalid(&["metadata.name", "Bad_Name"])),
         (
@@ -128,8 +124,10 @@ fn tier(answer: &str) -> serde_json::Value {
 #[tokio::test]
 async fn policies_of_tiers_are_taken() {
     let server = Server::start().await;
-    let request = v1::ApplyRequest { objects: vec![object(&tier("Drop"))], ..v1::ApplyRequest::default() };
-    server.client.clone().apply(request).await.unwrap();
+    for answer in ["Drop", "Reject"] {
+        let request = v1::ApplyRequest { objects: vec![object(&tier(answer))], ..v1::ApplyRequest::default() };
+        server.client.clone().apply(request).await.unwrap();
+    }
     server.stop().await;
 }
 

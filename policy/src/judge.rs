@@ -70,6 +70,16 @@ impl KernelSets {
         exactly_or_in_a_range || self.shared.allows(direction, local, peer, transport)
     }
 
+    /// Whether what the stage denies is answered (a reset, or an ICMP error) and not dropped in silence.
+    pub fn answers(&self, direction: Direction, local: IpAddr, peer: IpAddr, transport: Transport) -> bool {
+        let protocol = transport.protocol();
+        match transport {
+            Transport::Port(_, port) => self.in_range_of(Shape::Reject, direction, local, peer, protocol, port),
+            Transport::Other(_) => self.in_range_of(Shape::Reject, direction, local, peer, protocol, 0),
+            Transport::Icmp { kind, code, .. } => self.in_icmp_range_of(Shape::RejectIcmp, direction, local, peer, kind, code),
+        }
+    }
+
     fn is_barred(&self, source: IpAddr, destination: IpAddr, transport: Transport) -> bool {
         let Transport::Port(protocol, port) = transport else { return false };
         self.has(Direction::Egress, Shape::Published, &Element::Port(destination, protocol, port))
@@ -91,7 +101,11 @@ impl KernelSets {
     }
 
     fn in_range(&self, direction: Direction, local: IpAddr, peer: IpAddr, protocol: Protocol, port: u16) -> bool {
-        let id = SetId { direction, family: Family::of(local), shape: Shape::Range };
+        self.in_range_of(Shape::Range, direction, local, peer, protocol, port)
+    }
+
+    fn in_range_of(&self, shape: Shape, direction: Direction, local: IpAddr, peer: IpAddr, protocol: Protocol, port: u16) -> bool {
+        let id = SetId { direction, family: Family::of(local), shape };
         self.sets.get(&id).is_some_and(|elements| {
             elements.keys().any(|element| match element {
                 Element::Range(of, peers, protocols, ports) => {
@@ -109,7 +123,11 @@ impl KernelSets {
     }
 
     fn in_icmp_range(&self, direction: Direction, local: IpAddr, peer: IpAddr, kind: u8, code: u8) -> bool {
-        let id = SetId { direction, family: Family::of(local), shape: Shape::IcmpRange };
+        self.in_icmp_range_of(Shape::IcmpRange, direction, local, peer, kind, code)
+    }
+
+    fn in_icmp_range_of(&self, shape: Shape, direction: Direction, local: IpAddr, peer: IpAddr, kind: u8, code: u8) -> bool {
+        let id = SetId { direction, family: Family::of(local), shape };
         self.sets.get(&id).is_some_and(|elements| {
             elements.keys().any(|element| match element {
                 Element::IcmpRange(of, peers, kinds, codes) => {

@@ -58,6 +58,11 @@ pub enum Shape {
     Published,
     /// `local . node address . protocol . port`: a local workload that may reach what is published there.
     PublishedAllow,
+    /// `local . peer range . protocol range . port range`: interval. What is denied with an answer; asked only about what is denied, so it allows
+    /// nothing and denies nothing.
+    Reject,
+    /// The same for ICMP: `local . peer range . type range . code range`.
+    RejectIcmp,
 }
 
 /// One element. Ranges are inclusive, and within one set no two elements overlap.
@@ -75,9 +80,9 @@ pub enum Element {
     PeerIcmp(IpAddr, IpAddr, u8, u8),
     /// For [`Shape::Port`] and [`Shape::Published`].
     Port(IpAddr, Protocol, u16),
-    /// For [`Shape::Range`]: peers, protocols, ports.
+    /// For [`Shape::Range`] and [`Shape::Reject`]: peers, protocols, ports.
     Range(IpAddr, Span<IpAddr>, Span<u8>, Span<u16>),
-    /// For [`Shape::IcmpRange`]: peers, types, codes.
+    /// For [`Shape::IcmpRange`] and [`Shape::RejectIcmp`]: peers, types, codes.
     IcmpRange(IpAddr, Span<IpAddr>, Span<u8>, Span<u8>),
 }
 

@@ -3,6 +3,7 @@
 
 use crate::members::Members;
 use crate::model::{Action, Direction, Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
+use crate::tiers::rejects;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -32,10 +33,19 @@ impl NodeState {
         self.addresses == other.addresses && same(&self.endpoints, &other.endpoints) && same(&self.segments, &other.segments)
     }
 
-    /// Whether a segment has rules of tiers, or others than the enforced ones: what an agent without the feature `tiers` would pass over.
+    /// Whether a segment has enforced rules of tiers: what an agent without the feature `tiers` would pass over.
     pub fn needs_tiers(&self) -> bool {
-        let tiers = |segment: &Segment| segment.has_tiers(Direction::Ingress) || segment.has_tiers(Direction::Egress);
-        self.segments.values().any(|segment| segment.audit.is_some() || tiers(segment))
+        self.segments.values().any(|segment| segment.has_tiers(Direction::Ingress) || segment.has_tiers(Direction::Egress))
+    }
+
+    /// Whether a rule of a tier denies with an answer: what an agent without the feature `reject` does not know.
+    pub fn needs_reject(&self) -> bool {
+        self.segments.values().any(|segment| [Direction::Ingress, Direction::Egress].iter().any(|it| rejects(segment, *it)))
+    }
+
+    /// Whether a policy in Audit mode is about somebody: what an agent without the feature `audit` would pass over.
+    pub fn needs_audit(&self) -> bool {
+        self.segments.values().any(|segment| segment.audit.is_some())
     }
 }
 

@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use firebreak_policy::arbitrary::{Vocabulary, clusters, inventories, strangers, tiered_clusters, transports};
-use firebreak_policy::evaluate::{DirectionVerdict, PeerView};
+use firebreak_policy::evaluate::{DirectionVerdict, PeerView, Reason};
 use firebreak_policy::judge::{Fate, Path};
 use firebreak_policy::kernel_sets::{Element, KernelSets};
 use firebreak_policy::model::{
-    Direction, Endpoint, Family, Flow, Inventory, Mode, NetworkAddress, NetworkName, NodeName, Peers, PolicySet, Rule, Services, Transport,
-    Workload, WorkloadId,
+    Answer, Direction, Endpoint, Family, Flow, Inventory, Mode, NetworkAddress, NetworkName, NodeName, Peers, PolicySet, Rule, Services,
+    Transport, Workload, WorkloadId,
 };
 use firebreak_policy::node_judge::NodeJudge;
 use firebreak_policy::node_state::{CompiledPeers, GroupId, NodeState, SegmentId};
@@ -181,6 +181,37 @@ fn an_audit_policy_changes_no_enforced_verdict() {
             Ok(())
         })
     });
+}
+
+#[test]
+fn the_sets_answer_what_a_rule_denies_with_an_answer_and_nothing_else() {
+    let judged = Cell::new((0_u64, 0_u64));
+    check("answers", 1_500, (tiered_clusters(), some_transports(), limits()), |((policies, inventory), transports, limits)| {
+        let compiled = compile(&policies, &inventory);
+        let reference = Reference { policies: &policies, inventory: &inventory };
+        let sets: BTreeMap<_, _> = compiled.nodes().iter().map(|(name, state)| (name, flatten_with(state, &limits))).collect();
+        each_judgement(&compiled, &inventory, &transports, |node, id, direction, local, peer, transport| {
+            let answers = sets[node].answers(direction, local, peer, transport);
+            // What several claim is dropped in silence.
+            if reference.local(node, local).count() != 1 {
+                prop_assert!(!answers);
+                return Ok(());
+            }
+            let verdict = compiled.judge_end(id, direction, local, PeerView { address: peer, name: "peer" }, transport).unwrap();
+            // To itself is asked of nobody.
+            if verdict.reason == Reason::ToItself {
+                return Ok(());
+            }
+            let expected = matches!(verdict.reason, Reason::DeniedBy { answer: Answer::Reject, .. });
+            prop_assert_eq!(answers, expected, "{} {:?} {} {} {}: {}", id, direction, local, peer, transport, verdict.reason);
+            let (answered, silent) = judged.get();
+            judged.set((answered + u64::from(answers), silent + u64::from(!verdict.allowed() && !answers)));
+            Ok(())
+        })
+    });
+    let (answered, silent) = judged.get();
+    println!("answers: {answered} are answered, {silent} are dropped");
+    assert!(answered * 20 > silent && silent * 20 > answered, "{answered} are answered, {silent} are dropped");
 }
 
 #[test]

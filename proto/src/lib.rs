@@ -29,3 +29,9 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// The feature of agents that enforce tiers; the others are sent no state that has any.
 pub const FEATURE_TIERS: &str = "tiers";
+
+/// The feature of agents that deny with an answer where a rule says so; the others are sent no state in which one does.
+pub const FEATURE_REJECT: &str = "reject";
+
+/// The feature of agents that tell what policies in Audit mode would deny; the others are sent no state that has any.
+pub const FEATURE_AUDIT: &str = "audit";

@@ -149,6 +149,23 @@ fn client_address(session: &Session) -> IpAddr {
     session.from.ip()
 }
 
+/// Whether the rules of a node pass by what asks for the label of cut connections.
+fn passes_by(site: &Site, node: &str) -> bool {
+    let listed = site.node(node).unwrap().namespace.output("nft list chain inet firebreak forward").unwrap();
+    listed.lines().any(|line| line.trim() == "ct state established accept")
+}
+
+/// Nothing is cut here, and the rules know.
+fn wait_until_rules_pass_by(site: &Site) {
+    for node in ["bridged", "routed"] {
+        wait::until("two looks that find nothing cut", Duration::from_secs(20), || {
+            anyhow::ensure!(passes_by(site, node), "the rules of {node} ask");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
 #[test]
 fn forbidden_connections_end_within_a_second_do_not_come_back_and_are_told_once() {
     let site = site("k1");
@@ -164,9 +181,11 @@ fn forbidden_connections_end_within_a_second_do_not_come_back_and_are_told_once(
     for end in ["web-bridged", "web-routed", "db-bridged", "db-routed"] {
         ignore_endings(&site, &format!("shop/{end}"));
     }
+    wait_until_rules_pass_by(&site);
     let begun = Instant::now();
     site.controller.apply(&close_db()).unwrap();
     assert_ended(&cut, begun, Instant::now());
+    assert!(!passes_by(&site, "bridged") && !passes_by(&site, "routed"), "rules pass by labels that were set");
     let told = assert_told(&follower, &site, &cut, client_address);
     for Line { record, .. } in &told {
         assert_eq!(record["direction"], "ingress", "{record}");
@@ -365,6 +384,42 @@ fn a_cut_that_the_agent_did_not_get_to_is_made_by_the_next() {
 }
 
 #[test]
+fn rules_that_pass_by_when_the_agent_is_killed_ask_before_the_next_one_cuts() {
+    let mut site = site("k14");
+    let mut port = 9_000;
+    let mut cut = open(&site, "shop/web-bridged", "shop/db-bridged", &mut port);
+    cut.extend(open(&site, "shop/web-routed", "shop/db-routed", &mut port));
+    let controls = open(&site, "shop/web-bridged", "shop/free-routed", &mut port);
+    wait_until_rules_pass_by(&site);
+    for node in ["bridged", "routed"] {
+        site.agent(node).unwrap().kill().unwrap();
+    }
+    for node in ["bridged", "routed"] {
+        assert!(passes_by(&site, node), "{node}: nobody touches what a killed agent leaves");
+    }
+    site.controller.apply(&close_db()).unwrap();
+    for node in ["bridged", "routed"] {
+        site.start_agent_again(node).unwrap();
+    }
+    let begun = Instant::now();
+    for node in ["bridged", "routed"] {
+        wait::until("the rules to ask", Duration::from_secs(20), || {
+            anyhow::ensure!(!passes_by(&site, node), "{}", site.log(node));
+            Ok(())
+        })
+        .unwrap();
+    }
+    assert_ended(&cut, begun, Instant::now());
+    // Killed while connections are cut: the next one finds their labels.
+    for node in ["bridged", "routed"] {
+        site.agent(node).unwrap().kill().unwrap();
+        site.start_agent_again(node).unwrap();
+    }
+    assert_stay_ended(&cut, &controls);
+    assert!(!passes_by(&site, "bridged") && !passes_by(&site, "routed"), "rules pass by labels that are there");
+}
+
+#[test]
 fn what_is_allowed_again_goes_on() {
     let site = site("k8");
     let mut port = 9_000;
@@ -388,6 +443,41 @@ fn what_is_allowed_again_goes_on() {
         })
         .unwrap();
     }
+}
+
+#[test]
+fn what_was_cut_and_lost_its_entry_goes_on_when_a_block_of_addresses_allows_it_though_only_its_other_end_speaks() {
+    let site = site("k15");
+    let mut port = 9_000;
+    let mut sessions = open(&site, "shop/web-bridged", "shop/db-bridged", &mut port);
+    sessions.extend(open(&site, "shop/web-routed", "shop/db-routed", &mut port));
+    sessions.retain(|session| session.over == Over::Udp);
+    for end in ["web-bridged", "db-bridged", "web-routed", "db-routed"] {
+        ignore_endings(&site, &format!("shop/{end}"));
+    }
+    let begun = Instant::now();
+    site.controller.apply(&close_db()).unwrap();
+    assert_ended(&sessions, begun, Instant::now());
+    for end in ["web-bridged", "web-routed"] {
+        let inside = site.namespace(&format!("shop/{end}")).unwrap();
+        inside.output("nft add table inet mute").unwrap();
+        inside.output("nft add chain inet mute out { type filter hook output priority 0 ; }").unwrap();
+        inside.output("nft add rule inet mute out meta l4proto udp drop").unwrap();
+    }
+    for node in ["bridged", "routed"] {
+        conntrack::flush(site.namespace(node).unwrap()).unwrap();
+    }
+    assert_stay_ended(&sessions, &[]);
+    let heard: Vec<_> = sessions.iter().map(Session::heard).collect();
+    let everybody = "ingress: [{from: [{cidr: {cidr: 0.0.0.0/0}}, {cidr: {cidr: \"::/0\"}}]}]";
+    site.controller.apply(&segment("db", &format!("appliesTo: {{matchLabels: {{app: db}}}}, {everybody}"))).unwrap();
+    wait::until("clients to hear their servers", Duration::from_secs(20), || {
+        for (session, heard) in sessions.iter().zip(&heard) {
+            anyhow::ensure!(session.heard()[0] > heard[0], "{} is still refused", session.name);
+        }
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// Connects from a port of its own choice and hears one byte.

@@ -66,7 +66,7 @@ const BUCKETS_PER_ENTRY: usize = 20;
 
 /// The dumps in which every entry with one of these addresses at either end is found, by what is less work: each walks the kernel's whole
 /// table, whatever it selects, and reads what it selects.
-pub(super) fn dumps_of(addresses: &BTreeSet<IpAddr>, conntrack: &dyn Conntrack) -> Vec<Filter> {
+pub(crate) fn dumps_of(addresses: &BTreeSet<IpAddr>, conntrack: &dyn Conntrack) -> Vec<Filter> {
     let size = conntrack.size();
     let walk = size.buckets / BUCKETS_PER_ENTRY;
     let mut filters = Vec::new();

@@ -103,7 +103,7 @@ const TCP_NO_CONNECTION: [u8; 5] = [1, 6, 7, 8, 9];
 
 impl Entry {
     /// One that stands for no connection: UDP between the discard ports.
-    pub(super) fn probe(source: IpAddr, destination: IpAddr) -> Self {
+    pub(crate) fn probe(source: IpAddr, destination: IpAddr) -> Self {
         const DISCARD: u16 = 9;
         let tuple = |source, destination| Tuple { source, destination, protocol: Protocol::UDP, detail: Detail::Ports(DISCARD, DISCARD) };
         Self {

@@ -19,4 +19,7 @@ pub enum ConntrackError {
     /// The kernel's answer could not be read.
     #[error("conntrack: answer of the kernel: {0}")]
     Malformed(&'static str),
+    /// The rules could not be made to ask for the label, so none was set, or to forget what was cut.
+    #[error("conntrack: the rules about cut connections: {0}")]
+    Rules(String),
 }

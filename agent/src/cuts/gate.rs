@@ -3,7 +3,9 @@
 //! A pass takes time, and a newer commit may allow what the pass is about to cut: a connection that began since would be reset though nothing
 //! forbids it. So entries are changed under a lock that a commit takes too, a part of a pass at a time, and by the state of the last commit.
 
+use super::error::ConntrackError;
 use super::pass::{Court, InForce};
+use super::rules::RulesLink;
 use super::run::Made;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -39,9 +41,18 @@ pub(super) struct Sitting {
     pub(super) gate: Arc<Gate>,
     /// Whose scene is the pass's.
     pub(super) of: Made,
+    pub(super) rules: RulesLink,
+    /// Whether the rules were made to ask.
+    pub(super) has_asked: bool,
 }
 
 impl Court for Sitting {
+    fn before_changes(&mut self) -> Result<(), ConntrackError> {
+        // Not within a turn: the dataplane's thread may be waiting for one.
+        self.has_asked = true;
+        self.rules.ask()
+    }
+
     fn while_in_force(&mut self, act: &mut dyn FnMut(InForce)) {
         let turn = self.gate.turn();
         match &*turn.0 {

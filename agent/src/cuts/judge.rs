@@ -1,6 +1,7 @@
 //! Whether an entry may live. Pure.
 
-use super::entry::Entry;
+use super::entry::{Detail, Entry, Tuple};
+use crate::dataplane::Revoked;
 use firebreak_policy::judge::{Fate, Path};
 use firebreak_policy::model::{Direction, Generation, Protocol, Transport};
 use firebreak_policy::node_judge::NodeJudge;
@@ -49,6 +50,15 @@ impl Scene {
             Transport::Other(_) if reversed() => Judgement::ForbiddenOneWay(direction),
             Transport::Port(..) | Transport::Icmp { .. } | Transport::Other(_) => Judgement::Forbidden(direction),
         }
+    }
+
+    /// Whether the connection is allowed that a remembered packet answers.
+    pub fn allows_again(&self, revoked: &Revoked) -> bool {
+        let Revoked { from, to, protocol } = *revoked;
+        let tuple =
+            |(source, source_port), (destination, port)| Tuple { source, destination, protocol, detail: Detail::Ports(source_port, port) };
+        let connection = Entry { original: tuple(to, from), reply: tuple(from, to), ..Entry::probe(to.0, from.0) };
+        self.judge(&connection) == Judgement::Keep
     }
 
     fn fate(&self, source: IpAddr, destination: IpAddr, transport: Transport) -> Fate {

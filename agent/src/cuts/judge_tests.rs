@@ -148,3 +148,23 @@ fn icmp_is_judged_by_type_of_its_own_family() {
     assert_eq!(judge(&echo(Protocol::ICMP)), Judgement::Forbidden(Direction::Ingress));
     assert_eq!(echo(Protocol::ICMPV6).transport(), Transport::Other(Protocol::ICMPV6), "ICMPv6 within IPv4 has no type that rules read");
 }
+
+#[test]
+fn what_a_cut_connections_other_end_sends_is_forgotten_only_if_the_connection_is_allowed() {
+    let scene = || {
+        let locals = [ip(WEB), ip(DB)].into();
+        Scene { generation: Generation(1), policy: NodeJudge::new(Arc::new(state())), node: [ip(NODE)].into(), locals }
+    };
+    for (name, from, to, protocol, expected) in [
+        ("db answers web on an allowed port", (DB, 7), (WEB, 1000), Protocol::UDP, true),
+        ("of another port", (DB, 8), (WEB, 1000), Protocol::UDP, false),
+        ("of another protocol", (DB, 7), (WEB, 1000), Protocol::SCTP, false),
+        ("to another peer", (DB, 7), (STRANGER, 1000), Protocol::UDP, false),
+        ("web answers db on a port that db allows web", (WEB, 1000), (DB, 7), Protocol::UDP, true),
+        ("web, which takes everything, answers db", (WEB, 53), (DB, 1000), Protocol::UDP, true),
+        ("strangers are the rules' own matter", (STRANGER, 53), (8, 1000), Protocol::UDP, false),
+    ] {
+        let revoked = Revoked { from: (ip(from.0), from.1), to: (ip(to.0), to.1), protocol };
+        assert_eq!(scene().allows_again(&revoked), expected, "{name}");
+    }
+}

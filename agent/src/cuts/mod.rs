@@ -18,12 +18,14 @@
 //! 6. Only entries of zone 0 are judged, the one that our rules see unless somebody sets zones; others are counted and said once.
 //! 7. A commit waits for one part of a pass at most (1,024 entries), and entries are changed by the state of the last commit only ([`gate`]).
 //!    The latest state wins; what changed meanwhile adds up.
-//! 8. A new owner of an address inherits no entry of the one before ([`owners`]).
+//! 8. The rules ask for the label before the first entry gets one ([`rules`]), and pass by it when no entry has one ([`clean`]).
+//! 9. A new owner of an address inherits no entry of the one before ([`owners`]).
 //!
 //! This is, beside `dataplane` and `flows`, the only code that speaks nfnetlink.
 
 mod affected;
 mod apply;
+mod clean;
 mod entry;
 mod error;
 mod gate;
@@ -31,17 +33,20 @@ mod idle;
 mod judge;
 mod owners;
 mod pass;
+mod rules;
 mod run;
 mod socket;
 mod wire;
 
 pub use affected::{Affected, affected};
+pub(crate) use apply::dumps_of;
 pub use apply::{Change, Changed, Conntrack, Size};
 pub use entry::{Counters, Detail, Entry, SctpInfo, TcpInfo, Tuple};
 pub use error::ConntrackError;
 pub use gate::Turn;
 pub use judge::{Judgement, Scene};
 pub use owners::Owners;
+pub use rules::Rules;
 pub use run::{CutConfig, CutHandle, CutLinks, Made, WARNING, count_connections, probe, start};
 pub use socket::{ConntrackSocket, Passed, Selects};
 pub use wire::{Filter, Label};

@@ -24,6 +24,8 @@ pub(super) struct Outcome {
     pub(super) cut: usize,
     /// Connections that are allowed again.
     pub(super) cleared: usize,
+    /// Entries that carry the label, or carried it.
+    pub(super) labelled: usize,
     /// Entries that the kernel did not let us change, and its first answer.
     pub(super) refused: Option<(usize, Errno)>,
     /// Nobody knows which state the kernel holds, so not everything was carried out.
@@ -32,6 +34,12 @@ pub(super) struct Outcome {
 
 /// What the kernel's sets hold, and for how long.
 pub(super) trait Court {
+    /// Called before entries are changed, and not within [`Self::while_in_force`]: the rules have to ask for the label before one is set.
+    ///
+    /// # Errors
+    /// They may not ask; nothing is changed.
+    fn before_changes(&mut self) -> Result<(), ConntrackError>;
+
     /// Calls `act` while nothing is committed: [`InForce::Same`] if that is what it was at the last call, or before the first
     /// what the pass began with.
     fn while_in_force(&mut self, act: &mut dyn FnMut(InForce));
@@ -120,6 +128,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     fn take(&mut self, entry: Entry) {
+        self.outcome.labelled += usize::from(entry.is_cut);
         let concerns = |address| self.affected.addresses.contains(&address);
         if !self.affected.everything && !concerns(entry.source()) && !concerns(entry.destination()) {
             return;
@@ -137,6 +146,11 @@ impl Pass<'_> {
     fn carry_out(&mut self) {
         let mut decided = std::mem::take(&mut self.decided);
         if self.failed.is_some() || decided.is_empty() {
+            return;
+        }
+        // Whatever they are: a newer state may make a cut of each.
+        if let Err(error) = self.court.before_changes() {
+            self.failed = Some(error);
             return;
         }
         let (court, changer) = (&mut *self.court, &mut *self.changer);
@@ -171,6 +185,7 @@ impl Pass<'_> {
                     self.sink.cut(&entry, direction, self.scene.generation);
                 }
                 if matches!(act, Act::Label(_)) {
+                    self.outcome.labelled += 1;
                     self.sink.labelled(entry);
                 }
             }

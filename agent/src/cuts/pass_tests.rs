@@ -145,6 +145,10 @@ fn scene(generation: u64, state: NodeState) -> Scene {
 struct Stands;
 
 impl Court for Stands {
+    fn before_changes(&mut self) -> Result<(), ConntrackError> {
+        Ok(())
+    }
+
     fn while_in_force(&mut self, act: &mut dyn FnMut(InForce)) {
         act(InForce::Same);
     }
@@ -157,6 +161,10 @@ struct Opens {
 }
 
 impl Court for Opens {
+    fn before_changes(&mut self) -> Result<(), ConntrackError> {
+        Ok(())
+    }
+
     fn while_in_force(&mut self, act: &mut dyn FnMut(InForce)) {
         self.parts += 1;
         let mut open = state();
@@ -170,9 +178,42 @@ impl Court for Opens {
 struct NobodyKnows;
 
 impl Court for NobodyKnows {
+    fn before_changes(&mut self) -> Result<(), ConntrackError> {
+        Ok(())
+    }
+
     fn while_in_force(&mut self, act: &mut dyn FnMut(InForce)) {
         act(InForce::Unknown);
     }
+}
+
+/// The rules do not come to ask for the label.
+struct PassesBy;
+
+impl Court for PassesBy {
+    fn before_changes(&mut self) -> Result<(), ConntrackError> {
+        Err(ConntrackError::Rules("no".to_owned()))
+    }
+
+    fn while_in_force(&mut self, _: &mut dyn FnMut(InForce)) {
+        unreachable!("nothing is changed")
+    }
+}
+
+#[test]
+fn nothing_is_labelled_before_the_rules_ask_for_it_and_nothing_is_asked_where_nothing_is_done() {
+    let run = |entries: Vec<Entry>| {
+        let (mut dumper, mut changer) = (Table { entries, ..Table::default() }, Table::default());
+        let mut seen = Seen::default();
+        let scene = Arc::new(scene(1, state()));
+        let passed = pass(&mut dumper, &mut changer, scene, &mut PassesBy, &Affected::everything(), &mut seen);
+        (passed, changer.done)
+    };
+    let (passed, done) = run(vec![entry(WEB, DB, Protocol::TCP, 5432)]);
+    assert!(matches!(passed, Err(ConntrackError::Rules(_))), "{passed:?}");
+    assert_eq!(done, Vec::<String>::new());
+    let (passed, _) = run(vec![entry(DB, WEB, Protocol::TCP, 80), Entry { is_cut: true, ..entry(WEB, DB, Protocol::TCP, 22) }]);
+    assert_eq!(passed.unwrap().labelled, 1, "one that is cut stays so, and is counted");
 }
 
 #[test]

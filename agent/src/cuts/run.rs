@@ -2,14 +2,17 @@
 
 use super::affected::{Affected, affected};
 use super::apply::{Change, Conntrack, dumps_of};
+use super::clean::Clean;
 use super::entry::Entry;
 use super::error::ConntrackError;
 use super::gate::{Gate, Sitting, Turn};
 use super::idle::Silent;
 use super::judge::Scene;
 use super::pass::{Outcome, Sink, pass};
+use super::rules::{Rules, RulesLink};
 use super::socket::{ConntrackSocket, Selects};
 use super::wire::Label;
+use crate::audit::AuditHandle;
 use crate::core;
 use crate::flows::{CutTold, FlowId, LocalView, Record, Told};
 use crate::local::{LocalWorkloads, Warning};
@@ -69,13 +72,19 @@ pub struct Made {
 }
 
 impl Made {
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.committed, &other.committed) && Arc::ptr_eq(&self.local, &other.local)
     }
 
     /// What entries are judged by while it is in force.
     pub(super) fn scene(&self) -> Scene {
         Judged::new(self).scene()
+    }
+
+    /// The same, and the state of the workloads that are alive here.
+    pub(crate) fn scene_and_state(&self) -> (Scene, Arc<NodeState>) {
+        let judged = Judged::new(self);
+        (judged.scene(), judged.state)
     }
 }
 
@@ -97,6 +106,8 @@ pub struct CutHandle {
     slot: Arc<(Mutex<Slot>, Condvar)>,
     gate: Arc<Gate>,
     purger: ConntrackSocket,
+    rules: RulesLink,
+    audit: Option<AuditHandle>,
 }
 
 impl std::fmt::Debug for CutHandle {
@@ -140,11 +151,15 @@ pub fn start(config: CutConfig, links: CutLinks) -> Result<CutHandle, ConntrackE
     tracing::info!(selects_ipv4 = selects.v4, selects_ipv6 = selects.v6, "conntrack: cuts are possible");
     let slot: Arc<(Mutex<Slot>, Condvar)> = Arc::default();
     let gate: Arc<Gate> = Arc::default();
+    let rules = RulesLink::default();
     let now = Instant::now();
     let mut cutter = Cutter {
         dumper,
         changer,
         gate: gate.clone(),
+        rules: rules.clone(),
+        clean: Clean::default(),
+        may_be_revoked: true,
         links,
         judged: None,
         affected: Affected::everything(),
@@ -159,10 +174,20 @@ pub fn start(config: CutConfig, links: CutLinks) -> Result<CutHandle, ConntrackE
         .name("cuts".to_owned())
         .spawn(move || cutter.run(&of_thread))
         .map_err(|source| ConntrackError::Socket { act: "start a thread beside", source })?;
-    Ok(CutHandle { slot, gate, purger })
+    Ok(CutHandle { slot, gate, purger, rules, audit: None })
 }
 
 impl CutHandle {
+    /// Says where the rules are told whether anything is cut; before the first commit is.
+    pub fn with_rules(&self, rules: Box<dyn Rules>) {
+        self.rules.set(rules);
+    }
+
+    /// Tells those who judge by policies in Audit mode of each commit, too.
+    pub fn tell_audit(&mut self, audit: AuditHandle) {
+        self.audit = Some(audit);
+    }
+
     /// To be held during a commit and told how that went. Waits for one part of a pass at most.
     pub fn turn(&self) -> Turn<'_> {
         self.gate.turn()
@@ -170,6 +195,9 @@ impl CutHandle {
 
     /// A commit was made. Returns at once; a commit before it that was not looked at yet is passed over.
     pub fn committed(&self, made: Made) {
+        if let Some(audit) = &self.audit {
+            audit.committed(made.clone());
+        }
         let (slot, woken) = &*self.slot;
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         let is_again = slot.next.as_ref().is_some_and(|job| job.is_again || job.made.is_same(&made));
@@ -250,6 +278,10 @@ struct Cutter {
     dumper: ConntrackSocket,
     changer: ConntrackSocket,
     gate: Arc<Gate>,
+    rules: RulesLink,
+    clean: Clean,
+    /// Whether the rules ask for what is remembered without an entry.
+    may_be_revoked: bool,
     links: CutLinks,
     judged: Option<Judged>,
     /// What is to be judged by a first look.
@@ -284,7 +316,7 @@ impl Cutter {
             if is_rested && let Some(job) = slot.next.take() {
                 return Some(Some(job));
             }
-            let due = self.second.front().map(|second| second.at).into_iter().chain(self.silent.due()).min();
+            let due = self.second.front().map(|second| second.at).into_iter().chain(self.silent.due()).chain(self.clean.due()).min();
             let due = if is_rested { due } else { Some(self.rest_until) };
             slot = match due {
                 None => woken.wait(slot).unwrap_or_else(PoisonError::into_inner),
@@ -320,6 +352,9 @@ impl Cutter {
 
     fn work(&mut self) {
         let now = Instant::now();
+        if self.clean.take_due(now) {
+            self.affected.add(Affected::everything());
+        }
         let mut affected = if self.judged.is_some() { std::mem::take(&mut self.affected) } else { Affected::default() };
         let fresh = affected.clone();
         while let Some(second) = self.second.pop_front_if(|second| second.at <= now) {
@@ -361,22 +396,55 @@ impl Cutter {
     fn look(&mut self, affected: &Affected) -> Result<(), ConntrackError> {
         let Some(judged) = &self.judged else { return Ok(()) };
         let begun = Instant::now();
-        let mut sitting = Sitting { gate: self.gate.clone(), of: judged.made.clone() };
+        let mut sitting = Sitting { gate: self.gate.clone(), of: judged.made.clone(), rules: self.rules.clone(), has_asked: false };
         let mut teller = Teller { links: &self.links, silent: &mut self.silent, records: Vec::new() };
         let scene = Arc::new(judged.scene());
-        let result = pass(&mut self.dumper, &mut self.changer, scene, &mut sitting, affected, &mut teller);
+        let result = pass(&mut self.dumper, &mut self.changer, scene.clone(), &mut sitting, affected, &mut teller);
         teller.send();
+        if sitting.has_asked {
+            self.may_be_revoked = true;
+            self.clean.not_yet(Instant::now());
+        }
         let outcome = result?;
         self.say(&outcome, begun);
         if outcome.is_unsure {
             // The commit that follows says what is in force.
             self.affected.add(Affected::everything());
+            return Ok(());
+        }
+        self.forget_allowed(&scene)?;
+        self.tell_rules(affected.everything, outcome.labelled > 0, sitting.has_asked)
+    }
+
+    /// The rules ask the other way round only sets that name both ends; what a list of blocks or a large group allows again is known here.
+    fn forget_allowed(&mut self, scene: &Scene) -> Result<(), ConntrackError> {
+        let Some(judged) = self.judged.as_ref().filter(|_| self.may_be_revoked) else { return Ok(()) };
+        let forgotten = self.rules.forget(&judged.made, |revoked| scene.allows_again(revoked))?;
+        if forgotten > 0 {
+            tracing::info!(forgotten, "connections that were cut and whose entries are gone are allowed again");
+        }
+        Ok(())
+    }
+
+    /// Has the rules ask for the label where there are some, and pass by it where a second look has found none.
+    fn tell_rules(&mut self, at_everything: bool, found_some: bool, has_asked: bool) -> Result<(), ConntrackError> {
+        if found_some && !has_asked {
+            // Of an agent before, or of somebody else who has brought them in.
+            self.may_be_revoked = true;
+            self.rules.ask()?;
+        }
+        let now = Instant::now();
+        if self.clean.looked(now, at_everything, !(found_some || has_asked)) {
+            self.may_be_revoked = !self.rules.pass_by()?;
+            if self.may_be_revoked {
+                self.clean.not_yet(now);
+            }
         }
         Ok(())
     }
 
     fn say(&mut self, outcome: &Outcome, begun: Instant) {
-        let Outcome { entries, other_zones, cut, cleared, refused, is_unsure: _ } = outcome;
+        let Outcome { entries, other_zones, cut, cleared, labelled: _, refused, is_unsure: _ } = outcome;
         let generation = self.judged.as_ref().map_or(0, |judged| judged.generation.0);
         if cut + cleared > 0 {
             tracing::info!(generation, entries, cut, cleared, took = ?begun.elapsed(), "connections cut");

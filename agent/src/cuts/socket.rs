@@ -16,6 +16,10 @@ use std::os::fd::AsFd as _;
 /// Room for a part of a dump and for the answers to a chunk of changes.
 const RECEIVE_BUFFER: usize = 4 << 20;
 const DATAGRAM: usize = 256 << 10;
+/// `NFNLGRP_CONNTRACK_NEW`.
+const GROUP_NEW: u32 = 1;
+/// Datagrams of new entries that are taken before somebody else has a turn.
+const DATAGRAMS_AT_ONCE: usize = 1024;
 /// Changes in one `sendmsg`.
 const CHUNK: usize = 64;
 
@@ -86,6 +90,43 @@ impl ConntrackSocket {
         self.selects =
             Selects { v4: self.selects_between([192, 0, 2, 1].into(), [192, 0, 2, 2].into())?, v6: self.selects_between(v6(1), v6(2))? };
         Ok(self.selects)
+    }
+
+    /// Asks the kernel to tell of each new entry, which it does once the entry's first packet has passed every hook.
+    ///
+    /// # Errors
+    /// The kernel does not.
+    pub fn follow_new(&mut self) -> Result<(), ConntrackError> {
+        self.socket.add_membership(GROUP_NEW).map_err(|source| ConntrackError::Socket { act: "follow new entries on", source })
+    }
+
+    /// Takes the new entries that the kernel has told of since the last call, of zone 0; at most some thousands. `false` when it could not tell of all: its buffer
+    /// was full.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn take_new(&mut self, take: &mut dyn FnMut(Entry)) -> Result<bool, ConntrackError> {
+        for _ in 0..DATAGRAMS_AT_ONCE {
+            match self.receive(true) {
+                Ok(true) => {}
+                Ok(false) => return Ok(true),
+                Err(ConntrackError::Socket { source, .. }) if source.raw_os_error() == Some(nix::libc::ENOBUFS) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+            for message in Messages(&self.buffer) {
+                match message.map_err(|_| ConntrackError::Malformed("a message is cut off"))? {
+                    Message::Content { subsystem: SUBSYS_CTNETLINK, kind: wire::CT_NEW, attributes } => {
+                        match wire::decode(attributes, self.label) {
+                            Decoded::Entry(entry) => take(entry),
+                            // Our rules do not see them.
+                            Decoded::OtherZone | Decoded::Unreadable => {}
+                        }
+                    }
+                    Message::Answer(_) | Message::Done | Message::Content { .. } | Message::Other => {}
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// What another socket's probe found.
@@ -274,5 +315,11 @@ impl Conntrack for ConntrackSocket {
             changed.extend(self.change_chunk(chunk)?);
         }
         Ok(changed)
+    }
+}
+
+impl std::os::fd::AsFd for ConntrackSocket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

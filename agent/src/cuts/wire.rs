@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 pub(crate) const SUBSYS_CTNETLINK: u8 = 1;
 
 /// `IPCTNL_MSG_CT_*`.
-const CT_NEW: u8 = 0;
+pub(super) const CT_NEW: u8 = 0;
 const CT_GET: u8 = 1;
 const CT_DELETE: u8 = 2;
 

@@ -9,6 +9,7 @@ use super::names::{Layer, SetRef, TABLE, is_port_chain, parse_segment_chain, seg
 use super::plan::{KernelState, SetChange, restore_of};
 use super::ports;
 use super::read_back::read_back_of;
+use super::shortcut::{Placed, Reader};
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::DUMP_ATTEMPTS;
 use super::wire::{Attributes, LIST_ELEMENT, Message, Received, chain, expression, rule};
@@ -33,6 +34,8 @@ pub(super) struct Rules {
     pub(super) prints: Prints,
     /// The guards' base chains that do not say what they are to say, in words.
     pub(super) wrong_ports: Vec<String>,
+    /// Those that come and go in the base chains, which are in no fingerprint.
+    pub(super) shortcuts: Vec<Placed>,
 }
 
 /// Takes the fingerprints of what is there, and looks into the guards' base chains.
@@ -40,6 +43,7 @@ pub(super) fn rules(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<Ru
     let mut prints = Prints::new();
     // By chain, whether it is itself right, and its rules.
     let mut ports: BTreeMap<String, (bool, Vec<PortRule>)> = BTreeMap::new();
+    let mut shortcuts = Reader::default();
     for layer in layers {
         let mut chains: HashMap<String, blake3::Hasher> = HashMap::new();
         dump(socket, *layer, Message::GetChain, chain::TABLE, |received| {
@@ -61,7 +65,7 @@ pub(super) fn rules(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<Ru
             if is_port(*layer, &name) {
                 let (_, rules) = ports.entry(name).or_insert((false, Vec::new()));
                 rules.push(ports::read_rule(expressions.nested()));
-            } else {
+            } else if *layer != Layer::Inet || !shortcuts.takes(&name, expressions.nested()) {
                 hash_rule(chains.entry(name).or_default(), expressions.nested());
             }
         })?;
@@ -70,7 +74,7 @@ pub(super) fn rules(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<Ru
     let is_wrong = |(_, (is_right, rules)): &(String, (bool, Vec<PortRule>))| !is_right || literal::read_chain(rules).is_none();
     let wrong_ports =
         ports.into_iter().filter(is_wrong).map(|(chain, _)| format!("chain {} {TABLE} {chain}: changed", Layer::Netdev)).collect();
-    Ok(Rules { prints, wrong_ports })
+    Ok(Rules { prints, wrong_ports, shortcuts: shortcuts.found() })
 }
 
 /// The guards' base chains come, go and change with commits.

@@ -198,7 +198,7 @@ fn encode_policy(id: SetId, element: &Element, key: &mut Key) -> Result<(), Misf
             put_port(first, *port);
             Ok(())
         }
-        (Shape::Range, Element::Range(local, peers, protocols, ports)) => {
+        (Shape::Range | Shape::Reject, Element::Range(local, peers, protocols, ports)) => {
             forwards(peers)?;
             forwards(protocols)?;
             forwards(ports)?;
@@ -212,7 +212,7 @@ fn encode_policy(id: SetId, element: &Element, key: &mut Key) -> Result<(), Misf
             }
             Ok(())
         }
-        (Shape::IcmpRange, Element::IcmpRange(local, peers, kinds, codes)) => {
+        (Shape::IcmpRange | Shape::RejectIcmp, Element::IcmpRange(local, peers, kinds, codes)) => {
             forwards(peers)?;
             forwards(kinds)?;
             forwards(codes)?;
@@ -237,7 +237,9 @@ fn encode_policy(id: SetId, element: &Element, key: &mut Key) -> Result<(), Misf
             | Shape::PeerIcmp
             | Shape::IcmpRange
             | Shape::Published
-            | Shape::PublishedAllow,
+            | Shape::PublishedAllow
+            | Shape::Reject
+            | Shape::RejectIcmp,
             _,
         ) => Err(Misfit::Shape),
     }
@@ -399,14 +401,14 @@ fn decode_policy(id: SetId, first: &[u8], last: Option<&[u8]>) -> Result<Element
         }
         Shape::PeerIcmp => Element::PeerIcmp(fields.address()?, fields.address()?, fields.byte()?, fields.byte()?),
         Shape::Port | Shape::Published => Element::Port(fields.address()?, Protocol(fields.byte()?), fields.port()?),
-        Shape::Range | Shape::IcmpRange => {
+        Shape::Range | Shape::IcmpRange | Shape::Reject | Shape::RejectIcmp => {
             let local = fields.address()?;
             if ends.address()? != local {
                 return Err(Misfit::Unexpected);
             }
             let peers = Span { first: fields.address()?, last: ends.address()? };
             let bytes = Span { first: fields.byte()?, last: ends.byte()? };
-            let element = if id.shape == Shape::Range {
+            let element = if matches!(id.shape, Shape::Range | Shape::Reject) {
                 Element::Range(local, peers, bytes, Span { first: fields.port()?, last: ends.port()? })
             } else {
                 Element::IcmpRange(local, peers, bytes, Span { first: fields.byte()?, last: ends.byte()? })
@@ -593,10 +595,10 @@ mod tests {
             }
             Shape::PeerIcmp => (one(), one(), any::<u8>(), any::<u8>()).prop_map(|(a, b, c, d)| Element::PeerIcmp(a, b, c, d)).boxed(),
             Shape::Port | Shape::Published => (one(), protocol(), any::<u16>()).prop_map(|(a, b, c)| Element::Port(a, b, c)).boxed(),
-            Shape::Range => {
+            Shape::Range | Shape::Reject => {
                 (one(), span(one()), span(any::<u8>()), span(any::<u16>())).prop_map(|(a, b, c, d)| Element::Range(a, b, c, d)).boxed()
             }
-            Shape::IcmpRange => {
+            Shape::IcmpRange | Shape::RejectIcmp => {
                 (one(), span(one()), span(any::<u8>()), span(any::<u8>())).prop_map(|(a, b, c, d)| Element::IcmpRange(a, b, c, d)).boxed()
             }
         }

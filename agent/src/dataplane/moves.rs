@@ -108,7 +108,7 @@ impl Key {
                 Shape::PeerPort | Shape::Peer | Shape::PeerProtocol | Shape::PeerIcmp | Shape::Port | Shape::Range | Shape::IcmpRange => {
                     Some(Self::Element(direction, element.clone()))
                 }
-                Shape::Isolated | Shape::HostJudged | Shape::Published | Shape::PublishedAllow => None,
+                Shape::Isolated | Shape::HostJudged | Shape::Published | Shape::PublishedAllow | Shape::Reject | Shape::RejectIcmp => None,
             },
             (SetRef::Segments(direction, _), Entry::Segment(local, _)) => Some(Self::Segment(direction, *local)),
             (

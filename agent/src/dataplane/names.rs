@@ -22,6 +22,11 @@ pub const LOG_AUDIT_IN: &str = "firebreak audit in";
 /// The same of an egress flow.
 pub const LOG_AUDIT_OUT: &str = "firebreak audit out";
 
+/// The log prefix of an ingress flow that is denied with an answer.
+pub const LOG_REJECT_IN: &str = "firebreak reject in";
+/// The same of an egress flow.
+pub const LOG_REJECT_OUT: &str = "firebreak reject out";
+
 /// Counts every packet denied by the ingress stage: the control sum of the `denied_in*` sets.
 pub const COUNTER_DENIED_IN: &str = "denied_in";
 /// Counts every packet denied by the egress stage: the control sum of the `denied_out*` sets.
@@ -234,8 +239,18 @@ pub const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
 /// Every policy set that exists in the table.
 pub fn policy_sets() -> Vec<SetId> {
-    const BOTH: [Shape; 8] =
-        [Shape::Isolated, Shape::PeerPort, Shape::Peer, Shape::PeerProtocol, Shape::Port, Shape::Range, Shape::PeerIcmp, Shape::IcmpRange];
+    const BOTH: [Shape; 10] = [
+        Shape::Isolated,
+        Shape::PeerPort,
+        Shape::Peer,
+        Shape::PeerProtocol,
+        Shape::Port,
+        Shape::Range,
+        Shape::PeerIcmp,
+        Shape::IcmpRange,
+        Shape::Reject,
+        Shape::RejectIcmp,
+    ];
     let mut sets = Vec::new();
     for family in FAMILIES {
         for direction in DIRECTIONS {
@@ -264,6 +279,8 @@ pub fn policy_set(id: SetId) -> String {
         Shape::Range => "range",
         Shape::PeerIcmp => "peer_icmp",
         Shape::IcmpRange => "icmp_range",
+        Shape::Reject => "reject",
+        Shape::RejectIcmp => "reject_icmp",
     };
     format!("{}{family}_{shape}", direction_word(id.direction))
 }
@@ -340,6 +357,8 @@ pub enum DeniedKey {
 pub enum Outcome {
     /// It was refused.
     Denied,
+    /// It was refused with an answer, because a rule says so.
+    Rejected,
     /// It was let through, because the node observes.
     Audited,
 }
@@ -358,11 +377,11 @@ pub struct DeniedSet {
 }
 
 impl DeniedSet {
-    /// All twenty-four.
+    /// All thirty-six.
     pub fn all() -> Vec<Self> {
         let keys = [DeniedKey::Port, DeniedKey::Icmp, DeniedKey::Protocol];
         let mut all = Vec::new();
-        for outcome in [Outcome::Denied, Outcome::Audited] {
+        for outcome in [Outcome::Denied, Outcome::Rejected, Outcome::Audited] {
             for direction in DIRECTIONS {
                 for family in FAMILIES {
                     all.extend(keys.map(|key| Self { direction, family, key, outcome }));
@@ -381,6 +400,7 @@ impl DeniedSet {
         };
         let outcome = match self.outcome {
             Outcome::Denied => "denied",
+            Outcome::Rejected => "rejected",
             Outcome::Audited => "audited",
         };
         format!("{outcome}_{}{}{suffix}", direction_word(self.direction), family_digit(self.family))
@@ -524,7 +544,7 @@ mod tests {
             assert_eq!(parse_group_set(&set.name()), None, "{set}");
         }
         let denied: BTreeSet<String> = DeniedSet::all().into_iter().map(DeniedSet::name).collect();
-        assert_eq!(denied.len(), 24);
+        assert_eq!(denied.len(), 36);
         assert!(denied.contains("denied_in4") && denied.contains("denied_out6_icmp") && denied.contains("audited_in6_proto"));
     }
 }

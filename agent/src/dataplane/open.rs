@@ -11,7 +11,9 @@ use super::plan::{KernelState, Plan, SetChange, plan, plan_delta, plan_restore};
 use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
+use super::revoked::{self, Revoked};
 use super::shared::{plan_tidy, split_prepared};
+use super::shortcut::{self, Placed, Shortcuts};
 use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::walk::{Stands, Walk};
 use super::{mark, tables};
@@ -26,6 +28,8 @@ const PART: Duration = Duration::from_millis(20);
 /// A set that changed too often in so many rounds is compared in one go, however long that takes: some half an hour without a look is enough.
 const MOST_LEFT: u32 = 5;
 
+const SHORTCUTS_CHANGED: &str = "table inet firebreak: rules about bridges and cut connections in its base chains: changed";
+
 /// The kernel's tables, held open. One per network namespace; dropping it leaves them in force.
 #[derive(Debug)]
 pub struct Dataplane {
@@ -39,6 +43,10 @@ pub struct Dataplane {
     is_outdated: bool,
     /// What each chain is, as it was brought about or found.
     prints: Prints,
+    /// The rules that come and go in the base chains; `None` when an answer was lost.
+    shortcuts: Option<Shortcuts>,
+    /// Whether those may be there that pass by what asks for cut connections.
+    nothing_is_cut: bool,
     /// Whether there are chains or sets that nothing leads to any more.
     leftover: bool,
     /// What is to go after the last change.
@@ -93,6 +101,8 @@ impl Dataplane {
             owned: persists,
             is_outdated,
             prints: Prints::new(),
+            shortcuts: None,
+            nothing_is_cut: false,
             leftover: false,
             late: Vec::new(),
             step: 0,
@@ -111,15 +121,20 @@ impl Dataplane {
         this.actual = Some(actual);
         let found = check::rules(&mut this.socket, &this.layers)?;
         let mut changed = Vec::new();
+        let shortcuts_changed = if is_outdated { None } else { this.adopt_shortcuts(&found.shortcuts) };
         match skeleton {
             SkeletonState::Installed | SkeletonState::Replaced => this.mark(&found.prints)?,
             SkeletonState::Adopted => {
                 changed.extend(sites.iter().filter_map(|site| site.changed(&found.prints)));
                 changed.extend(found.wrong_ports);
+                changed.extend(shortcuts_changed);
             }
             SkeletonState::Outdated => {}
         }
         this.prints = found.prints;
+        if !is_outdated {
+            this.put_shortcuts();
+        }
         let opened = Opened { skeleton, owned: persists, elements, changed };
         if let Ok(Some(ObserveElement { left, note })) = this.observing() {
             this.observing = Some((Instant::now() + left, note));
@@ -159,7 +174,7 @@ impl Dataplane {
         }
         self.tidy()?;
         let plan = plan(self.actual()?, desired);
-        match self.commit_in_steps(plan, Some(desired)) {
+        let committed = match self.commit_in_steps(plan, Some(desired)) {
             Err(CommitError::Refused { source, .. }) if !self.owned && source.errno == Errno::ENOENT => {
                 // Where the kernel does not keep others off, an element may have been taken away behind our back.
                 self.actual = None;
@@ -167,7 +182,11 @@ impl Dataplane {
                 self.commit_in_steps(plan, Some(desired))
             }
             result => result,
+        };
+        if committed.is_ok() {
+            self.put_shortcuts();
         }
+        committed
     }
 
     /// As [`Self::commit`], for a known change of the policy sets; looks at nothing else.
@@ -267,6 +286,7 @@ impl Dataplane {
             plan
         });
         rebuilt.map_err(|error| CommitError::Repair(error.to_string()))?;
+        self.put_shortcuts();
         let elements = self.actual()?.len();
         Ok(CommitReport { added: counts.0, removed: counts.1, bytes: 0, elements, leftover: self.leftover })
     }
@@ -297,6 +317,8 @@ impl Dataplane {
         self.leftover = !plan_tidy(&actual.shared).is_empty();
         self.actual = Some(actual);
         self.walk = None;
+        // Rules that are replaced leave none, and whoever cuts says when there is nothing cut.
+        (self.shortcuts, self.nothing_is_cut) = (None, false);
         self.prints = check::rules(&mut self.socket, &self.layers).map_err(OpenError::from)?.prints;
         self.mark(&self.prints.clone())?;
         self.observe_again();
@@ -317,6 +339,9 @@ impl Dataplane {
             words = check::differences(&self.prints, &found.prints);
             words.extend(check::segment_differences(&mut self.prints, &found.prints, committed));
             words.extend(found.wrong_ports);
+            if self.shortcuts.as_ref().is_some_and(|shortcuts| shortcuts.placed() != found.shortcuts) {
+                words.push(SHORTCUTS_CHANGED.to_owned());
+            }
             words.extend(check::port_differences(&mut self.socket, committed, &self.layers)?);
         }
         let mut suspect = None;
@@ -421,7 +446,96 @@ impl Dataplane {
         actual.len()
     }
 
+    /// Whether rules may pass by what asks for the label of cut connections: `true` while no conntrack entry carries it. Says whether they do.
+    /// `false` has to have been answered before the first entry is labelled; `true` is for who knows that none is and that none will be
+    /// before `false` is. While a cut connection is remembered without an entry the answer is no.
+    ///
+    /// # Errors
+    /// Nobody knows what they do; to be asked again.
+    pub fn pass_by_cuts(&mut self, nothing_is_cut: bool) -> Result<bool, CommitError> {
+        if self.is_outdated {
+            // The rules of other versions always ask, or are replaced by ours that do.
+            return Ok(false);
+        }
+        if nothing_is_cut && !self.nothing_is_cut {
+            // A packet of a connection whose entry has just gone may be about to be remembered.
+            moves::wait_for_packets_under_way();
+            let left = revoked::read(&mut self.socket).map_err(|error| CommitError::Unknown(error.to_string()))?;
+            if !left.is_empty() {
+                return Ok(false);
+            }
+        }
+        self.nothing_is_cut = nothing_is_cut;
+        let wanted = self.wanted_shortcuts();
+        self.write_shortcuts(wanted)?;
+        Ok(nothing_is_cut)
+    }
+
+    /// Takes out of the sets of cut connections what the caller knows to be allowed again; what its answering end sends is judged by itself then.
+    /// Says how many were there.
+    ///
+    /// # Errors
+    /// None was taken out.
+    pub fn forget_revoked(&mut self, which: &BTreeSet<Revoked>) -> Result<usize, CommitError> {
+        if self.is_outdated { Ok(0) } else { revoked::forget(&mut self.socket, which) }
+    }
+
+    /// What is found at a start is ours if it is whole; words if it is not.
+    fn adopt_shortcuts(&mut self, found: &[Placed]) -> Option<String> {
+        let actual = self.actual.as_ref()?;
+        let bridges: BTreeSet<u32> = actual.bridges().collect();
+        let ours = Shortcuts::of(found).filter(|shortcuts| shortcuts.bridges.is_subset(&bridges));
+        self.nothing_is_cut = ours.as_ref().is_some_and(|shortcuts| shortcuts.nothing_is_cut);
+        let words = ours.is_none().then(|| SHORTCUTS_CHANGED.to_owned());
+        self.shortcuts = ours;
+        words
+    }
+
+    fn wanted_shortcuts(&self) -> Shortcuts {
+        let bridges = self.actual.iter().flat_map(KernelState::bridges);
+        Shortcuts::new(self.nothing_is_cut, bridges)
+    }
+
+    /// As they should be. Where that fails the fixed rules do, and the next commit tries again.
+    fn put_shortcuts(&mut self) {
+        let wanted = self.wanted_shortcuts();
+        if let Err(error) = self.write_shortcuts(wanted) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "rules that make packets cheaper are not there");
+        }
+    }
+
+    fn write_shortcuts(&mut self, wanted: Shortcuts) -> Result<(), CommitError> {
+        if self.shortcuts.as_ref() == Some(&wanted) || !self.layers.contains(&Layer::Inet) {
+            return Ok(());
+        }
+        let before = self.shortcuts.take();
+        match shortcut::write(&mut self.socket, &wanted) {
+            Ok(wrote) => {
+                self.commits += u64::from(wrote);
+                self.shortcuts = Some(wanted);
+                Ok(())
+            }
+            Err(error) => {
+                // Refused, they are as they were.
+                self.shortcuts = before.filter(|_| matches!(error, CommitError::Transaction { .. }));
+                Err(error)
+            }
+        }
+    }
+
+    /// A bridge that is about to be unknown loses its rules first.
+    fn drop_shortcuts_of(&mut self, plan: &Plan) -> Result<(), CommitError> {
+        let gone: BTreeSet<u32> = plan.interfaces_that_go(Layer::Inet).collect();
+        let held = self.shortcuts.clone().unwrap_or_else(|| self.wanted_shortcuts());
+        if gone.is_empty() || (self.shortcuts.is_some() && held.bridges.is_disjoint(&gone)) {
+            return Ok(());
+        }
+        let left = held.bridges.difference(&gone).copied().collect();
+        self.write_shortcuts(Shortcuts { bridges: left, ..held })
+    }
+
     fn commit_plan(&mut self, plan: Plan) -> Result<CommitReport, CommitError> {
+        self.drop_shortcuts_of(&plan)?;
         let elements = self.actual()?.len();
         if plan.is_empty() {
             // What is only learnt needs no writing.

@@ -110,7 +110,9 @@ impl Pass {
     /// `None` for an element that allows nothing by itself.
     fn of(shape: Shape, element: &Element) -> Option<Self> {
         match shape {
-            Shape::Isolated | Shape::HostJudged | Shape::Published | Shape::PublishedAllow => return None,
+            Shape::Isolated | Shape::HostJudged | Shape::Published | Shape::PublishedAllow | Shape::Reject | Shape::RejectIcmp => {
+                return None;
+            }
             Shape::PeerPort | Shape::Peer | Shape::PeerProtocol | Shape::Port | Shape::Range | Shape::PeerIcmp | Shape::IcmpRange => {}
         }
         let one = |peer: &IpAddr| Peers::Span(Span::single(*peer));

@@ -14,6 +14,9 @@ use firebreak_policy::model::Family;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+/// What is said of a bridge among the known interfaces.
+const BRIDGE: &str = "bridge of workloads";
+
 /// What the kernel holds, as far as we write it. Kept in memory, so that a commit reads nothing back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct KernelState {
@@ -61,6 +64,12 @@ impl KernelState {
         };
         let elements = self.bound.get(&SetRef::Bound(Layer::Netdev, form));
         elements.is_some_and(|elements| elements.contains_key(&Entry::Bound(Bound::Ip(index, address))))
+    }
+
+    /// The bridges of workloads that may talk.
+    pub(super) fn bridges(&self) -> impl Iterator<Item = u32> + '_ {
+        let known = self.known.get(&Layer::Inet).into_iter().flatten();
+        known.filter(|(_, comment)| &***comment == BRIDGE).map(|(index, _)| *index)
     }
 
     /// How many elements there are.
@@ -250,6 +259,16 @@ impl SetChange {
 }
 
 impl Plan {
+    /// The interfaces that are not known to a table any more.
+    pub(super) fn interfaces_that_go(&self, layer: Layer) -> impl Iterator<Item = u32> + '_ {
+        let of_layer = self.changes.iter().filter(move |change| change.set == SetRef::KnownInterfaces(layer));
+        // One whose comment changes goes and comes.
+        of_layer.flat_map(|change| &change.remove).filter_map(|entry| match entry {
+            Entry::Interface(index) => Some(*index),
+            Entry::Policy(_) | Entry::Bound(_) | Entry::Group(_) | Entry::Segment(..) => None,
+        })
+    }
+
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
         let objects = !(self.before.is_empty() && self.after.is_empty());
@@ -441,7 +460,7 @@ fn desired_interfaces(desired: &Desired) -> BTreeMap<u32, Comment> {
     let exempt: Comment = "exempt: judged by nobody".into();
     let mut known: BTreeMap<u32, Comment> = desired.exempt.keys().map(|index| (*index, exempt.clone())).collect();
     // In `inet` a bridged packet comes from its bridge and goes to it: one lookup for it too. What matches a pattern and is no veth is exempt anyway.
-    let bridge: Comment = "bridge of workloads".into();
+    let bridge: Comment = BRIDGE.into();
     let links = desired.interfaces.values().map(|interface| interface.claim.link).filter(|link| *link != 0);
     known.extend(links.map(|link| (link, bridge.clone())));
     known.extend(desired.interfaces.iter().map(|(index, interface)| (*index, interface.workload.clone())));

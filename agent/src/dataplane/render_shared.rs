@@ -242,6 +242,28 @@ pub(super) fn compare(writer: &mut Writer, operator: u32, value: &[u8]) {
     });
 }
 
+/// `ct state`
+pub(super) fn conntrack_state(writer: &mut Writer) {
+    expression(writer, "ct", |writer| {
+        writer.number(e::CT_KEY, e::CT_STATE);
+        writer.number(e::CT_TO, e::REGISTER);
+    });
+}
+
+/// `& BITS`, of a number of four bytes in the machine's order.
+pub(super) fn only_bits(writer: &mut Writer, bits: u32) {
+    expression(writer, "bitwise", |writer| {
+        writer.number(e::BITWISE_FROM, e::REGISTER);
+        writer.number(e::BITWISE_TO, e::REGISTER);
+        writer.number(e::BITWISE_LENGTH, 4);
+        for (kind, value) in [(e::BITWISE_MASK, bits), (e::BITWISE_XOR, 0)] {
+            let data = writer.nest(kind);
+            writer.attribute(DATA_VALUE, &value.to_ne_bytes());
+            writer.end_nest(data);
+        }
+    });
+}
+
 fn lookup(writer: &mut Writer, group: &GroupSet) {
     expression(writer, "lookup", |writer| {
         writer.text(e::LOOKUP_SET, &group_set(group));

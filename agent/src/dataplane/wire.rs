@@ -95,7 +95,10 @@ pub(super) mod verdict {
 pub(super) mod rule {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const CHAIN: u16 = 2;
+    pub(crate) const HANDLE: u16 = 3;
     pub(crate) const EXPRESSIONS: u16 = 4;
+    /// The handle of a rule: the new one comes before it, or with [`APPEND`](super::APPEND) behind it.
+    pub(crate) const POSITION: u16 = 6;
     pub(crate) const USERDATA: u16 = 7;
 }
 
@@ -106,8 +109,9 @@ pub(super) mod expression {
     /// `NFTA_META_DREG`, `NFTA_META_KEY`.
     pub(crate) const META_TO: u16 = 1;
     pub(crate) const META_KEY: u16 = 2;
-    /// `NFT_META_IIF`, `NFT_META_NFPROTO`, `NFT_META_L4PROTO`, `NFT_META_PKTTYPE`.
+    /// `NFT_META_IIF`, `NFT_META_OIF`, `NFT_META_NFPROTO`, `NFT_META_L4PROTO`, `NFT_META_PKTTYPE`.
     pub(crate) const IIF: u32 = 4;
+    pub(crate) const OIF: u32 = 5;
     pub(crate) const NFPROTO: u32 = 15;
     pub(crate) const L4PROTO: u32 = 16;
     pub(crate) const PKTTYPE: u32 = 19;
@@ -128,6 +132,18 @@ pub(super) mod expression {
     pub(crate) const NOT_EQUAL: u32 = 1;
     pub(crate) const AT_MOST: u32 = 3;
     pub(crate) const AT_LEAST: u32 = 5;
+    /// `NFTA_CT_DREG`, `NFTA_CT_KEY`, `NFT_CT_STATE`, and its bit for established connections (`NF_CT_STATE_BIT`).
+    pub(crate) const CT_TO: u16 = 1;
+    pub(crate) const CT_KEY: u16 = 2;
+    pub(crate) const CT_STATE: u32 = 0;
+    pub(crate) const STATE_ESTABLISHED: u32 = 1 << 1;
+    /// `NFTA_BITWISE_*`; without an operator it is `(value & MASK) ^ XOR`, and so is operator 0.
+    pub(crate) const BITWISE_FROM: u16 = 1;
+    pub(crate) const BITWISE_TO: u16 = 2;
+    pub(crate) const BITWISE_LENGTH: u16 = 3;
+    pub(crate) const BITWISE_MASK: u16 = 4;
+    pub(crate) const BITWISE_XOR: u16 = 5;
+    pub(crate) const BITWISE_OPERATOR: u16 = 6;
     /// `NFTA_LOOKUP_*`.
     pub(crate) const LOOKUP_SET: u16 = 1;
     pub(crate) const LOOKUP_FROM: u16 = 2;

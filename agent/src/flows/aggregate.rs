@@ -456,17 +456,21 @@ impl<I: FnMut() -> FlowId> Aggregator<I> {
         for entry in journal {
             match entry {
                 JournalEntry::Opened { entry, told, uncounted } => {
-                    let control = &mut self.control[slot(entry.key.direction)];
-                    control.tell(told);
-                    if uncounted {
-                        control.tell_overflow();
+                    if is_controlled(&entry.key) {
+                        let control = &mut self.control[slot(entry.key.direction)];
+                        control.tell(told);
+                        if uncounted {
+                            control.tell_overflow();
+                        }
                     }
                     if self.entries.len() < self.limit || self.entries.contains_key(&entry.key) {
                         self.restore_entry(now, entry);
                     }
                 }
                 JournalEntry::Uncounted { key, length } => {
-                    self.control[slot(key.direction)].tell_overflow();
+                    if is_controlled(&key) {
+                        self.control[slot(key.direction)].tell_overflow();
+                    }
                     if let Some(flow) = self.entries.get_mut(&key).and_then(|entry| entry.flow.as_mut()) {
                         flow.packets += 1;
                         flow.bytes += u64::from(length);

@@ -1,10 +1,12 @@
 //! What makes two packets one flow, and in which kernel set a flow is counted.
 
-use crate::dataplane::names::{DeniedKey, DeniedSet, LOG_AUDIT_IN, LOG_AUDIT_OUT, LOG_DENY_IN, LOG_DENY_OUT, Outcome};
+use crate::dataplane::names::{
+    DeniedKey, DeniedSet, LOG_AUDIT_IN, LOG_AUDIT_OUT, LOG_DENY_IN, LOG_DENY_OUT, LOG_REJECT_IN, LOG_REJECT_OUT, Outcome,
+};
 use firebreak_policy::model::{Direction, Family, Protocol, Transport};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What was done to a packet. `Allow` is there from the first day; today `Drop` is made, and `Audit` while a node observes.
+/// What was done to a packet. `Allow` is there from the first day and not made today.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FlowVerdict {
     /// Let through.
@@ -73,6 +75,7 @@ impl DecodeKey for DeniedSet {
         };
         let verdict = match self.outcome {
             Outcome::Denied => FlowVerdict::Drop,
+            Outcome::Rejected => FlowVerdict::Reject,
             Outcome::Audited => FlowVerdict::Audit,
         };
         Some(FlowKey { direction: self.direction, verdict, source, destination, transport })
@@ -94,6 +97,10 @@ pub(crate) fn decode_prefix(prefix: &[u8]) -> Option<(Direction, FlowVerdict, bo
         Some((Direction::Ingress, FlowVerdict::Drop, is_counted))
     } else if prefix == LOG_DENY_OUT.as_bytes() {
         Some((Direction::Egress, FlowVerdict::Drop, is_counted))
+    } else if prefix == LOG_REJECT_IN.as_bytes() {
+        Some((Direction::Ingress, FlowVerdict::Reject, is_counted))
+    } else if prefix == LOG_REJECT_OUT.as_bytes() {
+        Some((Direction::Egress, FlowVerdict::Reject, is_counted))
     } else if prefix == LOG_AUDIT_IN.as_bytes() {
         Some((Direction::Ingress, FlowVerdict::Audit, is_counted))
     } else if prefix == LOG_AUDIT_OUT.as_bytes() {

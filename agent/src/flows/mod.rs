@@ -52,5 +52,5 @@ pub use outbox::{BATCH_RECORDS, Outbox};
 pub use packet::{PacketError, PacketSummary, parse_packet};
 pub use read::{Counters, ElementReading, Reader, TableReading};
 pub use record::{FlowId, FlowTold, Phase, Record, Told};
-pub use run::run;
+pub use run::{Others, run};
 pub use stats::{FlowsStats, FlowsStatsSnapshot};

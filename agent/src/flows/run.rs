@@ -36,8 +36,17 @@ const READ_SHARE: u32 = 50;
 /// And it comes this late at most: an element that nothing hits lives five minutes in the kernel, and is read four times in its life.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What other parts of the agent tell.
+#[derive(Debug)]
+pub struct Others {
+    /// Made already.
+    pub records: mpsc::Receiver<Vec<Record>>,
+    /// Seen, and to be counted in flows.
+    pub packets: mpsc::Receiver<Vec<PacketSeen>>,
+}
+
 /// Collects and reports denied flows until `shutdown`; then what there is gets two seconds to reach the controller, and the rest is kept in the state
-/// directory. Records that other parts of the agent make come in by `others`. Waits for a table that is not there yet, follows one that is made anew, and goes on without NFLOG while another process has the
+/// directory. Records and packets that other parts of the agent tell of come in by `others`. Waits for a table that is not there yet, follows one that is made anew, and goes on without NFLOG while another process has the
 /// group. Sockets are made in the network namespace of the runtime's threads.
 ///
 /// # Errors
@@ -46,7 +55,7 @@ pub async fn run(
     config: FlowsConfig,
     view: Arc<dyn LocalView>,
     stats: Arc<FlowsStats>,
-    others: mpsc::Receiver<Vec<Record>>,
+    others: Others,
     shutdown: CancellationToken,
 ) -> Result<(), FlowsError> {
     let config = Arc::new(config);
@@ -62,6 +71,7 @@ pub async fn run(
     let (parts_in, parts) = mpsc::channel(4);
     let (records_in, records) = mpsc::channel(16);
     let mut tasks = JoinSet::new();
+    let audited_in = packets_in.clone();
     tasks.spawn(follow_nflog(config.nflog_group, packets_in, stats.clone(), shutdown.clone()));
     tasks.spawn_blocking(move || {
         read_on_request(requests_out, &parts_in);
@@ -79,7 +89,8 @@ pub async fn run(
         kept_sequence: next_sequence,
     };
     tasks.spawn(reporter.run());
-    tasks.spawn(pass_on(others, records_in.clone(), shutdown.clone()));
+    tasks.spawn(pass_on(others.records, records_in.clone(), shutdown.clone()));
+    tasks.spawn(pass_on(others.packets, audited_in, shutdown.clone()));
     let random_id = || FlowId(Uuid::new_v4().into_bytes());
     let mut aggregator = Aggregator::new(config.limits, config.timing, random_id, view, stats.clone());
     let journal = restore(&mut aggregator, &files);
@@ -110,9 +121,9 @@ pub async fn run(
 }
 
 /// Hands on what other parts of the agent tell, until the shutdown; what they told until then goes too.
-async fn pass_on(
-    mut others: mpsc::Receiver<Vec<Record>>,
-    records: mpsc::Sender<Vec<Record>>,
+async fn pass_on<T>(
+    mut others: mpsc::Receiver<Vec<T>>,
+    records: mpsc::Sender<Vec<T>>,
     shutdown: CancellationToken,
 ) -> Result<(), FlowsError> {
     loop {

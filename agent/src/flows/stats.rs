@@ -39,6 +39,8 @@ stats! {
     nflog_unreadable,
     /// Logged packets with a prefix that is not ours.
     nflog_foreign,
+    /// Times that new connections came faster than they could be judged by policies in Audit mode.
+    audit_overruns,
     /// Complete reads of the sets and counters.
     reads,
     /// Reads that the kernel refused or that could not be decoded.

@@ -8,7 +8,7 @@ use firebreak_policy::model::Generation;
 use firebreak_proto::v1::agent_message::Message as Up;
 use firebreak_proto::v1::controller_message::Message as Down;
 use firebreak_proto::workload::DeclaredWorkload;
-use firebreak_proto::{FEATURE_TIERS, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, v1};
+use firebreak_proto::{FEATURE_AUDIT, FEATURE_REJECT, FEATURE_TIERS, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, v1};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -117,7 +117,7 @@ fn opening(config: &SessionConfig, held: &Held) -> Vec<Up> {
         boot_id: config.boot_id.clone(),
         protocol_min: PROTOCOL_VERSION,
         protocol_max: PROTOCOL_VERSION,
-        features: vec![FEATURE_TIERS.to_owned()],
+        features: [FEATURE_TIERS, FEATURE_REJECT, FEATURE_AUDIT].map(str::to_owned).into(),
         epoch: committed.epoch.clone(),
         generation: committed.generation.0,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

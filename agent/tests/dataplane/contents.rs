@@ -37,10 +37,10 @@ fn elements(id: SetId, count: u8) -> Vec<Element> {
             Shape::PeerPort | Shape::PublishedAllow => Element::PeerPort(at(n), at(n + 1), Protocol::TCP, 443 + u16::from(n)),
             Shape::PeerIcmp => Element::PeerIcmp(at(n), at(n + 1), n, 0),
             Shape::Port | Shape::Published => Element::Port(at(n), Protocol::UDP, 53 + u16::from(n)),
-            Shape::Range if n == 0 => Element::Range(at(n), block(n), whole_bytes, Span { first: 0, last: 65_535 }),
-            Shape::Range => Element::Range(at(n), block(n), Span::single(n), Span { first: 80, last: 80 + u16::from(n) }),
-            Shape::IcmpRange if n == 0 => Element::IcmpRange(at(n), block(n), whole_bytes, whole_bytes),
-            Shape::IcmpRange => Element::IcmpRange(at(n), block(n), Span::single(n), Span { first: 0, last: n }),
+            Shape::Range | Shape::Reject if n == 0 => Element::Range(at(n), block(n), whole_bytes, Span { first: 0, last: 65_535 }),
+            Shape::Range | Shape::Reject => Element::Range(at(n), block(n), Span::single(n), Span { first: 80, last: 80 + u16::from(n) }),
+            Shape::IcmpRange | Shape::RejectIcmp if n == 0 => Element::IcmpRange(at(n), block(n), whole_bytes, whole_bytes),
+            Shape::IcmpRange | Shape::RejectIcmp => Element::IcmpRange(at(n), block(n), Span::single(n), Span { first: 0, last: n }),
         })
         .collect()
 }

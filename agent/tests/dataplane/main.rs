@@ -13,4 +13,5 @@ mod namespace;
 mod ownership;
 mod packets;
 mod preflight;
+mod shortcuts;
 mod upgrade;

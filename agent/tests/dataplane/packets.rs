@@ -271,7 +271,7 @@ fn an_unknown_interface_is_dead_also_when_it_has_a_known_name() {
 }
 
 /// An echo on a connection.
-fn ticks(client: &mut TcpStream, server: &mut TcpStream) -> bool {
+pub fn ticks(client: &mut TcpStream, server: &mut TcpStream) -> bool {
     let mut seen = [0; 4];
     for stream in [&*client, &*server] {
         stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -282,7 +282,7 @@ fn ticks(client: &mut TcpStream, server: &mut TcpStream) -> bool {
         && client.read_exact(&mut seen).is_ok()
 }
 
-fn connect(lab: &Lab, family: Family) -> (TcpStream, TcpStream) {
+pub fn connect(lab: &Lab, family: Family) -> (TcpStream, TcpStream) {
     let at = SocketAddr::new(lab.address(End::B, family), 1001);
     let listener = lab.b.run(move || TcpListener::bind(at).unwrap());
     let client = lab.a.run(move || TcpStream::connect_timeout(&at, Duration::from_secs(2)).unwrap());

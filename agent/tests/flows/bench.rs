@@ -102,7 +102,9 @@ impl Node {
             limits,
         };
         let (stats, shutdown) = (Arc::new(FlowsStats::default()), CancellationToken::new());
-        let (_, others) = tokio::sync::mpsc::channel(1);
+        let (_, records) = tokio::sync::mpsc::channel(1);
+        let (_, packets) = tokio::sync::mpsc::channel(1);
+        let others = firebreak_agent::flows::Others { records, packets };
         let collection = tokio::spawn(firebreak_agent::flows::run(config, Arc::new(Web), stats.clone(), others, shutdown.clone()));
         Self { service, stats, shutdown, collection, server, state }
     }

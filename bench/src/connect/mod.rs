@@ -32,6 +32,15 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Adds the figures against conntrack alone.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn measure_costs(report: &mut Report) -> anyhow::Result<()> {
+    costs(report, Topology::Routed, "routed")?;
+    costs(report, Topology::Bridged, "bridged")
+}
+
 /// Adds the figures of hits in each kind of set alone.
 ///
 /// # Errors
@@ -74,6 +83,7 @@ fn costs(report: &mut Report, topology: Topology, tag: &str) -> anyhow::Result<(
         ("policy", Between::Policy { policies: MOST_POLICIES }),
         ("guards, nobody isolated", Between::Guards),
         ("everything", Between::Everything { policies: MOST_POLICIES, hit: Hit::Exact }),
+        ("everything while a connection is cut", Between::WhileCut { policies: MOST_POLICIES }),
     ];
     let comparison = Comparison::new(tag, topology, contenders)?;
     for family in [Family::V4, Family::V6] {
@@ -104,6 +114,7 @@ fn goal(topology: Topology, between: Between, metric: Metric) -> Option<f64> {
         },
         (Between::Everything { .. }, Metric::RoundTrip | Metric::UdpRoundTrip) => Some(1.08),
         (Between::Policy { .. } | Between::Everything { .. }, _)
+        | (Between::WhileCut { .. }, _)
         | (Between::Conntrack | Between::EmptyHooks | Between::OneRule | Between::OneRuleTracked | Between::Guards, _) => None,
     }
 }

@@ -52,6 +52,8 @@ pub(super) enum Between {
     Guards,
     /// All that an agent installs.
     Everything { policies: u32, hit: Hit },
+    /// The same while some connection is cut, so that every packet is asked for the label and every datagram of a new one for those revoked.
+    WhileCut { policies: u32 },
 }
 
 /// A node with a client, a server, rules and open sockets.
@@ -114,6 +116,7 @@ impl Builder<'_> {
             | Between::OneRule
             | Between::OneRuleTracked
             | Between::Policy { .. }
+            | Between::WhileCut { .. }
             | Between::Guards => true,
             Between::Everything { hit, .. } => hit == Hit::Exact,
         }
@@ -132,6 +135,12 @@ impl Builder<'_> {
                 if !matches!(hit, Hit::Peer | Hit::Protocol) {
                     self.refuses()?;
                 }
+                Ok(Some(dataplane))
+            }
+            Between::WhileCut { policies } => {
+                let mut dataplane = self.enforce(self.sets(policies, Hit::Exact))?;
+                ensure!(!dataplane.pass_by_cuts(false)?, "the rules do not ask");
+                self.refuses()?;
                 Ok(Some(dataplane))
             }
             Between::Policy { policies } => {
@@ -252,6 +261,8 @@ impl Builder<'_> {
         let wanted: usize = sets.sets.values().map(BTreeMap::len).sum();
         let committed = dataplane.commit(&Desired { sets, interfaces, exempt: BTreeMap::new() })?;
         ensure!(committed.elements >= wanted, "{committed:?}");
+        // As the agent says it moments after its first commit.
+        ensure!(dataplane.pass_by_cuts(true)?, "the rules ask for cut connections");
         Ok(dataplane)
     }
 

@@ -1,7 +1,8 @@
 //! Who an agent says it is, checked field by field.
 
 use firebreak_policy::model::{Generation, NodeName};
-use firebreak_proto::{FEATURE_TIERS, PROTOCOL_VERSION, Refusal, v1};
+use firebreak_policy::node_state::NodeState;
+use firebreak_proto::{FEATURE_AUDIT, FEATURE_REJECT, FEATURE_TIERS, PROTOCOL_VERSION, Refusal, v1};
 use tonic::Status;
 
 /// A Hello that can be taken.
@@ -13,8 +14,21 @@ pub(crate) struct Caller {
     pub(crate) epoch: String,
     pub(crate) generation: Generation,
     pub(crate) version: String,
-    /// Whether it enforces tiers.
-    pub(crate) tiers: bool,
+    /// What it can beside the protocol's version.
+    pub(crate) features: Vec<String>,
+}
+
+impl Caller {
+    /// What of a state the agent would pass over, not knowing the fields that say it.
+    pub(crate) fn lacks(&self, state: &NodeState) -> Option<&'static str> {
+        let needs = [
+            (FEATURE_TIERS, state.needs_tiers(), "policies of tiers"),
+            (FEATURE_REJECT, state.needs_reject(), "rules with `answer: Reject`"),
+            (FEATURE_AUDIT, state.needs_audit(), "policies in Audit mode"),
+        ];
+        let lacking = needs.into_iter().find(|(feature, needed, _)| *needed && !self.features.iter().any(|it| it == feature));
+        lacking.map(|(_, _, what)| what)
+    }
 }
 
 /// Longest name of a node (RFC 1123 subdomain, as Kubernetes has it).
@@ -57,7 +71,7 @@ pub(crate) fn read(hello: v1::Hello) -> Result<Caller, Status> {
         epoch,
         generation: Generation(generation),
         version: agent_version.chars().filter(|character| !character.is_control()).take(LONGEST_ID).collect(),
-        tiers: features.iter().any(|feature| feature == FEATURE_TIERS),
+        features,
     })
 }
 

@@ -380,7 +380,10 @@ impl Session {
         let Some(target) = published.targets.get(&self.caller.node) else { return };
         let node: NodeName = self.caller.node.clone();
         if let Some(sent) = self.sent.as_ref().filter(|sent| sent.target.hash == target.hash && !self.again) {
-            // Nothing changed for this node, or it changed back before it was sent.
+            // Nothing changed for this node, or it changed back before it was sent, or what could not be sent is not wanted any more.
+            if self.unsendable.take().is_some() && sent.realized {
+                self.hub.board().update(&node, |progress| progress.failure.clear());
+            }
             if sent.realized {
                 self.hub.board().realized(&node, published.number, std::time::Instant::now());
             }
@@ -393,9 +396,9 @@ impl Session {
             }
         }
         (self.patience, self.retry, self.again) = (None, None, false);
-        let frames = if target.state.needs_tiers() && !self.caller.tiers {
+        let frames = if let Some(what) = self.caller.lacks(&target.state) {
             // It would pass over fields that it does not know, and let through what they deny.
-            Err(format!("agent {} does not enforce tiers, and policies of tiers are about its workloads: upgrade it", self.caller.version))
+            Err(format!("agent {} does not know {what}, which are about its workloads: upgrade it", self.caller.version))
         } else {
             difference(&node, &self.holding, target, &self.encoded).map_err(|oversized| oversized.to_string())
         };

@@ -4,7 +4,6 @@ use super::refusal::{Violations, invalid};
 use crate::store::{ChangeResult, ObjectKey, Put, StoredObject};
 use bytes::Bytes;
 use firebreak_manifest::{Error, Kind, Object};
-use firebreak_policy::model::{Action, Answer, Mode, TieredPolicy, TieredRule};
 use firebreak_proto::v1;
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -27,29 +26,6 @@ pub(super) fn reason(text: String) -> Result<String, Status> {
         return Err(invalid("reason", "has control characters; the audit trail takes one line of text"));
     }
     Ok(text)
-}
-
-/// Why no node would enforce what the object says; accepted and ignored would be a lie. `firebreak eval` judges all of it.
-fn not_enforced(object: &Object) -> Option<String> {
-    let tiered = |policy: TieredPolicy| {
-        let rejects = |rule: &TieredRule| rule.action == Action::Deny(Answer::Reject);
-        (policy.mode, policy.ingress.iter().chain(&policy.egress).any(rejects))
-    };
-    let read = match object {
-        Object::NetworkPolicy(policy) => policy.to_policy().map(|it| (it.mode, false)),
-        Object::SegmentPolicy(policy) => policy.to_policy().map(|it| (it.mode, false)),
-        Object::ClusterSegmentPolicy(policy) => policy.to_policy().map(tiered),
-        Object::AdminNetworkPolicy(policy) => policy.to_policy().map(tiered),
-        Object::BaselineAdminNetworkPolicy(policy) => policy.to_policy().map(tiered),
-        Object::ClusterNetworkPolicy(policy) => policy.to_policy().map(tiered),
-        Object::Namespace(_) | Object::Node(_) | Object::AddressGroup(_) | Object::Pod(_) | Object::Workload(_) => return None,
-    };
-    match read {
-        Ok((Mode::Audit, _)) => Some("nodes have no Audit mode in this version; `firebreak eval` judges by it".to_owned()),
-        Ok((Mode::Enforce, true)) => Some("nodes drop and do not reject in this version: leave `answer: Reject` out".to_owned()),
-        // What cannot be read is refused with its own reason.
-        Ok((Mode::Enforce, false)) | Err(_) => None,
-    }
 }
 
 /// Reads one object of a request as a whole. What is wrong goes into `violations`; the result is then `None`.
@@ -80,10 +56,6 @@ pub(super) fn read(position: usize, wire: v1::Object, violations: &mut Violation
             return None;
         }
     };
-    if let Some(reason) = not_enforced(&object) {
-        violations.add(format!("{place} {}", key_of(&object)), reason);
-        return None;
-    }
     let said = [
         ("kind", kind.as_str(), object.kind().as_str()),
         ("api_version", api_version.as_str(), object.api_version()),

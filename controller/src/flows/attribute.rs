@@ -2,9 +2,9 @@
 
 use super::kept::{End, Why};
 use super::owners::{Addresses, Owner, Owners};
-use super::view::{Question, Reasons, View, Who};
+use super::view::{Outcome, Question, Reasons, View, Who};
 use crate::hub::wire;
-use firebreak_policy::evaluate::PeerView;
+use firebreak_policy::evaluate::{DirectionVerdict, PeerView};
 use firebreak_policy::model::{Direction, NetworkName, NodeName, PublishedPort, Transport, Workload};
 use firebreak_proto::Refusal;
 use firebreak_proto::convert::{address_from_wire, protocol_from_wire};
@@ -41,8 +41,7 @@ struct Event<'a> {
     destination: IpAddr,
     transport: Transport,
     container: &'a str,
-    generation: u64,
-    denied: bool,
+    outcome: Outcome,
     time: Timestamp,
 }
 
@@ -191,7 +190,7 @@ impl<'a> Attributor<'a> {
             source,
             destination,
             transport: event.transport,
-            denied_by: event.denied.then_some(event.generation),
+            outcome: event.outcome,
         };
         let (view, node) = (self.view, self.node);
         self.reasons.get(question, || work_out(view, node, event, local, peer).map(Arc::new))
@@ -208,11 +207,15 @@ fn work_out(view: &View, node: &NodeName, event: &Event<'_>, local: (IpAddr, &En
     let name = name_of(peer);
     let seen = PeerView { address: peer.0, name: &name };
     let judged = view.published.compiled.judge_end(&workload.id, event.direction, local.0, seen, event.transport);
-    Some(match judged {
+    Some(match (judged, event.outcome) {
         // Where the newest policy allows what was denied, the node judged by an older one.
-        Some(verdict) if verdict.allowed() && event.denied => Why::AllowedSince(verdict, event.generation),
-        Some(verdict) => Why::Judged(verdict),
-        None => Why::Ended(event.direction),
+        (Some(verdict), Outcome::Denied(generation)) if verdict.allowed() => Why::AllowedSince(verdict, generation),
+        (Some(verdict), Outcome::Audited(generation)) if verdict.allowed() && verdict.audit_denied().is_none() => {
+            Why::AuditedBefore(verdict, generation)
+        }
+        (Some(verdict), Outcome::Audited(_)) => Why::Audited(verdict),
+        (Some(verdict), Outcome::Passed | Outcome::Denied(_)) => Why::Judged(verdict),
+        (None, _) => Why::Ended(event.direction),
     })
 }
 
@@ -227,10 +230,16 @@ fn through_published_port(view: &View, event: &Event<'_>, source: (IpAddr, &End)
         let name = format!("{}/{}", target.namespace, target.name);
         compiled.judge_end(&workload.id, Direction::Egress, source.0, PeerView { address: local, name: &name }, transport)
     });
+    let generation = match event.outcome {
+        Outcome::Passed => 0,
+        Outcome::Denied(generation) | Outcome::Audited(generation) => generation,
+    };
+    let is_audited = matches!(event.outcome, Outcome::Audited(_));
+    let denies = |verdict: &DirectionVerdict| !verdict.allowed() || (is_audited && verdict.audit_denied().is_some());
     Why::Behind {
         direction: event.direction,
         port: format!("node port {} leads to {}/{} port {}", port.host_port, target.namespace, target.name, port.workload_port),
-        denied: [egress, ingress].into_iter().flatten().find(|verdict| !verdict.allowed()).ok_or(event.generation),
+        denied: [egress, ingress].into_iter().flatten().find(denies).ok_or(generation),
     }
 }
 
@@ -276,10 +285,10 @@ fn read<'a>(node: &NodeName, network: &NetworkName, wire: &'a v1::FlowEvent, now
         destination,
         transport: packet_transport(transport).map_err(|refusal| refusal.within("transport"))?,
         container: &wire.container,
-        generation: wire.generation,
-        denied: match wire.verdict() {
-            v1::Verdict::Drop | v1::Verdict::Reject => true,
-            v1::Verdict::Allow | v1::Verdict::Audit | v1::Verdict::Unspecified => false,
+        outcome: match wire.verdict() {
+            v1::Verdict::Drop | v1::Verdict::Reject => Outcome::Denied(wire.generation),
+            v1::Verdict::Audit => Outcome::Audited(wire.generation),
+            v1::Verdict::Allow | v1::Verdict::Unspecified => Outcome::Passed,
         },
         time: seen.unwrap_or(now),
     })

@@ -76,6 +76,10 @@ pub struct End {
 pub enum Why {
     /// The newest policy says so.
     Judged(DirectionVerdict),
+    /// The newest policy lets it through and would deny it if policies in Audit mode were enforced, or denies it where the node observed.
+    Audited(DirectionVerdict),
+    /// The newest policy lets it through whatever is enforced; by an older generation of the node it was told as what would be denied.
+    AuditedBefore(DirectionVerdict, u64),
     /// The newest policy allows it; an older generation of the node did not.
     AllowedSince(DirectionVerdict, u64),
     /// The workload that was judged is gone, and its policies with it.
@@ -137,6 +141,28 @@ impl Why {
     pub fn to_wire(&self) -> v1::DirectionVerdict {
         match self {
             Self::Judged(verdict) => wire::direction_verdict(verdict),
+            // What people look for is the rule that would deny: it stands where a denial's rule stands.
+            Self::Audited(verdict) => {
+                let wire = wire::direction_verdict(verdict);
+                match (verdict.audit_denied(), &wire.audit) {
+                    (Some(_), Some(audit)) => v1::DirectionVerdict {
+                        verdict: v1::Verdict::Audit.into(),
+                        reason: format!("would be denied if policies in Audit mode were enforced: {}", audit.reason),
+                        rule: audit.rule.clone(),
+                        isolating: audit.isolating.clone(),
+                        nearest: audit.nearest.clone(),
+                        ..wire
+                    },
+                    (Some(_) | None, _) => wire,
+                }
+            }
+            Self::AuditedBefore(verdict, generation) => v1::DirectionVerdict {
+                reason: format!(
+                    "by generation {generation} of the node it would be denied; the newest policy allows it ({})",
+                    verdict.reason
+                ),
+                ..wire::direction_verdict(verdict)
+            },
             Self::AllowedSince(verdict, generation) => v1::DirectionVerdict {
                 verdict: v1::Verdict::Drop.into(),
                 reason: format!("denied by generation {generation} of the node; the newest policy allows it ({})", verdict.reason),

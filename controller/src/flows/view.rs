@@ -38,8 +38,19 @@ pub(crate) struct Question {
     pub(crate) source: (IpAddr, Who),
     pub(crate) destination: (IpAddr, Who),
     pub(crate) transport: Transport,
-    /// The generation that denied; `None` where the node let it through.
-    pub(crate) denied_by: Option<u64>,
+    /// What the node made of it.
+    pub(crate) outcome: Outcome,
+}
+
+/// What a node made of a flow, and by which generation where the newest policy may say otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Let through.
+    Passed,
+    /// Denied.
+    Denied(u64),
+    /// Let through, and told as what would have been denied: by a policy in Audit mode, or while the node observes.
+    Audited(u64),
 }
 
 /// Who an end is. Which node has an address is the publication's word.

@@ -2,13 +2,13 @@
 //! flattening the next state from the beginning gives (property test in `policy/tests/incremental.rs`); it only comes sooner.
 
 use super::grants::{Facts, GrantPeers, GrantService, Ladder, Layout, Side, SideKey, groups_of, product};
-use super::{Limits, build, exact_address, exact_elements, said, shared, side};
+use super::{Limits, build, exact_address, exact_elements, rejected, said, shared, side};
 use crate::kernel_sets::{Comment, Element, GroupForm, GroupKey, GroupSet, KernelSets, SetId, Shape};
 use crate::members::{Changes, Members};
-use crate::model::Family;
+use crate::model::{Direction, Family};
 use crate::node_state::{Group, GroupId, Isolation, Member, NodeState};
 use crate::shared_sets::{holds, single};
-use crate::tiers::resolved;
+use crate::tiers::{rejects, resolved};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -84,7 +84,10 @@ impl Flattened {
     pub fn new(state: NodeState, limits: Limits) -> (Self, KernelSets) {
         let (state, given) = without_tiers(state);
         let layout = Layout::of(&state, &limits);
-        let sets = build(&state, &layout);
+        let mut sets = build(&state, &layout);
+        if let Some(given) = &given {
+            rejected::add(&mut sets, given);
+        }
         let local = state.endpoints.values().flat_map(|endpoint| &endpoint.addresses).copied().collect();
         let publishes = state.endpoints.values().any(|endpoint| !endpoint.published_ports.is_empty());
         (Self { state, given, limits, layout, local, publishes, comments: HashSet::new() }, sets)
@@ -117,7 +120,10 @@ impl Flattened {
     /// Goes on to the next state.
     pub fn next(&mut self, next: NodeState) -> Step {
         let (next, given) = without_tiers(next);
-        match self.delta(&next) {
+        // Whom rules of tiers answer depends on members too, and is worked out with the whole.
+        let answers = [&self.given, &given].into_iter().flatten().any(has_answers);
+        let delta = if answers { None } else { self.delta(&next) };
+        match delta {
             Some((delta, Learnt { facts, ladder, unions })) => {
                 self.layout.facts.extend(facts);
                 self.layout.ladder = ladder;
@@ -284,6 +290,10 @@ fn share(delta: &mut SetsDelta, side: &Side, key: &SideKey, group: &Group) {
             delta.groups.push((shared::group_set(group, key.2, *form), group.members.clone()));
         }
     }
+}
+
+fn has_answers(state: &NodeState) -> bool {
+    state.segments.values().any(|segment| rejects(segment, Direction::Ingress) || rejects(segment, Direction::Egress))
 }
 
 /// The state with its tiers resolved, and as it was given where it has some.

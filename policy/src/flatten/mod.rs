@@ -5,6 +5,7 @@ mod grants;
 mod incremental;
 mod published;
 mod rectangles;
+mod rejected;
 mod shared;
 
 use crate::kernel_sets::{Comment, Element, GroupForm, KernelSets, SetId, Shape, Span};
@@ -64,8 +65,10 @@ pub fn flatten(state: &NodeState) -> KernelSets {
 /// As [`flatten`], with other limits: small ones make small states use the shared form, in tests.
 pub fn flatten_with(state: &NodeState, limits: &Limits) -> KernelSets {
     let resolved = resolved(state);
-    let state = resolved.as_ref().unwrap_or(state);
-    build(state, &Layout::of(state, limits))
+    let plain = resolved.as_ref().unwrap_or(state);
+    let mut sets = build(plain, &Layout::of(plain, limits));
+    rejected::add(&mut sets, state);
+    sets
 }
 
 fn build(state: &NodeState, layout: &Layout) -> KernelSets {
@@ -119,10 +122,14 @@ impl<'a> Local<'a> {
         if isolation.rules.iter().any(opens) {
             return None;
         }
-        let (elements, ranges, icmp_ranges) = (Elements::new(), Vec::new(), Vec::new());
-        let mut local = Self { groups: &state.groups, endpoint, address, direction, isolation, elements, ranges, icmp_ranges };
+        let mut local = Self::empty(state, endpoint, address, direction, isolation);
         local.fill(layout);
         Some(local)
+    }
+
+    fn empty(state: &'a NodeState, endpoint: &'a LocalEndpoint, address: IpAddr, direction: Direction, isolation: &'a Isolation) -> Self {
+        let (elements, ranges, icmp_ranges) = (Elements::new(), Vec::new(), Vec::new());
+        Self { groups: &state.groups, endpoint, address, direction, isolation, elements, ranges, icmp_ranges }
     }
 
     fn fill(&mut self, layout: &Layout) {
@@ -204,10 +211,7 @@ impl<'a> Local<'a> {
 
     fn block(&mut self, peers: Span<IpAddr>, service: GrantService, said: &Comment, anyone: bool) {
         match service {
-            GrantService::Any => {
-                self.ranges.push(Rectangle { peers, service: None, comment: said.clone() });
-                self.icmp_ranges.push(Rectangle { peers, service: None, comment: said.clone() });
-            }
+            GrantService::Any => self.everything(peers, said),
             GrantService::OfMembers => {}
             GrantService::One(CompiledService::Ports(protocol, ports)) if anyone && few(ports) => {
                 for port in ports.first()..=ports.last() {
@@ -217,6 +221,11 @@ impl<'a> Local<'a> {
             GrantService::One(service) => self.range(peers, service, said),
             GrantService::Protocols(protocols) => self.protocols(peers, protocols, said),
         }
+    }
+
+    fn everything(&mut self, peers: Span<IpAddr>, said: &Comment) {
+        self.ranges.push(Rectangle { peers, service: None, comment: said.clone() });
+        self.icmp_ranges.push(Rectangle { peers, service: None, comment: said.clone() });
     }
 
     fn protocols(&mut self, peers: Span<IpAddr>, protocols: Span<u8>, said: &Comment) {

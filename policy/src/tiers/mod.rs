@@ -8,13 +8,16 @@
 mod services;
 mod spans;
 
-use crate::model::{Action, Direction, Family, HostAccess, PolicyKey};
+use crate::kernel_sets::Span;
+use crate::model::{Action, Answer, Direction, Family, HostAccess, PolicyKey};
 use crate::node_state::{
-    CompiledPeers, CompiledRule, CompiledServices, Group, GroupId, Isolation, Member, NodeState, RuleRef, Rulebook, Segment, TierRule,
+    CompiledPeers, CompiledRule, CompiledServices, Group, GroupId, Isolation, Member, NodeState, RuleRef, Rulebook, Segment, SegmentId,
+    TierRule,
 };
 use services::{Kind, kinds};
 use spans::{Spans, number};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -42,6 +45,43 @@ pub fn resolved(state: &NodeState) -> Option<NodeState> {
         next.segments.insert(segment.id.clone(), Arc::new(plain));
     }
     Some(next)
+}
+
+/// What a rule of a tier denies with an answer, in one family.
+#[derive(Clone, Debug)]
+pub(crate) struct Rejection {
+    pub(crate) family: Family,
+    pub(crate) peers: Vec<Span<IpAddr>>,
+    pub(crate) services: CompiledServices,
+}
+
+/// What is denied with an answer, by segment and direction; nothing where no rule says so. Disjoint from what [`resolved`] lets through.
+pub(crate) fn rejections(state: &NodeState) -> BTreeMap<(SegmentId, Direction), Vec<Rejection>> {
+    let mut found = BTreeMap::new();
+    let mut sources = Sources { state, known: BTreeMap::new() };
+    for segment in state.segments.values() {
+        for direction in DIRECTIONS.into_iter().filter(|it| rejects(segment, *it)) {
+            let mut of_segment = Vec::new();
+            for family in FAMILIES {
+                let rules = ready(segment, direction, family, &Spans::default(), &mut sources);
+                let rejected = |kind: Kind| {
+                    let peers = rules.rejected(&kind, family);
+                    (kind, peers)
+                };
+                let kinds = kinds(family, rules.each().map(|it| (it.services, &it.named))).into_iter().map(rejected).collect();
+                let classes = classes(family, kinds).into_iter().filter(|(peers, _)| !peers.is_empty());
+                of_segment.extend(classes.map(|(peers, services)| Rejection { family, peers: peers.ranges(family), services }));
+            }
+            found.insert((segment.id.clone(), direction), of_segment);
+        }
+    }
+    found
+}
+
+/// Whether a rule of a tier denies with an answer.
+pub(crate) fn rejects(segment: &Segment, direction: Direction) -> bool {
+    let tiers = [&segment.rules.admin, &segment.rules.baseline];
+    tiers.into_iter().flat_map(|tier| tier.of(direction)).any(|rule| rule.action == Action::Deny(Answer::Reject))
 }
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
@@ -147,7 +187,7 @@ impl Rules<'_> {
 
     /// Who may use services of this kind.
     fn allowed(&self, kind: &Kind, family: Family) -> Spans {
-        let (mut allowed, rest) = tier(&self.admin, kind, Spans::whole(family));
+        let Decided { mut allowed, rest, .. } = tier(&self.admin, kind, Spans::whole(family));
         match &self.isolation {
             // SEMANTICS 17: where a policy of the namespace isolates, that is final.
             Some(rules) => {
@@ -156,27 +196,46 @@ impl Rules<'_> {
             }
             // 15: a Pass of the Baseline, and what it says nothing about, is allowed.
             None => {
-                let (by_baseline, rest) = tier(&self.baseline, kind, rest);
-                allowed = allowed.union(&by_baseline).union(&rest);
+                let baseline = tier(&self.baseline, kind, rest);
+                allowed = allowed.union(&baseline.allowed).union(&baseline.rest);
             }
         }
         allowed
     }
+
+    /// Who is denied with an answer. Where a policy of the namespace isolates, what it does not allow is dropped.
+    fn rejected(&self, kind: &Kind, family: Family) -> Spans {
+        let admin = tier(&self.admin, kind, Spans::whole(family));
+        match &self.isolation {
+            Some(_) => admin.rejected,
+            None => admin.rejected.union(&tier(&self.baseline, kind, admin.rest).rejected),
+        }
+    }
 }
 
-/// Of those who are asked about: whom a tier allows, and whom it leaves to what comes after it.
-fn tier(rules: &[(Action, Ready<'_>)], kind: &Kind, asked: Spans) -> (Spans, Spans) {
-    let (mut open, mut allowed, mut passed) = (asked, Spans::default(), Spans::default());
+/// What a tier makes of those who are asked about. The rest is dropped.
+#[derive(Default)]
+struct Decided {
+    allowed: Spans,
+    /// Denied with an answer.
+    rejected: Spans,
+    /// Left to what comes after it.
+    rest: Spans,
+}
+
+fn tier(rules: &[(Action, Ready<'_>)], kind: &Kind, asked: Spans) -> Decided {
+    let (mut open, mut allowed, mut passed, mut rejected) = (asked, Spans::default(), Spans::default(), Spans::default());
     for (action, rule) in rules {
         let Some(peers) = rule.peers(kind) else { continue };
         match action {
             Action::Allow => allowed = allowed.union(&open.intersection(peers)),
             Action::Pass => passed = passed.union(&open.intersection(peers)),
-            Action::Deny(_) => {}
+            Action::Deny(Answer::Reject) => rejected = rejected.union(&open.intersection(peers)),
+            Action::Deny(Answer::Drop) => {}
         }
         open = open.without(peers);
     }
-    (allowed, open.union(&passed))
+    Decided { allowed, rejected, rest: open.union(&passed) }
 }
 
 /// The rules of a segment, ready to be asked.

@@ -1,5 +1,6 @@
 //! Sets of addresses of one family as sorted ranges, with the algebra that tiers need.
 
+use crate::kernel_sets::Span;
 use crate::model::Family;
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -80,6 +81,11 @@ impl Spans {
             rest.extend(from.map(|start| (start, last)));
         }
         Self(rest)
+    }
+
+    /// As ranges of addresses.
+    pub(super) fn ranges(&self, family: Family) -> Vec<Span<IpAddr>> {
+        self.0.iter().map(|&(first, last)| Span { first: address(first, family), last: address(last, family) }).collect()
     }
 
     /// The blocks that are these addresses, disjoint, as few as there can be.

@@ -2,15 +2,16 @@
 
 use super::policy::{WITH_PORTS, deny_name, icmp_header, icmp_protocol, ip};
 use super::words::{
-    Rules, accept, back, concat, count, dispatch, drop, field, goto, in_set, is, is_number, is_one_of, l4proto, limit, log, meta, to_goto,
-    update,
+    Rules, accept, back, concat, count, dispatch, drop, field, goto, in_set, is, is_number, is_one_of, l4proto, limit, log, meta, prohibit,
+    reset, to_goto, update,
 };
 use crate::dataplane::config::DataplaneConfig;
 use crate::dataplane::names::{
-    COUNTER_AUDITED_IN, COUNTER_AUDITED_OUT, COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT, DIRECTIONS,
-    DeniedKey, DeniedSet, FAMILIES, LOG_AUDIT_IN, LOG_AUDIT_OUT, LOG_DENY_IN, LOG_DENY_OUT, LOG_UNCOUNTED_IN, LOG_UNCOUNTED_OUT, Outcome,
-    SET_OBSERVE, direction_word, family_digit,
+    self, COUNTER_AUDITED_IN, COUNTER_AUDITED_OUT, COUNTER_DENIED_IN, COUNTER_DENIED_OUT, COUNTER_OVERFLOW_IN, COUNTER_OVERFLOW_OUT,
+    DIRECTIONS, DeniedKey, DeniedSet, FAMILIES, LOG_AUDIT_IN, LOG_AUDIT_OUT, LOG_DENY_IN, LOG_DENY_OUT, LOG_REJECT_IN, LOG_REJECT_OUT,
+    LOG_UNCOUNTED_IN, LOG_UNCOUNTED_OUT, Outcome, SET_OBSERVE, direction_word, family_digit,
 };
+use firebreak_policy::kernel_sets::{SetId, Shape};
 use firebreak_policy::model::{Direction, Family};
 use nftables::expr::{Expression, MetaKey, Verdict};
 use nftables::stmt::Statement;
@@ -21,6 +22,9 @@ const SNAPLEN: u32 = 128;
 /// Packets a second that are logged although no set counted them, and how many at once.
 const UNCOUNTED_PER_SECOND: u32 = 5_000;
 const UNCOUNTED_BURST: u32 = 10_000;
+
+/// Where a packet is answered that a rule denies with an answer.
+const ANSWER: &str = "answer";
 
 /// Multicast listener discovery (RFC 2710, RFC 3810).
 const MLD: [&str; 4] = ["mld-listener-query", "mld-listener-report", "mld-listener-done", "mld2-listener-report"];
@@ -40,6 +44,23 @@ const MLD: [&str; 4] = ["mld-listener-query", "mld-listener-report", "mld-listen
 ///     drop
 /// }
 /// ```
+/// What a rule of a tier denies with an answer (`in4_reject`, `in4_reject_icmp`) is counted and logged in sets of its own, and answered:
+///
+/// ```text
+/// chain deny_in4_with_ports {
+///     ip daddr . ip saddr . meta l4proto . th dport @in4_reject goto reject_in4_with_ports
+///     ...
+/// }
+/// chain reject_in4_with_ports {
+///     ip saddr . ip daddr . meta l4proto . th dport @rejected_in4 goto answer
+///     update @rejected_in4 { ... } log prefix "firebreak reject in" group 5 snaplen 128 goto answer
+///     goto deny_in_uncounted                                         # full: dropped
+/// }
+/// chain answer {
+///     meta l4proto tcp reject with tcp reset
+///     reject with icmpx admin-prohibited
+/// }
+/// ```
 /// The first rule counts in the element that it finds and leaves; only a new element logs; a packet that finds its set full breaks
 /// off the second rule, and is counted by the third.
 ///
@@ -52,7 +73,10 @@ const MLD: [&str; 4] = ["mld-listener-query", "mld-listener-report", "mld-listen
 /// and `audit_in4` is the same with other sets and counters and `return` in the place of `drop`: this direction lets it through, the
 /// other is still judged. Only what policy denies comes here: unknown interfaces, the guards, and what belongs to no connection stay denied.
 pub(super) fn add(rules: &mut Rules, config: &DataplaneConfig) {
-    for outcome in [Outcome::Denied, Outcome::Audited] {
+    rules.chain(ANSWER);
+    rules.rule(ANSWER, [reset()]);
+    rules.rule(ANSWER, [prohibit()]);
+    for outcome in [Outcome::Rejected, Outcome::Denied, Outcome::Audited] {
         for direction in DIRECTIONS {
             Accounting { outcome, direction, group: config.nflog_group }.add(rules);
         }
@@ -68,12 +92,14 @@ struct Accounting {
 impl Accounting {
     fn add(&self, rules: &mut Rules) {
         let total = match (self.outcome, self.direction) {
-            (Outcome::Denied, Direction::Ingress) => COUNTER_DENIED_IN,
-            (Outcome::Denied, Direction::Egress) => COUNTER_DENIED_OUT,
+            (Outcome::Denied | Outcome::Rejected, Direction::Ingress) => COUNTER_DENIED_IN,
+            (Outcome::Denied | Outcome::Rejected, Direction::Egress) => COUNTER_DENIED_OUT,
             (Outcome::Audited, Direction::Ingress) => COUNTER_AUDITED_IN,
             (Outcome::Audited, Direction::Egress) => COUNTER_AUDITED_OUT,
         };
-        rules.counter(total);
+        if self.outcome != Outcome::Rejected {
+            rules.counter(total);
+        }
         for family in FAMILIES {
             let chain = self.chain(family);
             let (with_ports, with_types) = (format!("{chain}_with_ports"), format!("{chain}_with_types"));
@@ -89,11 +115,19 @@ impl Accounting {
                 let audit = Self { outcome: Outcome::Audited, ..*self }.chain(family);
                 rules.rule(&chain, [in_set(meta(MetaKey::Nfproto), SET_OBSERVE), goto(&audit)]);
             }
-            rules.rule(&chain, [count(total)]);
-            let mut kinds: Vec<(&'static str, Verdict<'static>)> = WITH_PORTS.iter().map(|name| (*name, to_goto(&with_ports))).collect();
-            kinds.push((icmp_protocol(family), to_goto(&with_types)));
-            rules.rule(&chain, [dispatch(l4proto(), kinds)]);
+            // What is answered was counted and told apart where it was denied.
+            if self.outcome != Outcome::Rejected {
+                rules.rule(&chain, [count(total)]);
+                let mut kinds: Vec<(&'static str, Verdict<'static>)> =
+                    WITH_PORTS.iter().map(|name| (*name, to_goto(&with_ports))).collect();
+                kinds.push((icmp_protocol(family), to_goto(&with_types)));
+                rules.rule(&chain, [dispatch(l4proto(), kinds)]);
+            }
             for (name, key) in [(&chain, DeniedKey::Protocol), (&with_ports, DeniedKey::Port), (&with_types, DeniedKey::Icmp)] {
+                if self.outcome == Outcome::Denied {
+                    let answered = name.replacen("deny", "reject", 1);
+                    rules.rule(name, [rejected(self.direction, family, key), goto(&answered)]);
+                }
                 let set = DeniedSet { direction: self.direction, family, key, outcome: self.outcome }.name();
                 rules.rule(name, [in_set(flow(family, key), &set), self.end()]);
                 rules.rule(name, [update(&set, flow(family, key)), log(self.prefix(), self.group, SNAPLEN), self.end()]);
@@ -108,6 +142,8 @@ impl Accounting {
         let (overflow, prefix) = match (self.outcome, self.direction) {
             // There is no control sum of what was let through, so that this needs no place of its own.
             (Outcome::Audited, _) => return,
+            // In the place of what is dropped.
+            (Outcome::Rejected, _) => return,
             (Outcome::Denied, Direction::Ingress) => (COUNTER_OVERFLOW_IN, LOG_UNCOUNTED_IN),
             (Outcome::Denied, Direction::Egress) => (COUNTER_OVERFLOW_OUT, LOG_UNCOUNTED_OUT),
         };
@@ -121,7 +157,7 @@ impl Accounting {
 
     fn uncounted(&self) -> Statement<'static> {
         match self.outcome {
-            Outcome::Denied => goto(&overflow_name(self.direction)),
+            Outcome::Denied | Outcome::Rejected => goto(&overflow_name(self.direction)),
             Outcome::Audited => back(),
         }
     }
@@ -129,6 +165,7 @@ impl Accounting {
     fn end(&self) -> Statement<'static> {
         match self.outcome {
             Outcome::Denied => drop(),
+            Outcome::Rejected => goto(ANSWER),
             Outcome::Audited => back(),
         }
     }
@@ -137,6 +174,8 @@ impl Accounting {
         match (self.outcome, self.direction) {
             (Outcome::Denied, Direction::Ingress) => LOG_DENY_IN,
             (Outcome::Denied, Direction::Egress) => LOG_DENY_OUT,
+            (Outcome::Rejected, Direction::Ingress) => LOG_REJECT_IN,
+            (Outcome::Rejected, Direction::Egress) => LOG_REJECT_OUT,
             (Outcome::Audited, Direction::Ingress) => LOG_AUDIT_IN,
             (Outcome::Audited, Direction::Egress) => LOG_AUDIT_OUT,
         }
@@ -145,6 +184,7 @@ impl Accounting {
     fn chain(&self, family: Family) -> String {
         match self.outcome {
             Outcome::Denied => deny_name(self.direction, family),
+            Outcome::Rejected => format!("reject_{}{}", direction_word(self.direction), family_digit(family)),
             Outcome::Audited => format!("audit_{}{}", direction_word(self.direction), family_digit(family)),
         }
     }
@@ -177,6 +217,31 @@ fn dhcp(direction: Direction, family: Family) -> Vec<Statement<'static>> {
 
 fn overflow_name(direction: Direction) -> String {
     format!("deny_{}_uncounted", direction_word(direction))
+}
+
+/// `ip daddr . ip saddr . meta l4proto . th dport @in4_reject`, and the same without ports, and by type and code.
+fn rejected(direction: Direction, family: Family, key: DeniedKey) -> Statement<'static> {
+    let (local, peer) = match direction {
+        Direction::Ingress => ("daddr", "saddr"),
+        Direction::Egress => ("saddr", "daddr"),
+    };
+    let mut fields = vec![field(ip(family), local), field(ip(family), peer)];
+    let shape = match key {
+        DeniedKey::Port => {
+            fields.extend([l4proto(), field("th", "dport")]);
+            Shape::Reject
+        }
+        DeniedKey::Icmp => {
+            fields.extend([field(icmp_header(family), "type"), field(icmp_header(family), "code")]);
+            Shape::RejectIcmp
+        }
+        // Such an element spans every port, so any two bytes will do.
+        DeniedKey::Protocol => {
+            fields.extend([l4proto(), field("th", "sport")]);
+            Shape::Reject
+        }
+    };
+    in_set(concat(fields), &names::policy_set(SetId { direction, family, shape }))
 }
 
 fn flow(family: Family, key: DeniedKey) -> Expression<'static> {

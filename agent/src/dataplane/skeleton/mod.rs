@@ -15,6 +15,7 @@ use super::names::{
     CHAIN_FROM_WORKLOAD, FAMILIES, Layer, SetRef, TABLE, beyond_egress, is_port_chain, parse_group_set, parse_segment_chain,
 };
 use super::ports;
+pub(super) use policy::{SHORTCUTS, judged_name};
 use serde::Serialize;
 use serde_json::{Value, json};
 pub(super) use sets::{INTEGER_32, INTEGER_48, INTEGER_128};

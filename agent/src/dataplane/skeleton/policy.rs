@@ -18,6 +18,10 @@ const BEFORE_FILTER: i32 = -10;
 /// The protocols whose packets begin with ports, as nft calls them (`Protocol::has_ports`).
 pub(super) const WITH_PORTS: [&str; 5] = ["tcp", "udp", "dccp", "sctp", "udplite"];
 
+/// The hooks that judge, and how many of the rules of [`hooks`] stand before the one for established connections and before those that lead on by
+/// family: where shortcuts are put.
+pub(in crate::dataplane) const SHORTCUTS: [(&str, usize, usize); 3] = [("forward", 1, 4), ("input", 0, 3), ("output", 1, 4)];
+
 /// Everything but the accounting, which the stages go to when they deny.
 pub(super) fn add(rules: &mut Rules, label: u8) {
     hooks(rules, label);
@@ -48,6 +52,8 @@ pub(super) fn add(rules: &mut Rules, label: u8) {
 /// and so for `input` (into the node, so without the first rule) and `output`. `invalid` is left alone on output: what the node
 /// itself sends out of state is its answer to something that was let in. The chains `cut` and `midstream_*` are those of
 /// [`super::cut`], `unknown_out` that of [`super::unknown`].
+///
+/// Rules that say the same for less come and go before some of these ([`crate::dataplane::shortcut`], and [`SHORTCUTS`] says where).
 ///
 /// What every packet or every connection meets is measured (`bench`, row 5): a comparison costs a few nanoseconds, a lookup (a verdict map is
 /// one) ten times that. So comparisons stand where there is a choice.
@@ -135,10 +141,17 @@ fn state(rules: &mut Rules) {
     rules.rule("out_of_state", [count(COUNTER_OUT_OF_STATE), drop()]);
 }
 
+/// Where a hook leads for a new connection of which nothing is revoked.
+pub(in crate::dataplane) fn judged_name(hook: &str, family: Family) -> String {
+    format!("judged_{hook}{}", family_digit(family))
+}
+
 /// ```text
 /// chain forward4 {
 ///     meta l4proto != tcp ip saddr . th sport . ip daddr . th dport . meta l4proto @revoked4 jump revoked_forward4
-///                                                      # egress of a local source first, then ingress of a local destination
+///     goto judged_forward4
+/// }
+/// chain judged_forward4 {                              # egress of a local source first, then ingress of a local destination
 ///     ip saddr . ip daddr . meta l4proto . th dport @out4_peer_port goto arrives4
 ///     ip saddr @out4_isolated jump out4
 ///     goto arrives4
@@ -147,8 +160,7 @@ fn state(rules: &mut Rules) {
 ///     ip daddr . ip saddr . meta l4proto . th dport @in4_peer_port accept
 ///     ip daddr @in4_isolated goto in4
 /// }
-/// chain input4 {                                       # to the node; what is published there leads on to a workload
-///     ...
+/// chain judged_input4 {                                # to the node; what is published there leads on to a workload
 ///     ip saddr . ip daddr . meta l4proto . th dport @out4_peer_port goto reaches_node4
 ///     ip saddr @out4_isolated jump out4
 ///     goto reaches_node4
@@ -166,16 +178,16 @@ fn state(rules: &mut Rules) {
 ///     oif 0 jump reaches_node4                         # at the input hook
 ///     accept
 /// }
-/// chain output4 {                                      # the own node gets in unless it is judged too
-///     ...
+/// chain judged_output4 {                               # the own node gets in unless it is judged too
 ///     ip daddr @in4_host_judged goto arrives4
 /// }
 /// ```
+/// While no connection is cut nothing is revoked, and the hooks lead to `judged_*` at once ([`crate::dataplane::shortcut`]).
 /// An element of `peer_port` lets a packet pass whether or not its workload is isolated, so it is asked first: what is allowed by one pays for
 /// one lookup in each direction. Protocols without ports are in no such element, whatever stands where the port would be.
 fn judged(rules: &mut Rules, family: Family) {
     let digit = family_digit(family);
-    let (forward, input, output) = (format!("forward{digit}"), format!("input{digit}"), format!("output{digit}"));
+    let [forward, input, output] = ["forward", "input", "output"].map(|hook| judged_name(hook, family));
     let (arrives, reaches_node) = (format!("arrives{digit}"), format!("reaches_node{digit}"));
     let (source, destination) = (field(ip(family), "saddr"), field(ip(family), "daddr"));
     let (ingress, egress) = (stage_name(Direction::Ingress, family), stage_name(Direction::Egress, family));
@@ -184,8 +196,11 @@ fn judged(rules: &mut Rules, family: Family) {
     for chain in [&forward, &input, &output, &arrives, &reaches_node] {
         rules.chain(chain);
     }
-    for (hook, chain) in [("forward", &forward), ("input", &input), ("output", &output)] {
-        rules.rule(chain, cut::revoked_guard(family, hook));
+    for (hook, judged) in [("forward", &forward), ("input", &input), ("output", &output)] {
+        let chain = format!("{hook}{digit}");
+        rules.chain(&chain);
+        rules.rule(&chain, cut::revoked_guard(family, hook));
+        rules.rule(&chain, [goto(judged)]);
     }
     let exact = |local: &Expression<'static>, peer: &Expression<'static>, direction| {
         let key = concat([local.clone(), peer.clone(), l4proto(), field("th", "dport")]);

@@ -86,6 +86,8 @@ impl SetSpec {
 /// set in4_range         { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval; }
 /// set in4_peer_icmp     { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; }
 /// set in4_icmp_range    { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; flags interval; }
+/// set in4_reject        { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval; }
+/// set in4_reject_icmp   { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; flags interval; }
 /// map in4_segment       { type ipv4_addr : verdict; }
 /// set published4        { type ipv4_addr . inet_proto . inet_service; }
 /// set published_allow4  { type ipv4_addr . ipv4_addr . inet_proto . inet_service; }
@@ -123,9 +125,9 @@ pub(super) fn written_set(layer: Layer, set: SetRef) -> SetSpec {
                 Shape::PeerProtocol => (vec![local, local, "inet_proto"], false),
                 Shape::PeerPort | Shape::PublishedAllow => (vec![local, local, "inet_proto", "inet_service"], false),
                 Shape::Port | Shape::Published => (vec![local, "inet_proto", "inet_service"], false),
-                Shape::Range => (vec![local, local, "inet_proto", "inet_service"], true),
+                Shape::Range | Shape::Reject => (vec![local, local, "inet_proto", "inet_service"], true),
                 Shape::PeerIcmp => ([vec![local, local], icmp(id.family)].concat(), false),
-                Shape::IcmpRange => ([vec![local, local], icmp(id.family)].concat(), true),
+                Shape::IcmpRange | Shape::RejectIcmp => ([vec![local, local], icmp(id.family)].concat(), true),
             };
             let mut spec = SetSpec::plain(layer, set.name(), fields);
             if interval {
