@@ -10,7 +10,7 @@
 //! Pure, but for the wait between the three.
 
 use super::element::Entry;
-use super::names::SetRef;
+use super::names::{Asked, SetRef};
 use super::plan::{KernelState, Plan, SetChange};
 use super::shared::HeldShared;
 use firebreak_policy::Members;
@@ -108,14 +108,9 @@ impl Key {
                 Shape::PeerPort | Shape::Peer | Shape::PeerProtocol | Shape::PeerIcmp | Shape::Port | Shape::Range | Shape::IcmpRange => {
                     Some(Self::Element(direction, element.clone()))
                 }
-                Shape::Isolated
-                | Shape::HostJudged
-                | Shape::Published
-                | Shape::PublishedAllow
-                | Shape::Reject
-                | Shape::RejectIcmp => None,
+                Shape::Isolated | Shape::HostJudged | Shape::Published | Shape::PublishedAllow | Shape::Reject | Shape::RejectIcmp => None,
             },
-            (SetRef::Segments(direction, _), Entry::Segment(local, _)) => Some(Self::Segment(direction, *local)),
+            (SetRef::Segments(Asked::Packet, direction, _), Entry::Segment(local, _)) => Some(Self::Segment(direction, *local)),
             (
                 SetRef::Policy(_)
                 | SetRef::Segments(..)

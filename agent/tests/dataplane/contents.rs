@@ -75,7 +75,7 @@ fn shared(count: u8, note: &str) -> Shared {
         }
         for direction in [Direction::Ingress, Direction::Egress] {
             let rules = rules.map(|(peers, service)| SharedRule { peers, service, comment: format!("{note} {service:?}").as_str().into() });
-            let chain = Chain { direction, family, name: ShortName::new("shop/web", [note]) };
+            let chain = Chain { direction, family, name: ShortName::new("shop/web", [note]), answers: false };
             shared.chains.insert(chain, rules.into());
             let locals = (0..count).map(|n| ((direction, address(family, n)), (chain, format!("{note} number {n}").as_str().into())));
             shared.segments.extend(locals);
