@@ -13,13 +13,22 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Nobody would reach db.
+fn closed(mode: &str) -> String {
+    format!(
+        "---\napiVersion: firebreak.dev/v1alpha1\nkind: ClusterSegmentPolicy\nmetadata: {{name: db-closed}}\nspec:\n  tier: Admin\n  priority: 1\n  \
+         mode: {mode}\n  subject: {{namespaces: {{}}, workloads: {{matchLabels: {{app: db}}}}}}\n  ingress:\n  - {{name: nobody, action: Deny, \
+         from: [{{entity: any}}]}}\n"
+    )
+}
+
 /// api would take web on 80/tcp, and db would take nobody.
 fn audited() -> String {
     policy(
         "api-strict",
         "  mode: Audit\n  appliesTo: {matchLabels: {app: api}}\n  ingress:\n  - name: from-web\n    from: [{workloads: {matchLabels: {app: web}}}]\n    \
          ports: [{protocol: TCP, port: 80}]",
-    ) + &policy("db-closed", "  mode: Audit\n  appliesTo: {matchLabels: {app: db}}\n  ingress: []")
+    ) + &closed("Audit")
 }
 
 fn is_from(record: &Value, source: &str, to: IpAddr, kind: Kind) -> bool {
@@ -88,11 +97,11 @@ fn what_a_policy_in_audit_mode_would_deny_passes_and_is_told_with_the_rule() {
         // Allowed by them, and db would be closed.
         assert!(probe(&api.namespace, address, Kind::Tcp(5432)).unwrap());
         let record = wait_told(&follower, "api", address, Kind::Tcp(5432));
-        assert_eq!((&record["verdict"], &record["reason"]["isolatedBy"][0]["name"]), (&json!("audit"), &json!("db-closed")), "{record}");
+        assert_eq!((&record["verdict"], &record["reason"]["rule"]["ruleName"]), (&json!("audit"), &json!("nobody")), "{record}");
         assert_eq!(told(&follower, "stranger", address, Kind::Tcp(9000)).len(), 1);
     }
     shop.controller.ask(&["delete", "segmentpolicy", "api-strict", "--namespace", "shop"]).unwrap();
-    shop.controller.apply(&policy("db-closed", "  mode: Enforce\n  appliesTo: {matchLabels: {app: db}}\n  ingress: []")).unwrap();
+    shop.controller.apply(&closed("Enforce")).unwrap();
     // Nobody audits api any more; and what is enforced is denied. Both are told by one node, in order.
     let (api_at, db_at): (IpAddr, IpAddr) = (api.v4.into(), shop.workload("db").v4.into());
     assert!(probe(&stranger.namespace, api_at, Kind::Udp(5432)).unwrap());
