@@ -170,8 +170,9 @@ impl Dataplane {
     /// The tables of another version ([`SkeletonState::Outdated`]) are replaced in the same transaction: up to it their rules judge
     /// by their elements, after it ours by ours.
     pub fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError> {
+        let asks_answers = self.may_pick_up();
         if self.is_outdated {
-            self.rebuild(Which::Stale, |actual| plan_with(actual, desired, false))
+            self.rebuild(Which::Stale, |actual| plan_with(actual, desired, asks_answers))
                 .map_err(|error| CommitError::Upgrade(error.to_string()))?;
             self.is_outdated = false;
             tracing::info!("the tables of another version were replaced in one transaction");
