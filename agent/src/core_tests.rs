@@ -78,6 +78,7 @@ pub(crate) fn local(workloads: &[(&str, u32, &[u8])]) -> LocalWorkloads {
             namespace: NamespaceName::new("shop"),
             labels: firebreak_policy::model::Labels::default(),
             image_labels: BTreeMap::new(),
+            image: String::new(),
             named_ports: Vec::new(),
             published_ports: Vec::new(),
             interfaces: BTreeMap::from([(*index, interface(*index, addresses))]),

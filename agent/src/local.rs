@@ -52,6 +52,8 @@ pub struct LocalWorkload {
     pub labels: Labels,
     /// Labels that came with the image; they select nothing.
     pub image_labels: BTreeMap<String, String>,
+    /// The image as it was asked for; empty when that is not known.
+    pub image: String,
     /// Ports that policies can name.
     pub named_ports: Vec<NamedPort>,
     /// Ports of the node that lead to it.
@@ -215,6 +217,7 @@ impl LocalWorkload {
                 source: self.source,
             },
             image_labels: self.image_labels.clone(),
+            image: self.image.clone(),
             not_enforced: self.problem.as_ref().map(ToString::to_string),
         }
     }

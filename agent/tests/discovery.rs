@@ -293,6 +293,7 @@ fn engine(containers: &[(&str, u32, Network)]) -> Arc<DockerView> {
             pid: *pid,
             labels: BTreeMap::new(),
             image_labels: BTreeMap::new(),
+            image: String::new(),
             network: network.clone(),
             bridges: Vec::new(),
             given: Vec::new(),

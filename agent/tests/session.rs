@@ -219,6 +219,7 @@ fn workload(name: &str, label_bytes: usize) -> Arc<LocalWorkload> {
         namespace: NamespaceName::new("shop"),
         labels: Labels(BTreeMap::from([("pad".to_owned(), "x".repeat(label_bytes))])),
         image_labels: BTreeMap::new(),
+        image: String::new(),
         named_ports: Vec::new(),
         published_ports: Vec::new(),
         interfaces: BTreeMap::new(),

@@ -140,6 +140,7 @@ fn locals(state: &NodeState) -> LocalWorkloads {
             namespace: endpoint.namespace.clone(),
             labels: Labels::default(),
             image_labels: BTreeMap::new(),
+            image: String::new(),
             named_ports: Vec::new(),
             published_ports: Vec::new(),
             interfaces: [(

@@ -6,6 +6,8 @@ mod probe;
 use crate::output::{BadInput, print};
 use answer::Answer;
 use clap::ValueEnum;
+use firebreak_policy::model::WorkloadId;
+use firebreak_policy::reserved::{Given, RESERVED_PREFIX};
 use firebreak_policy::{Compiled, Engine, Problem};
 use ipnet::IpNet;
 use probe::{Ends, Probe};
@@ -59,7 +61,8 @@ pub(crate) fn run(arguments: EvalArgs) -> anyhow::Result<ExitCode> {
     }
     let located = firebreak_manifest::load_paths(&filename).map_err(|errors| BadInput::new(errors.to_string()))?;
     let objects = located.iter().map(|located| &located.object);
-    let (mut policies, inventory) = firebreak_manifest::build(objects).map_err(|errors| BadInput::new(errors.to_string()))?;
+    let built = firebreak_manifest::build_all(objects).map_err(|errors| BadInput::new(errors.to_string()))?;
+    let firebreak_manifest::Built { mut policies, inventory, labels } = built;
     policies.cluster_networks = cluster_networks.iter().map(IpNet::trunc).collect();
 
     let format = output.unwrap_or(if std::io::stdout().is_terminal() { EvalFormat::Table } else { EvalFormat::Json });
@@ -72,7 +75,7 @@ pub(crate) fn run(arguments: EvalArgs) -> anyhow::Result<ExitCode> {
     let ends = Ends::of(&inventory);
     let probes = probe::parse(&path.display().to_string(), &read(&path)?, &ends).map_err(|errors| BadInput::new(errors.join("\n")))?;
     let engine = Engine::new(&policies, inventory);
-    for warning in warnings(engine.compiled()) {
+    for warning in warnings(engine.compiled()).into_iter().chain(labels.iter().flat_map(told_of_labels)) {
         // A closed standard error takes nothing from the verdicts.
         let _ = writeln!(std::io::stderr(), "warning: {warning}");
     }
@@ -102,6 +105,16 @@ fn warnings(compiled: &Compiled) -> Vec<String> {
         format!("the address {address} is claimed by {}{other}: it is nobody's peer", claimants.join(" and "))
     });
     missing.chain(contested).collect()
+}
+
+/// What was made of the labels of a workload, where it is not what somebody wrote.
+fn told_of_labels((id, given): (&WorkloadId, &Given)) -> Vec<String> {
+    let ignored = given.ignored.iter().map(|key| format!("{id} has the label {key} of its own, which is passed over: labels below {RESERVED_PREFIX} come from LabelRules only"));
+    let contested = given.contested.iter().map(|(key, rules)| {
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        format!("{id} would get other values of the label {key} by LabelRule {}: the first rule by name goes first", rules.join(", "))
+    });
+    ignored.chain(contested).collect()
 }
 
 fn read(path: &Path) -> Result<String, BadInput> {

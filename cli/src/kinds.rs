@@ -32,6 +32,7 @@ const CLUSTER_SEGMENT_POLICY: Stored = Stored { name: "ClusterSegmentPolicy", na
 const ADMIN_NETWORK_POLICY: Stored = Stored { name: "AdminNetworkPolicy", namespaced: false };
 const BASELINE_ADMIN_NETWORK_POLICY: Stored = Stored { name: "BaselineAdminNetworkPolicy", namespaced: false };
 const CLUSTER_NETWORK_POLICY: Stored = Stored { name: "ClusterNetworkPolicy", namespaced: false };
+const LABEL_RULE: Stored = Stored { name: "LabelRule", namespaced: false };
 const ADDRESS_GROUP: Stored = Stored { name: "AddressGroup", namespaced: false };
 const WORKLOAD: Stored = Stored { name: "Workload", namespaced: true };
 const NAMESPACE: Stored = Stored { name: "Namespace", namespaced: false };
@@ -39,7 +40,7 @@ const POD: Stored = Stored { name: "Pod", namespaced: true };
 const NODE: Stored = Stored { name: "Node", namespaced: false };
 
 /// Lower-case name, plural and short name of each kind that `get` and `describe` know.
-const NAMES: [(&[&str], Kind); 14] = [
+const NAMES: [(&[&str], Kind); 15] = [
     (&["workload", "workloads", "wl"], Kind::Workloads),
     (&["node", "nodes", "no"], Kind::Nodes),
     (&["segmentpolicy", "segmentpolicies", "sp"], Kind::Stored(SEGMENT_POLICY)),
@@ -48,6 +49,7 @@ const NAMES: [(&[&str], Kind); 14] = [
     (&["adminnetworkpolicy", "adminnetworkpolicies", "anp"], Kind::Stored(ADMIN_NETWORK_POLICY)),
     (&["baselineadminnetworkpolicy", "baselineadminnetworkpolicies", "banp"], Kind::Stored(BASELINE_ADMIN_NETWORK_POLICY)),
     (&["clusternetworkpolicy", "clusternetworkpolicies", "cnp"], Kind::Stored(CLUSTER_NETWORK_POLICY)),
+    (&["labelrule", "labelrules", "lr"], Kind::Stored(LABEL_RULE)),
     (&["addressgroup", "addressgroups", "ag"], Kind::Stored(ADDRESS_GROUP)),
     (&["namespace", "namespaces", "ns"], Kind::Stored(NAMESPACE)),
     (&["pod", "pods", "po"], Kind::Stored(POD)),

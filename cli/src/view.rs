@@ -264,6 +264,7 @@ pub(crate) fn workload(status: &v1::WorkloadStatus) -> Value {
         "container": id.container,
         "labels": sorted(&workload.labels),
         "imageLabels": sorted(&workload.image_labels),
+        "image": workload.image,
         "addresses": workload.addresses.iter().map(|it| json!({"network": it.network, "address": address(&it.address)})).collect::<Vec<_>>(),
         "namedPorts": workload.named_ports.iter().map(|it| json!({"name": it.name, "protocol": protocol_name(it.protocol), "port": it.port})).collect::<Vec<_>>(),
         "publishedPorts": workload.published_ports.iter().map(published).collect::<Vec<_>>(),

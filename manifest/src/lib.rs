@@ -32,7 +32,7 @@ mod text;
 mod tree;
 mod validate;
 
-pub use assemble::build;
+pub use assemble::{Built, build, build_all};
 pub use error::{Error, Errors, Place};
 pub use kinds::address_group::{AddressGroup, AddressGroupSpec, Block};
 pub use kinds::admin::{
@@ -45,6 +45,7 @@ pub use kinds::cluster_segment_policy::{
     Action as RuleAction, Answer as RuleAnswer, ClusterPeer, ClusterSegmentEgressRule, ClusterSegmentIngressRule, ClusterSegmentPolicy,
     ClusterSegmentPolicySpec, ClusterSubject, Tier,
 };
+pub use kinds::label_rule::{LabelRule, LabelRuleSpec, LabelRuleSubject};
 pub use kinds::meta::ObjectMeta;
 pub use kinds::network_policy::{
     IpBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,

@@ -227,6 +227,7 @@ fn read(kind: Kind, tree: &Tree) -> Result<Object, Problems<'_>> {
     let object = match kind {
         Kind::Namespace => decode(tree, strictness, &mut problems).map(Object::Namespace),
         Kind::Node => decode(tree, strictness, &mut problems).map(Object::Node),
+        Kind::LabelRule => decode(tree, strictness, &mut problems).map(Object::LabelRule),
         Kind::AddressGroup => decode(tree, strictness, &mut problems).map(Object::AddressGroup),
         Kind::Pod => decode(tree, strictness, &mut problems).map(Object::Pod),
         Kind::Workload => decode(tree, strictness, &mut problems).map(Object::Workload),

@@ -1,17 +1,18 @@
 //! The JSON Schema of our own kinds, made from their types.
 
 use crate::kinds::meta::{SERVER_SET, STRUCT_NAME};
-use crate::{AddressGroup, ClusterSegmentPolicy, Kind, SegmentPolicy, Workload};
+use crate::{AddressGroup, ClusterSegmentPolicy, Kind, LabelRule, SegmentPolicy, Workload};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 /// The kinds that have a schema here: our own.
-pub const KINDS: [Kind; 4] = [Kind::AddressGroup, Kind::ClusterSegmentPolicy, Kind::SegmentPolicy, Kind::Workload];
+pub const KINDS: [Kind; 5] = [Kind::AddressGroup, Kind::ClusterSegmentPolicy, Kind::LabelRule, Kind::SegmentPolicy, Kind::Workload];
 
 /// The JSON Schema (draft 2020-12) of one of [`KINDS`]; `None` for the kinds of Kubernetes, which publishes theirs.
 pub fn of(kind: Kind) -> Option<Value> {
     match kind {
+        Kind::LabelRule => Some(object::<LabelRule>(kind)),
         Kind::AddressGroup => Some(object::<AddressGroup>(kind)),
         Kind::SegmentPolicy => Some(object::<SegmentPolicy>(kind)),
         Kind::ClusterSegmentPolicy => Some(object::<ClusterSegmentPolicy>(kind)),

@@ -446,6 +446,36 @@ fn broken_workloads_and_address_groups_are_refused() {
 }
 
 #[test]
+fn label_rules_that_say_nothing_or_too_much_are_refused() {
+    const PCI: &str = "labels: {reserved.firebreak.dev/zone: pci}";
+    let rule = |spec: &str, reasons: &'static [&'static [&'static str]]| {
+        let text = format!("apiVersion: firebreak.dev/v1alpha1\nkind: LabelRule\nmetadata: {{name: r}}\nspec: {{{spec}}}");
+        (text, reasons)
+    };
+    let cases = [
+        rule(PCI, &[&["LabelRule r", "spec.to: is required"]]),
+        rule(&format!("to: {{}}, {PCI}"), &[&["spec.to: says nobody: give namespaces, workloads, nodes or images"]]),
+        rule("to: {namespaces: {}}", &[&["spec.labels: is required"]]),
+        rule("to: {namespaces: {}}, labels: {}", &[&["spec.labels: is empty"]]),
+        rule("to: {namespaces: {}}, labels: {zone: pci}", &[&["spec.labels", "zone", "is not reserved"]]),
+        rule("to: {namespaces: {}}, labels: {reserved.firebreak.dev/: pci}", &[&["spec.labels"]]),
+        rule("to: {namespaces: {}}, labels: {reserved.firebreak.dev/zone: 'a b'}", &[&["spec.labels", "a b"]]),
+        rule(&format!("to: {{images: []}}, {PCI}"), &[&["spec.to.images: is empty"]]),
+        rule(&format!("to: {{images: ['*']}}, {PCI}"), &[&["spec.to.images[0]: names no image"]]),
+        rule(&format!("to: {{images: [shop/*/db]}}, {PCI}"), &[&["spec.to.images[0]", "is no image"]]),
+        rule(&format!("to: {{images: ['a b']}}, {PCI}"), &[&["spec.to.images[0]", "is no image"]]),
+        rule(&format!("to: {{nodes: {{matchLabels: {{'-': a}}}}}}, {PCI}"), &[&["spec.to.nodes.matchLabels"]]),
+        rule(&format!("to: {{pods: {{}}}}, {PCI}"), &[&["spec.to.pods: is not a known field"]]),
+    ];
+    for (text, reasons) in cases {
+        let errors = firebreak_manifest::parse_str("t", &text).unwrap_err().to_string();
+        for words in reasons {
+            assert!(errors.lines().any(|line| words.iter().all(|word| line.contains(word))), "{words:?} not in {errors} of {text}");
+        }
+    }
+}
+
+#[test]
 fn pods_and_nodes_with_broken_modelled_fields_are_refused() {
     check(&[
         pod("status: {podIP: 10.0.0.256}", &[&["t:4:17", "Pod n/p", "status.podIP: \"10.0.0.256\" is not an IP address"]]),

@@ -66,6 +66,7 @@ fn broken_objects_do_not_validate() {
     const POLICY: &str = r#"{"apiVersion":"firebreak.dev/v1alpha1","kind":"SegmentPolicy","metadata":{"name":"p"},"spec":SPEC}"#;
     const WORKLOAD: &str = r#"{"apiVersion":"firebreak.dev/v1alpha1","kind":"Workload","metadata":{"name":"w"},"spec":SPEC}"#;
     const GROUP: &str = r#"{"apiVersion":"firebreak.dev/v1alpha1","kind":"AddressGroup","metadata":{"name":"g"},"spec":SPEC}"#;
+    const RULE: &str = r#"{"apiVersion":"firebreak.dev/v1alpha1","kind":"LabelRule","metadata":{"name":"r"},"spec":SPEC}"#;
     let cases: &[(Kind, &str, &str)] = &[
         (Kind::SegmentPolicy, POLICY, r#"{"ingress":[]}"#),
         (Kind::SegmentPolicy, POLICY, r#"{"appliesTo":{},"ingres":[]}"#),
@@ -95,6 +96,12 @@ fn broken_objects_do_not_validate() {
         (Kind::Workload, WORKLOAD, r#"{"node":"a","interface":"veth0","addresses":[]}"#),
         (Kind::Workload, WORKLOAD, r#"{"node":"a","interface":"veth0","ports":[{"name":"x","port":65536}]}"#),
         (Kind::Workload, WORKLOAD, r#"{"node":"a","interface":"veth0","ports":[{"name":"x","protocol":"ICMP","port":1}]}"#),
+        (Kind::LabelRule, RULE, r#"{"labels":{"reserved.firebreak.dev/zone":"pci"}}"#),
+        (Kind::LabelRule, RULE, r#"{"to":{},"labels":{"reserved.firebreak.dev/zone":"pci"}}"#),
+        (Kind::LabelRule, RULE, r#"{"to":{"namespaces":{}},"labels":{}}"#),
+        (Kind::LabelRule, RULE, r#"{"to":{"namespaces":{}},"labels":{"zone":"pci"}}"#),
+        (Kind::LabelRule, RULE, r#"{"to":{"images":[]},"labels":{"reserved.firebreak.dev/zone":"pci"}}"#),
+        (Kind::LabelRule, RULE, r#"{"to":{"pods":{}},"labels":{"reserved.firebreak.dev/zone":"pci"}}"#),
         (Kind::AddressGroup, GROUP, r#"{}"#),
         (Kind::AddressGroup, GROUP, r#"{"blocks":["10.0.0.0/8"]}"#),
         (Kind::AddressGroup, GROUP, r#"{"blocks":[{"cidr":"10.0.0.0/8","except":null}]}"#),

@@ -18,6 +18,7 @@ pub mod node_judge;
 pub mod node_state;
 #[cfg(feature = "arbitrary")]
 pub mod reference;
+pub mod reserved;
 mod shared_sets;
 mod tiers;
 

@@ -19,13 +19,15 @@ pub struct ReportedWorkload {
     pub workload: Workload,
     /// Labels that came with the image. They select nothing.
     pub image_labels: BTreeMap<String, String>,
+    /// The image as it was asked for; empty when that is not known. LabelRules ask for it.
+    pub image: String,
     /// `None` when the node enforces for it; otherwise why it does not.
     pub not_enforced: Option<String>,
 }
 
 impl From<&ReportedWorkload> for v1::Workload {
     fn from(reported: &ReportedWorkload) -> Self {
-        let ReportedWorkload { workload, image_labels, not_enforced } = reported;
+        let ReportedWorkload { workload, image_labels, image, not_enforced } = reported;
         let Workload {
             id,
             name,
@@ -57,6 +59,7 @@ impl From<&ReportedWorkload> for v1::Workload {
             host_network: *host_network,
             source: source_to_wire(*source).into(),
             image_labels: image_labels.clone().into_iter().collect(),
+            image: image.clone(),
             not_enforced_reason: not_enforced.clone().unwrap_or_default(),
         }
     }
@@ -78,6 +81,7 @@ impl TryFrom<v1::Workload> for ReportedWorkload {
             host_network,
             source,
             image_labels,
+            image,
             not_enforced_reason,
         } = wire;
         let id = WorkloadId::try_from(required(id, "id")?).map_err(|refusal| refusal.within("id"))?;
@@ -102,6 +106,7 @@ impl TryFrom<v1::Workload> for ReportedWorkload {
         Ok(Self {
             workload,
             image_labels: image_labels.into_iter().collect(),
+            image,
             not_enforced: Some(not_enforced_reason).filter(|reason| !reason.is_empty()),
         })
     }

@@ -146,6 +146,42 @@ fn identity_comes_from_compose_labels_and_not_from_the_image() {
     );
 }
 
+#[test]
+fn a_label_rule_goes_by_the_image_and_not_by_what_a_container_says_of_itself() {
+    let mut site = Site::start(&prefix("l"), 1, Options::default()).unwrap();
+    let engine = site.engine().unwrap();
+    engine.import("payments/db:1", &[]).unwrap();
+    let db = site.service("store", "db", 5432, &[]).unwrap();
+    engine.docker(&["run", "--detach", "--name", "teller", "payments/db:1"]).unwrap();
+    let teller = engine.inspect("teller").unwrap();
+    let liar = engine.run("liar", &["--label", "reserved.firebreak.dev/zone=pci"]).unwrap();
+    for from in [&teller, &liar] {
+        assert!(sees(from, db.ip(), DB_PORT), "{} without Firebreak", from.name);
+    }
+    let manifests = "---
+apiVersion: firebreak.dev/v1alpha1
+kind: LabelRule
+metadata: {name: payments}
+spec: {to: {images: ['payments/*']}, labels: {reserved.firebreak.dev/zone: pci}}
+---
+apiVersion: firebreak.dev/v1alpha1
+kind: SegmentPolicy
+metadata: {name: db, namespace: store}
+spec:
+  appliesTo: {matchLabels: {app: db}}
+  ingress: [{from: [{namespaces: {}, workloads: {matchLabels: {reserved.firebreak.dev/zone: pci}}}]}]
+";
+    site.controller.apply(manifests).unwrap();
+    site.start_agents().unwrap();
+    site.wait_enforced(&["store/store-db-1", "docker/teller", "docker/liar"]).unwrap();
+    assert!(sees(&teller, db.ip(), DB_PORT), "the rule is about its image");
+    assert!(!sees(&liar, db.ip(), DB_PORT), "it says so of itself");
+    let listed = site.controller.ask_json(&["get", "workloads", "-o", "json"]).unwrap();
+    let named = |name: &str| listed["items"].as_array().unwrap().iter().find(|item| item["name"] == name).unwrap().clone();
+    assert_eq!(named("teller")["image"], "payments/db:1");
+    assert_eq!(named("liar")["conditions"][0]["type"], "ReservedLabels", "{}", named("liar"));
+}
+
 /// Who asks for a published port: a neighbour that may, one that may not, one on another bridge, and two from outside of the node.
 fn published(userland_proxy: bool) {
     let name = prefix(if userland_proxy { "p" } else { "q" });

@@ -6,6 +6,7 @@ use crate::flows::{FlowsStats, PacketSeen};
 use crate::local::Warning;
 use crate::session::NodeStatus;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::HashSet;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -88,7 +89,7 @@ pub fn start(label: u8, links: AuditLinks) -> Result<AuditHandle, ConntrackError
     }
     let slot: Arc<Mutex<Slot>> = Arc::default();
     let dumper = ConntrackSocket::open(Label::new(label))?;
-    let follower = Follower { links, label, dumper, scenes: None, socket: None, affected: Affected::default(), dump_at: Instant::now(), lost: None };
+    let follower = Follower { links, label, dumper, scenes: None, socket: None, affected: Affected::default(), dump_at: Instant::now(), dumped: HashSet::new(), lost: None };
     let of_thread = slot.clone();
     thread::Builder::new()
         .name("audit".to_owned())
@@ -108,6 +109,8 @@ struct Follower {
     /// Whose connections a dump is to look at.
     affected: Affected,
     dump_at: Instant,
+    /// The entries (`CTA_ID`) that the last dump has told: one that is new is in the dump a moment before the kernel tells of it.
+    dumped: HashSet<u32>,
     /// What the node's warning says.
     lost: Option<String>,
 }
@@ -181,12 +184,25 @@ impl Follower {
         let mut teller = Teller { links: &self.links, packets: Vec::new() };
         let mut is_whole = true;
         if let Some(socket) = &mut self.socket {
-            is_whole = socket.take_new(&mut |entry| teller.tell(scenes, &entry, false))?;
+            let dumped = &self.dumped;
+            is_whole = socket.take_new(&mut |entry| {
+                if !dumped.contains(&entry.id) {
+                    teller.tell(scenes, &entry, false);
+                }
+            })?;
+        }
+        if now >= self.dump_at {
+            self.dumped = HashSet::new();
         }
         if !self.affected.is_empty() && now >= self.dump_at {
             let affected = std::mem::take(&mut self.affected);
             self.dump_at = now + BETWEEN_DUMPS;
-            dump(&mut self.dumper, &affected, &mut |entry| teller.tell(scenes, &entry, true))?;
+            let dumped = &mut self.dumped;
+            dump(&mut self.dumper, &affected, &mut |entry| {
+                if teller.tell(scenes, &entry, true) {
+                    dumped.insert(entry.id);
+                }
+            })?;
         }
         teller.send();
         if !is_whole {
@@ -252,11 +268,11 @@ struct Teller<'a> {
 }
 
 impl Teller<'_> {
-    /// `is_known`: the connection was there before, and may have been told.
-    fn tell(&mut self, scenes: &Scenes, entry: &Entry, is_known: bool) {
-        let Some(key) = scenes.would_be_denied(entry) else { return };
+    /// `is_known`: the connection was there before, and may have been told. Whether it is told.
+    fn tell(&mut self, scenes: &Scenes, entry: &Entry, is_known: bool) -> bool {
+        let Some(key) = scenes.would_be_denied(entry) else { return false };
         if is_known && !entry.is_connection() {
-            return;
+            return false;
         }
         let packet =
             PacketSeen { key, source_port: entry.source_port(), length: 0, input: None, output: None, is_counted: is_known };
@@ -264,6 +280,7 @@ impl Teller<'_> {
         if self.packets.len() == BATCH {
             self.send();
         }
+        true
     }
 
     fn send(&mut self) {

@@ -69,6 +69,8 @@ pub struct Identity {
     pub labels: Labels,
     /// Labels that came with the image.
     pub image_labels: BTreeMap<String, String>,
+    /// The image as it was asked for; empty when that is not known.
+    pub image: String,
     /// Ports that policies can name.
     pub named_ports: Vec<NamedPort>,
     /// Ports of the node that lead to it.
@@ -143,6 +145,7 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
             namespace: identity.namespace.clone(),
             labels: identity.labels.clone(),
             image_labels: identity.image_labels.clone(),
+            image: identity.image.clone(),
             named_ports: identity.named_ports.clone(),
             published_ports: identity.published_ports.clone(),
             interfaces,

@@ -30,6 +30,7 @@ fn identity(name: &str, source: WorkloadSource, place: Place) -> Identity {
         namespace: NamespaceName::new("shop"),
         labels: Labels::default(),
         image_labels: BTreeMap::new(),
+        image: String::new(),
         named_ports: Vec::new(),
         published_ports: Vec::new(),
         source,

@@ -25,6 +25,7 @@ pub fn declared(workload: &DeclaredWorkload, place: Place) -> Identity {
         namespace: namespace.clone(),
         labels: labels.clone(),
         image_labels: BTreeMap::new(),
+        image: String::new(),
         named_ports: named_ports.clone(),
         published_ports: published_ports.clone(),
         source: WorkloadSource::Manifest,
@@ -36,7 +37,7 @@ pub fn declared(workload: &DeclaredWorkload, place: Place) -> Identity {
 
 /// A container of the engine. Labels of its image select nothing, the Compose labels included.
 pub fn docker(container: &Container, place: Place) -> Identity {
-    let Container { id, name, pid: _, labels, image_labels, network: _, bridges, given, ports } = container;
+    let Container { id, name, pid: _, labels, image_labels, image, network: _, bridges, given, ports } = container;
     let namespace = labels.get(COMPOSE_PROJECT).map_or(DOCKER_NAMESPACE, String::as_str);
     let mut selecting = labels.clone();
     if let (Some(service), false) = (labels.get(COMPOSE_SERVICE), labels.contains_key("app")) {
@@ -57,6 +58,7 @@ pub fn docker(container: &Container, place: Place) -> Identity {
         namespace: NamespaceName::new(namespace),
         labels: Labels(selecting),
         image_labels: image_labels.clone(),
+        image: image.clone(),
         named_ports: Vec::new(),
         published_ports,
         source: WorkloadSource::Docker,
@@ -100,6 +102,7 @@ mod tests {
             pid: 4711,
             labels: pairs(labels),
             image_labels: pairs(image_labels),
+            image: "shop/web:1".to_owned(),
             network: Network::Own,
             bridges: vec![Bridge { name: "br-1".to_owned(), hidden: true }, Bridge { name: "br-2".to_owned(), hidden: false }],
             given: vec![Given { mac: Some([2, 66, 172, 17, 0, 2]), addresses: vec![IpAddr::from([172, 17, 0, 2])] }],
@@ -143,7 +146,7 @@ mod tests {
         for (labels, image_labels, namespace, app) in table {
             let identity = docker(&container(labels, image_labels), Place::Namespace(1));
             assert_eq!((identity.namespace.as_str(), identity.labels.get("app")), (*namespace, *app), "{labels:?}");
-            assert_eq!(identity.image_labels, pairs(image_labels));
+            assert_eq!((identity.image_labels, &*identity.image), (pairs(image_labels), "shop/web:1"));
         }
     }
 

@@ -418,6 +418,7 @@ mod tests {
             namespace: NamespaceName::new("shop"),
             labels: Labels::default(),
             image_labels: BTreeMap::new(),
+            image: String::new(),
             named_ports: Vec::new(),
             published_ports: Vec::new(),
             interfaces: BTreeMap::from([(7, interface)]),

@@ -437,6 +437,7 @@ fn found(index: u32, name: &str) -> LocalWorkloads {
         namespace: NamespaceName::new("shop"),
         labels: Labels::default(),
         image_labels: BTreeMap::new(),
+        image: String::new(),
         named_ports: Vec::new(),
         published_ports: Vec::new(),
         interfaces: BTreeMap::from([(index, interface)]),

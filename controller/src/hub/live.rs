@@ -12,6 +12,7 @@ use firebreak_policy::Problem;
 use firebreak_policy::model::{
     Direction, Endpoint, Family, Flow, NetworkAddress, NetworkName, NodeName, Revision, Transport, Workload, WorkloadId, WorkloadSource,
 };
+use firebreak_policy::reserved::RESERVED_PREFIX;
 use firebreak_proto::convert::{address_to_wire, addresses_to_wire};
 use firebreak_proto::hash::{ContentHash, ObjectKey as HeldKey, ObjectKind};
 use firebreak_proto::v1;
@@ -118,7 +119,7 @@ impl Hub {
     fn workload_status(&self, published: &Published, workload: &Workload) -> v1::WorkloadStatus {
         let reported = published.reported.get(&workload.id.node).and_then(|node| node.workloads.get(&workload.id.container));
         let seen = reported.cloned().unwrap_or_else(|| {
-            Arc::new(ReportedWorkload { workload: workload.clone(), image_labels: Default::default(), not_enforced: None })
+            Arc::new(ReportedWorkload { workload: workload.clone(), image_labels: Default::default(), image: String::new(), not_enforced: None })
         });
         let known = published.compiled.workload(&workload.id);
         let policies = |direction| known.map(|(_, segment)| wire::policies(&segment.rules.policies(direction))).unwrap_or_default();
@@ -130,7 +131,7 @@ impl Hub {
             reason: reason.unwrap_or_default(),
             ingress_policies: policies(Direction::Ingress),
             egress_policies: policies(Direction::Egress),
-            conditions: workload_conflicts(published, workload),
+            conditions: [workload_conflicts(published, workload), told_of_labels(published, &workload.id)].concat(),
         }
     }
 
@@ -288,6 +289,21 @@ fn refused(progress: &Progress, id: &WorkloadId, target: &Target) -> Option<Stri
     let own: BTreeSet<&str> = BTreeSet::from([id.container.as_str(), &*endpoint.segment.0]);
     let refused = progress.refused.iter().find(|it| own.contains(it.id.as_str()))?;
     Some(format!("its node refused {}: {}", refused.id, refused.reason))
+}
+
+/// What was made of its labels, where it is not what somebody wrote.
+fn told_of_labels(published: &Published, id: &WorkloadId) -> Vec<v1::Condition> {
+    let Some(given) = published.labels.get(id) else { return Vec::new() };
+    let list = |words: &BTreeSet<String>| words.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let ignored = (!given.ignored.is_empty()).then(|| {
+        let message = format!("its own labels {} are passed over: labels below {RESERVED_PREFIX} come from LabelRules only", list(&given.ignored));
+        condition("ReservedLabels", true, "Ignored", message)
+    });
+    let contested = given.contested.iter().map(|(key, rules)| {
+        let message = format!("LabelRule {} would give other values of {key}: the first rule by name goes first", list(rules));
+        condition("ReservedLabels", true, "Contested", message)
+    });
+    ignored.into_iter().chain(contested).collect()
 }
 
 fn workload_conflicts(published: &Published, workload: &Workload) -> Vec<v1::Condition> {

@@ -2,8 +2,9 @@
 
 use super::sources::{Assembled, Reported};
 use crate::store::ObjectKey as StoredKey;
-use firebreak_policy::model::{Inventory, NodeName, PolicySet, Revision};
+use firebreak_policy::model::{Inventory, NodeName, PolicySet, Revision, WorkloadId};
 use firebreak_policy::node_state::NodeState;
+use firebreak_policy::reserved::Given;
 use firebreak_policy::{Compiled, compile};
 use firebreak_proto::hash::{ContentHash, ObjectKey, commit_hash, objects_of};
 use firebreak_proto::workload::DeclaredWorkload;
@@ -24,6 +25,8 @@ pub(crate) struct Published {
     pub(crate) declared: BTreeMap<NodeName, Arc<Vec<DeclaredWorkload>>>,
     pub(crate) reported: BTreeMap<NodeName, Reported>,
     pub(crate) unreadable: BTreeMap<StoredKey, String>,
+    /// Workloads about whose labels there is something to tell.
+    pub(crate) labels: BTreeMap<WorkloadId, Given>,
     /// Deleted nodes and the revision that says so; a session that began before it ends.
     pub(crate) forgotten: BTreeMap<NodeName, Revision>,
 }
@@ -50,7 +53,7 @@ pub(crate) struct Frame {
 impl Published {
     /// Compiles. A node whose content did not change keeps the target it had.
     pub(crate) fn of(assembled: Assembled, frame: Frame, previous: Option<&Published>) -> Self {
-        let Assembled { policies, inventory, declared } = assembled;
+        let Assembled { policies, inventory, declared, labels, .. } = assembled;
         let Frame { epoch, revision, reported, unreadable, forgotten } = frame;
         let compiled = compile(&policies, &inventory);
         let targets = compiled
@@ -72,6 +75,7 @@ impl Published {
             declared: declared.into_iter().map(|(node, list)| (node, Arc::new(list))).collect(),
             reported,
             unreadable,
+            labels,
             forgotten,
         }
     }

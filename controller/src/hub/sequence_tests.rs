@@ -155,7 +155,7 @@ fn workload(node: &str, app: usize, address: u8) -> Arc<ReportedWorkload> {
         terminated: false,
         source: WorkloadSource::Docker,
     };
-    Arc::new(ReportedWorkload { workload, image_labels: BTreeMap::new(), not_enforced: None })
+    Arc::new(ReportedWorkload { workload, image_labels: BTreeMap::new(), image: String::new(), not_enforced: None })
 }
 
 fn event() -> impl Strategy<Value = Event> {

@@ -3,8 +3,9 @@
 use crate::store::{ChangeResult, Committed, Loaded, ObjectKey, StoredObject};
 use firebreak_manifest::Object;
 use firebreak_policy::model::{
-    ContainerId, Inventory, Labels, NetworkName, Node, NodeName, PolicyKey, PolicyKind, PolicySet, Revision, Workload,
+    ContainerId, Inventory, Labels, NetworkName, Node, NodeName, PolicyKey, PolicyKind, PolicySet, Revision, Workload, WorkloadId,
 };
+use firebreak_policy::reserved::{self, Given, LabelRule};
 use firebreak_proto::v1;
 use firebreak_proto::workload::{DeclaredWorkload, Location, ReportedWorkload};
 use ipnet::IpNet;
@@ -41,6 +42,10 @@ pub(crate) struct Assembled {
     pub(crate) policies: PolicySet,
     pub(crate) inventory: Inventory,
     pub(crate) declared: BTreeMap<NodeName, Vec<DeclaredWorkload>>,
+    /// Of workloads about whose labels there is something to tell.
+    pub(crate) labels: BTreeMap<WorkloadId, Given>,
+    rules: BTreeMap<String, LabelRule>,
+    images: BTreeMap<WorkloadId, Vec<String>>,
 }
 
 impl Sources {
@@ -163,6 +168,7 @@ impl Sources {
         for (name, reported) in &self.reported {
             assembled.add_node(name, reported);
         }
+        assembled.labels = reserved::apply(&assembled.rules, &mut assembled.inventory, &assembled.images);
         assembled
     }
 }
@@ -187,6 +193,10 @@ impl Assembled {
                 let node = node.to_model()?;
                 self.node(&node.name).labels = node.labels;
                 self.node(&node.name).addresses.extend(node.addresses);
+            }
+            Object::LabelRule(rule) => {
+                let rule = rule.to_model()?;
+                self.rules.insert(rule.name.clone(), rule);
             }
             Object::AddressGroup(group) => {
                 let group = group.to_model()?;
@@ -218,6 +228,7 @@ impl Assembled {
             }
             Object::Pod(pod) => {
                 let workload = pod.to_model()?;
+                self.images.insert(workload.id.clone(), pod.images());
                 self.inventory.workloads.insert(workload.id.clone(), workload);
             }
             Object::Workload(manifest) => {
@@ -271,6 +282,8 @@ impl Assembled {
         node.addresses.dedup();
         for workload in reported.workloads.values() {
             self.inventory.workloads.insert(workload.workload.id.clone(), workload.workload.clone());
+            let images = Some(workload.image.clone()).filter(|image| !image.is_empty());
+            self.images.insert(workload.workload.id.clone(), images.into_iter().collect());
         }
     }
 }

@@ -4,6 +4,7 @@
 mod admin;
 mod cluster;
 mod cluster_segment_policy;
+mod label_rule;
 mod network_policy;
 mod parts;
 mod pod;
@@ -14,10 +15,10 @@ use crate::error::{Error, Errors, Place};
 use crate::kinds::{Kind, Object};
 use crate::path::{At, Problems};
 use crate::{
-    AddressGroup, AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, ClusterSegmentPolicy, Namespace, NetworkPolicy,
-    Node, Pod, SegmentPolicy, Workload,
+    AddressGroup, AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy, ClusterSegmentPolicy, LabelRule, Namespace,
+    NetworkPolicy, Node, Pod, SegmentPolicy, Workload,
 };
-use firebreak_policy::model;
+use firebreak_policy::{model, reserved};
 pub(crate) use pod::host_addresses;
 
 /// Finds everything that is wrong with the object's values.
@@ -26,6 +27,7 @@ pub(crate) fn check(object: &Object, problems: &mut Problems<'_>) {
     match object {
         Object::Namespace(_) => {}
         Object::Node(node) => drop(cluster::node(node, problems)),
+        Object::LabelRule(rule) => drop(label_rule::rule(rule, problems)),
         Object::AddressGroup(group) => drop(cluster::address_group(group, problems)),
         Object::Pod(pod) => drop(pod::pod(pod, problems)),
         Object::Workload(workload) => drop(workload::workload(workload, problems)),
@@ -108,6 +110,13 @@ impl ClusterNetworkPolicy {
     }
 }
 
+impl LabelRule {
+    /// The rule. Errors: everything that is wrong with the object.
+    pub fn to_model(&self) -> Result<reserved::LabelRule, Errors> {
+        whole(Kind::LabelRule, &self.metadata, |problems| label_rule::rule(self, problems))
+    }
+}
+
 impl AddressGroup {
     /// The group. Errors: everything that is wrong with the object.
     pub fn to_model(&self) -> Result<model::AddressGroup, Errors> {
@@ -124,6 +133,11 @@ impl Workload {
 }
 
 impl Pod {
+    /// The images of the containers that run with it; those of init containers that have ended by then are not among them.
+    pub fn images(&self) -> Vec<String> {
+        pod::images(self)
+    }
+
     /// The pod as a workload. A pod without a node is on none that can exist: its node's name then stands in parentheses.
     /// Errors: everything that is wrong with the object.
     pub fn to_model(&self) -> Result<model::Workload, Errors> {

@@ -21,6 +21,7 @@ pub(super) fn check_metadata(kind: Kind, metadata: &ObjectMeta, problems: &mut P
     let name_rule = match kind {
         Kind::Namespace => validate::dns_label(name),
         Kind::Node
+        | Kind::LabelRule
         | Kind::AddressGroup
         | Kind::Pod
         | Kind::Workload

@@ -63,6 +63,14 @@ pub(super) fn pod(object: &Pod, problems: &mut Problems<'_>) -> model::Workload 
     }
 }
 
+/// The images of what runs; none at all where one of them is not known.
+pub(super) fn images(object: &Pod) -> Vec<String> {
+    let PodSpec { node_name: _, host_network: _, init_containers, containers } = &object.spec;
+    let sidecars = init_containers.iter().flatten().filter(|it| it.restart_policy.as_deref() == Some("Always"));
+    let images: Option<Vec<String>> = containers.iter().flatten().chain(sidecars).map(|it| it.image.clone()).collect();
+    images.unwrap_or_default()
+}
+
 /// Addresses that a valid pod shows its node to have.
 pub(crate) fn host_addresses(object: &Pod) -> Vec<IpAddr> {
     let mut ignored = Problems::new(None);

@@ -4,6 +4,7 @@ pub(crate) mod address_group;
 pub(crate) mod admin;
 pub(crate) mod cluster;
 pub(crate) mod cluster_segment_policy;
+pub(crate) mod label_rule;
 pub(crate) mod meta;
 pub(crate) mod network_policy;
 pub(crate) mod pod;
@@ -16,6 +17,7 @@ use crate::decode::Strictness;
 use crate::error::Errors;
 use crate::load;
 use address_group::AddressGroup;
+use label_rule::LabelRule;
 use admin::{AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy};
 use cluster::{Namespace, Node};
 use cluster_segment_policy::ClusterSegmentPolicy;
@@ -38,6 +40,8 @@ pub enum Kind {
     Namespace,
     /// `v1` Node.
     Node,
+    /// `firebreak.dev/v1alpha1` LabelRule.
+    LabelRule,
     /// `firebreak.dev/v1alpha1` AddressGroup.
     AddressGroup,
     /// `v1` Pod.
@@ -60,9 +64,10 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, referents before what refers to them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Namespace,
         Self::Node,
+        Self::LabelRule,
         Self::AddressGroup,
         Self::Pod,
         Self::Workload,
@@ -79,6 +84,7 @@ impl Kind {
         match self {
             Self::Namespace => "Namespace",
             Self::Node => "Node",
+            Self::LabelRule => "LabelRule",
             Self::AddressGroup => "AddressGroup",
             Self::Pod => "Pod",
             Self::Workload => "Workload",
@@ -96,7 +102,7 @@ impl Kind {
         match self {
             Self::Namespace | Self::Node | Self::Pod => "v1",
             Self::NetworkPolicy => "networking.k8s.io/v1",
-            Self::AddressGroup | Self::Workload | Self::SegmentPolicy | Self::ClusterSegmentPolicy => FIREBREAK,
+            Self::LabelRule | Self::AddressGroup | Self::Workload | Self::SegmentPolicy | Self::ClusterSegmentPolicy => FIREBREAK,
             Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy => "policy.networking.k8s.io/v1alpha1",
             Self::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
         }
@@ -107,6 +113,7 @@ impl Kind {
         match self {
             Self::Namespace
             | Self::Node
+            | Self::LabelRule
             | Self::AddressGroup
             | Self::ClusterSegmentPolicy
             | Self::AdminNetworkPolicy
@@ -127,7 +134,7 @@ impl Kind {
             Self::NetworkPolicy | Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy | Self::ClusterNetworkPolicy => {
                 Strictness::Strict
             }
-            Self::AddressGroup | Self::Workload | Self::SegmentPolicy | Self::ClusterSegmentPolicy => Strictness::Ours,
+            Self::LabelRule | Self::AddressGroup | Self::Workload | Self::SegmentPolicy | Self::ClusterSegmentPolicy => Strictness::Ours,
         }
     }
 }
@@ -166,6 +173,8 @@ pub enum Object {
     Namespace(Namespace),
     /// `v1` Node.
     Node(Node),
+    /// `firebreak.dev/v1alpha1` LabelRule.
+    LabelRule(LabelRule),
     /// `firebreak.dev/v1alpha1` AddressGroup.
     AddressGroup(AddressGroup),
     /// `v1` Pod.
@@ -192,6 +201,7 @@ impl Object {
         match self {
             Self::Namespace(_) => Kind::Namespace,
             Self::Node(_) => Kind::Node,
+            Self::LabelRule(_) => Kind::LabelRule,
             Self::AddressGroup(_) => Kind::AddressGroup,
             Self::Pod(_) => Kind::Pod,
             Self::Workload(_) => Kind::Workload,
@@ -209,6 +219,7 @@ impl Object {
         match self {
             Self::Namespace(Namespace { metadata })
             | Self::Node(Node { metadata, .. })
+            | Self::LabelRule(LabelRule { metadata, .. })
             | Self::AddressGroup(AddressGroup { metadata, .. })
             | Self::Pod(Pod { metadata, .. })
             | Self::Workload(Workload { metadata, .. })
@@ -225,6 +236,7 @@ impl Object {
         match self {
             Self::Namespace(Namespace { metadata })
             | Self::Node(Node { metadata, .. })
+            | Self::LabelRule(LabelRule { metadata, .. })
             | Self::AddressGroup(AddressGroup { metadata, .. })
             | Self::Pod(Pod { metadata, .. })
             | Self::Workload(Workload { metadata, .. })
@@ -286,7 +298,8 @@ impl Serialize for Object {
             Self::Namespace(_) => 3,
             Self::Node(Node { status, .. }) => 3 + usize::from(status.is_some()),
             Self::Pod(Pod { status, .. }) => 4 + usize::from(status.is_some()),
-            Self::AddressGroup(_)
+            Self::LabelRule(_)
+            | Self::AddressGroup(_)
             | Self::Workload(_)
             | Self::NetworkPolicy(_)
             | Self::SegmentPolicy(_)
@@ -312,6 +325,7 @@ impl Serialize for Object {
                     object.serialize_field("status", status)?;
                 }
             }
+            Self::LabelRule(LabelRule { metadata: _, spec }) => object.serialize_field("spec", spec)?,
             Self::AddressGroup(AddressGroup { metadata: _, spec }) => object.serialize_field("spec", spec)?,
             Self::Workload(Workload { metadata: _, spec }) => object.serialize_field("spec", spec)?,
             Self::NetworkPolicy(NetworkPolicy { metadata: _, spec }) => object.serialize_field("spec", spec)?,

@@ -5,6 +5,7 @@
 mod changes;
 mod ends;
 mod hidden;
+mod reserved;
 mod verdicts;
 
 /// What probes are to see.

@@ -46,6 +46,8 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// Labels that it has from its image.
     pub image_labels: BTreeMap<String, String>,
+    /// Its image as it was asked for; empty when the engine does not say.
+    pub image: String,
     /// What network it is in.
     pub network: Network,
     /// The bridges that it is on.

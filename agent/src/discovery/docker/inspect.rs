@@ -77,6 +77,7 @@ pub fn container(
         pid,
         labels,
         image_labels,
+        image: answer.config.as_ref().and_then(|config| config.image.clone()).unwrap_or_default(),
         network,
         bridges: bridges(settings, networks),
         given: given(settings)?,

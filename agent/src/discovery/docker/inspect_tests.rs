@@ -39,6 +39,7 @@ fn a_running_container_is_read_as_the_engine_tells_it() {
     assert_eq!((web.name.as_str(), web.id.len(), web.pid > 1, &web.network), ("web", 64, true, &Network::Own));
     assert_eq!(web.labels, pairs(&[("com.docker.compose.project", "shop"), ("com.docker.compose.service", "web")]));
     assert_eq!(web.image_labels, pairs(&[("app", "imageapp"), ("from.image", "yes")]));
+    assert_eq!(web.image, "fbtest");
     assert_eq!(web.bridges, [Bridge { name: "br-941e81c7031c".to_owned(), hidden: true }]);
     assert_eq!(web.ports, [Port { protocol: 6, host_address: None, host_port: 8080, container_port: 80 }]);
     assert_eq!(read(&value(HOST)).unwrap().unwrap().network, Network::Host);

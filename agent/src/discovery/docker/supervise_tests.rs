@@ -16,6 +16,7 @@ fn running(id: &str) -> Event {
         pid: 7,
         labels: BTreeMap::new(),
         image_labels: BTreeMap::new(),
+        image: String::new(),
         network: Network::Own,
         bridges: Vec::new(),
         given: Vec::new(),
