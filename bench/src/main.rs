@@ -94,6 +94,8 @@ enum Part {
     Denied,
     /// The real binaries, end to end.
     System,
+    /// The same with a large company loaded and changing.
+    Loaded,
     /// Flow records into the controller.
     Flows,
     /// `firebreak eval`.
@@ -134,6 +136,7 @@ fn main() -> ExitCode {
             Part::Hits => connect::measure_hits(&mut report),
             Part::Denied => connect::measure_denied(&mut report),
             Part::System => system::measure(&mut report),
+            Part::Loaded => system::measure_loaded(&mut report),
             Part::Flows => flow_rate::measure(&mut report),
             Part::Eval => eval::measure(&mut report),
             Part::Memory => memory::measure(&mut report),

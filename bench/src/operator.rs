@@ -23,7 +23,10 @@ impl Operator {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let endpoint = Endpoint::try_from(format!("unix://{}", socket.display()))?;
         let channel = runtime.block_on(endpoint.connect()).context("cannot reach the controller")?;
-        Ok(Self { runtime, client: OperatorServiceClient::new(channel) })
+        Ok(Self {
+            runtime,
+            client: OperatorServiceClient::new(channel).max_encoding_message_size(64 << 20).max_decoding_message_size(64 << 20),
+        })
     }
 
     /// Applies the objects of a manifest file; gives when the call began and how long it took.
@@ -43,6 +46,22 @@ impl Operator {
                 ..v1::Object::default()
             })
             .collect();
+        self.apply_objects(objects)
+    }
+
+    /// Applies many objects, in several calls.
+    ///
+    /// # Errors
+    /// What the controller said.
+    pub(crate) fn load(&mut self, objects: Vec<v1::Object>) -> anyhow::Result<()> {
+        objects.chunks(2_000).try_for_each(|some| self.apply_objects(some.to_vec()).map(drop))
+    }
+
+    /// Applies objects; gives when the call began and how long it took.
+    ///
+    /// # Errors
+    /// What the controller said.
+    pub(crate) fn apply_objects(&mut self, objects: Vec<v1::Object>) -> anyhow::Result<(Instant, Duration)> {
         let request = v1::ApplyRequest { objects, reason: "bench".to_owned(), ..v1::ApplyRequest::default() };
         let begun = Instant::now();
         self.runtime.block_on(self.client.apply(request)).context("the change was not accepted")?;

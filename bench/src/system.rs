@@ -3,6 +3,7 @@
 use crate::memory::{self, megabytes};
 use crate::operator::Operator;
 use crate::report::{Figure, Report};
+use crate::simulate::company::{Company, Size};
 use crate::stats::{median, percentile};
 use crate::verdict::{Beacon, SPACING};
 use crate::{flows, scratch};
@@ -11,10 +12,16 @@ use firebreak_tests::lab::{Lab, Node, Topology, Workload};
 use firebreak_tests::system::{Agent, Controller};
 use firebreak_tests::wait;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const PORT: u16 = 7_000;
 const CHANGES: usize = 60;
+/// Of row 2: as many changes, other changes a second, and what is loaded beside the lab.
+const LOADED_CHANGES: usize = 2_000;
+const LOADED_RATE: u32 = 100;
+const LOADED: Size = Size { agents: 1_000, pods: 100, seed: 2 };
+const LOADED_POLICIES: usize = 10_000;
 const STARTS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(20);
 const WORKLOADS: [&str; 2] = ["bench/client", "bench/server"];
@@ -30,6 +37,67 @@ pub(crate) fn measure(report: &mut Report) -> anyhow::Result<()> {
     flows::measure(report, &system.controller, &system.client, &system.server)?;
     idle(report, &mut system)?;
     starts(report, &mut system)
+}
+
+/// Adds row 2: the same changes with a large company loaded and changing, most of it on nodes whose agents are elsewhere.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn measure_loaded(report: &mut Report) -> anyhow::Result<()> {
+    let folder = scratch::folder()?;
+    let system = System::start(folder.path())?;
+    let mut company = Company::new(LOADED);
+    let mut operator = Operator::connect(&system.controller.socket())?;
+    let objects = company.objects();
+    let (pods, _, policies) = company.counts();
+    operator.load(objects)?;
+    operator.load(company.more_policies(LOADED_POLICIES.saturating_sub(policies)))?;
+    let size = format!("{pods} workloads and {LOADED_POLICIES} policies loaded, {LOADED_RATE} other changes/s");
+    let stop = AtomicBool::new(false);
+    let socket = system.controller.socket();
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| others(&mut company, &socket, &stop));
+        let measured = api_changes(report, &system, folder.path(), &size, LOADED_CHANGES);
+        stop.store(true, Ordering::Relaxed);
+        let made = others.join().map_err(|_| anyhow::anyhow!("the other changes broke off"))??;
+        report.add(Figure::new("  other changes made meanwhile", f64::from(made), ""));
+        measured
+    })
+}
+
+/// Makes other changes at a rate until told to stop; gives how many.
+fn others(company: &mut Company, socket: &Path, stop: &AtomicBool) -> anyhow::Result<u32> {
+    let mut operator = Operator::connect(socket)?;
+    let begun = Instant::now();
+    let mut made = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let change = company.change().context("the company has nobody")?;
+        operator.apply_objects(vec![change.object])?;
+        made += 1;
+        // Late ones are made up for: the rate holds on average.
+        std::thread::sleep((begun + Duration::from_secs(1) / LOADED_RATE * made).saturating_duration_since(Instant::now()));
+    }
+    Ok(made)
+}
+
+fn api_changes(report: &mut Report, system: &System, folder: &Path, size: &str, count: usize) -> anyhow::Result<()> {
+    let beacon = Beacon::start(&system.client, &system.server, PORT)?;
+    let [client, other] = files(system, folder)?;
+    let mut operator = Operator::connect(&system.controller.socket())?;
+    let mut times = Vec::new();
+    for number in 0..count {
+        let allows = number % 2 == 0;
+        let path = if allows { &client } else { &other };
+        let change = || operator.apply(path).map(|(begun, _)| begun);
+        times.push(if allows { beacon.until_allowed(change)? } else { beacon.until_denied(change)? });
+    }
+    let name = format!(
+        "label change at the operator API to the first packet decided otherwise on another node, {size}, {count} changes, +-{:.1} ms",
+        SPACING.as_secs_f64() * 1e3
+    );
+    report.add(Figure::ms(format!("{name}, p50 (row 2)"), median(&times)).at_most(2.0));
+    report.add(Figure::ms(format!("{name}, p99 (row 2)"), percentile(&times, 99)).at_most(10.0));
+    Ok(())
 }
 
 struct System {
@@ -86,12 +154,7 @@ enum Way {
 /// The client's label is changed to and fro; the server's node must decide otherwise.
 fn changes(report: &mut Report, system: &System, folder: &Path) -> anyhow::Result<()> {
     let beacon = Beacon::start(&system.client, &system.server, PORT)?;
-    let file = |app: &str| -> anyhow::Result<PathBuf> {
-        let path = folder.join(format!("client-{app}.yaml"));
-        std::fs::write(&path, workload("client", "a", system.client.namespace.name(), app))?;
-        Ok(path)
-    };
-    let (client, other) = (file("client")?, file("other")?);
+    let [client, other] = files(system, folder)?;
     let mut operator = Operator::connect(&system.controller.socket())?;
     for (way, what) in [(Way::Api, "label change at the operator API"), (Way::Command, "label change by a firebreak apply process")] {
         let (mut times, mut calls) = (Vec::new(), Vec::new());
@@ -128,6 +191,16 @@ fn changes(report: &mut Report, system: &System, folder: &Path) -> anyhow::Resul
         report.add(Figure::ms(format!("{what}: the call itself, p50"), median(&calls)));
     }
     Ok(())
+}
+
+/// The client's manifest with the label that is let in, and with another.
+fn files(system: &System, folder: &Path) -> anyhow::Result<[PathBuf; 2]> {
+    let file = |app: &str| -> anyhow::Result<PathBuf> {
+        let path = folder.join(format!("client-{app}.yaml"));
+        std::fs::write(&path, workload("client", "a", system.client.namespace.name(), app))?;
+        Ok(path)
+    };
+    Ok([file("client")?, file("other")?])
 }
 
 /// From before the process is there to its end.

@@ -8,7 +8,7 @@ use firebreak_proto::v1;
 use firebreak_proto::v1::agent_message::Message as Up;
 use firebreak_proto::v1::agent_service_client::AgentServiceClient;
 use firebreak_proto::v1::controller_message::Message as Down;
-use firebreak_proto::{FEATURE_TIERS, MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
+use firebreak_proto::{FEATURE_AUDIT, FEATURE_REJECT, FEATURE_TIERS, MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
 use prost::Message as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -249,7 +249,7 @@ fn hello(number: u32, held: &Held) -> Up {
         boot_id: "simulated-boot".to_owned(),
         protocol_min: PROTOCOL_VERSION,
         protocol_max: PROTOCOL_VERSION,
-        features: vec![FEATURE_TIERS.to_owned()],
+        features: [FEATURE_TIERS, FEATURE_REJECT, FEATURE_AUDIT].map(str::to_owned).into(),
         epoch: committed.epoch.clone(),
         generation: committed.generation.0,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

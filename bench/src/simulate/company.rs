@@ -177,6 +177,17 @@ impl Company {
         objects
     }
 
+    /// Further policies of the apps, so many: each lets in the app after the next one of its team.
+    pub(crate) fn more_policies(&self, count: usize) -> Vec<v1::Object> {
+        let apps = self.apps.iter().cycle().take(if self.apps.is_empty() { 0 } else { count });
+        let policy = |(number, app): (usize, &App)| {
+            let peer = json!({"workloads": {"matchLabels": {"app": format!("a{}", (app.number + 2) % APPS_PER_TEAM)}}});
+            let rules = json!([{"from": [peer], "ports": [{"protocol": "TCP", "port": 8443}]}]);
+            segment_policy(&space(app.team), &format!("more-{number}"), &format!("a{}", app.number), &rules)
+        };
+        apps.enumerate().map(policy).collect()
+    }
+
     /// A policy that is always there, by which one can ask how many nodes are in sync.
     pub(crate) fn any_policy() -> v1::ObjectRef {
         v1::ObjectRef { kind: "SegmentPolicy".to_owned(), namespace: "platform".to_owned(), name: "node-agent".to_owned() }
@@ -193,7 +204,8 @@ impl Company {
             {"from": [peer], "ports": [{"protocol": "TCP", "port": 8080}]},
             {"from": [monitors()], "ports": [{"protocol": "TCP", "port": 9090}]},
         ]);
-        segment_policy(&space(app.team), &format!("a{}", app.number), &rules)
+        let name = format!("a{}", app.number);
+        segment_policy(&space(app.team), &name, &name, &rules)
     }
 
     fn object(&self, pod: &Pod) -> v1::Object {
@@ -273,13 +285,13 @@ fn monitors() -> Value {
 }
 
 fn monitored_policy() -> v1::Object {
-    segment_policy("platform", "node-agent", &json!([{"from": [monitors()], "ports": [{"protocol": "TCP", "port": 9100}]}]))
+    segment_policy("platform", "node-agent", "node-agent", &json!([{"from": [monitors()], "ports": [{"protocol": "TCP", "port": 9100}]}]))
 }
 
-fn segment_policy(namespace: &str, app: &str, ingress: &Value) -> v1::Object {
+fn segment_policy(namespace: &str, name: &str, app: &str, ingress: &Value) -> v1::Object {
     object(&json!({
         "apiVersion": "firebreak.dev/v1alpha1", "kind": "SegmentPolicy",
-        "metadata": {"namespace": namespace, "name": app},
+        "metadata": {"namespace": namespace, "name": name},
         "spec": {"appliesTo": {"matchLabels": {"app": app}}, "ingress": ingress},
     }))
 }

@@ -4,7 +4,7 @@
 //! interface. Both ends share this machine's processors, and so do the figures: what the agents take is told beside what the controller takes.
 
 mod agent;
-mod company;
+pub(crate) mod company;
 mod driver;
 mod fleet;
 mod outcome;

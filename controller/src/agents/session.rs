@@ -380,7 +380,10 @@ impl Session {
         let Some(target) = published.targets.get_shared(&self.caller.node) else { return };
         let node: NodeName = self.caller.node.clone();
         if let Some(sent) = self.sent.as_ref().filter(|sent| sent.target.hash == target.hash && !self.again) {
-            // Nothing changed for this node, or it changed back before it was sent.
+            // Nothing changed for this node, or it changed back before it was sent, or what could not be sent is not wanted any more.
+            if self.unsendable.take().is_some() && sent.realized {
+                self.hub.board().update(&node, |progress| progress.failure.clear());
+            }
             if sent.realized {
                 self.hub.board().realized(&node, published.number, std::time::Instant::now());
             }
