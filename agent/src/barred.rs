@@ -93,7 +93,7 @@ fn closed(segment: &Segment) -> Segment {
         Some(Isolation { policies, host_access, rules: Vec::new() })
     };
     let rules = Rulebook { ingress: nobody(&segment.rules.ingress), egress: nobody(&segment.rules.egress), ..Rulebook::default() };
-    Segment { id: segment.id.clone(), title: segment.title.clone(), rules, audit: segment.audit.clone() }
+    Segment { id: segment.id.clone(), title: segment.title.clone(), rules: rules.into(), audit: segment.audit.clone() }
 }
 
 #[cfg(test)]

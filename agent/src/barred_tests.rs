@@ -38,7 +38,7 @@ fn a_group_that_is_barred_has_no_members_until_another_version_comes() {
 #[test]
 fn a_segment_that_is_barred_allows_nobody_in_either_direction() {
     let state = with(&[50]);
-    let chain = Chain { direction: Direction::Ingress, family: Family::V4, name: ShortName::new("b", ["b"]) };
+    let chain = Chain { direction: Direction::Ingress, family: Family::V4, name: ShortName::new("b", ["b"]), answers: false };
     for culprit in [Culprit::Local(ip(3)), Culprit::Chain(chain)] {
         let mut barred = Barred::default();
         assert!(barred.bar(&culprit, "no room", &state, &BTreeSet::new(), &[ip(3)].into()));

@@ -32,7 +32,7 @@ pub(crate) fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState 
             Arc::new(Segment {
                 id: segment.clone(),
                 title: (*name).to_owned(),
-                rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() },
+                rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() }.into(),
                 audit: None,
             }),
         );
@@ -186,9 +186,9 @@ fn what_is_missing_allows_nothing() {
     let with_groups = tiered.groups.clone();
     for segment in tiered.segments.values_mut() {
         let segment = Arc::make_mut(segment);
-        let isolation = segment.rules.ingress.take().unwrap();
+        let isolation = Arc::make_mut(&mut segment.rules).ingress.take().unwrap();
         let rule = &isolation.rules[0];
-        segment.rules.admin.ingress.push(TierRule {
+        Arc::make_mut(&mut segment.rules).admin.ingress.push(TierRule {
             origin: rule.origin.clone(),
             action: Action::Deny(Answer::Drop),
             peers: rule.peers.clone(),

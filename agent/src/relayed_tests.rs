@@ -25,7 +25,7 @@ fn state(host_access: Option<HostAccess>, addresses: &[&str], host_address: Opti
         Arc::new(Segment {
             id: segment,
             title: "db".to_owned(),
-            rules: Rulebook { ingress: isolation, ..Rulebook::default() },
+            rules: Rulebook { ingress: isolation, ..Rulebook::default() }.into(),
             audit: None,
         }),
     );

@@ -202,7 +202,7 @@ fn node() -> NodeName {
 fn state_of(segments: &[&str]) -> NodeState {
     let segment = |id: &&str| {
         let id = SegmentId((*id).into());
-        (id.clone(), Arc::new(Segment { title: format!("shop/{}", id.0), id, rules: Rulebook::default(), audit: None }))
+        (id.clone(), Arc::new(Segment { title: format!("shop/{}", id.0), id, rules: Rulebook::default().into(), audit: None }))
     };
     NodeState { segments: segments.iter().map(segment).collect(), ..NodeState::default() }
 }

@@ -110,7 +110,7 @@ fn state_of(size: Size) -> NodeState {
         let segment = Segment {
             id: id.clone(),
             title: format!("shop/db-{number}"),
-            rules: Rulebook { ingress: Some(ingress), ..Rulebook::default() },
+            rules: Rulebook { ingress: Some(ingress), ..Rulebook::default() }.into(),
             audit: None,
         };
         state.segments.insert(id, Arc::new(segment));

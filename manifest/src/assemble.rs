@@ -86,7 +86,8 @@ pub fn build_all<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Result<Bu
         if addresses.is_empty() {
             continue;
         }
-        let node = inventory.nodes.entry(name.clone()).or_insert_with(|| Node { name, labels: Labels::default(), addresses: Vec::new() });
+        let empty = || Node { name: name.clone(), labels: Labels::default(), addresses: Vec::new() };
+        let Some(node) = inventory.nodes.get_or_insert_with(&name, empty) else { continue };
         for address in addresses {
             if !node.addresses.contains(&address) {
                 node.addresses.push(address);

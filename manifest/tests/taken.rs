@@ -16,7 +16,7 @@ fn model(text: &str) -> (PolicySet, Inventory) {
 }
 
 fn workload(text: &str) -> Workload {
-    model(text).1.workloads.into_values().next().unwrap()
+    model(text).1.workloads.values().next().unwrap().clone()
 }
 
 const GROUP: &str = "apiVersion: firebreak.dev/v1alpha1\nkind: AddressGroup\nmetadata: {name: NAME}\nspec: {blocks: []}\n";

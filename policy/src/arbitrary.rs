@@ -8,6 +8,7 @@ use crate::model::{
     PolicyKey, PolicyKind, PolicySet, PortRange, Protocol, PublishedPort, Requirement, Rule, Service, Services, Subject, Tier,
     TieredPolicy, TieredRule, Transport, Workload, WorkloadId, WorkloadSource,
 };
+use crate::shared_map::SharedMap;
 use ipnet::IpNet;
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -80,7 +81,7 @@ impl Vocabulary {
         let cluster = prop_oneof![2 => Just(Vec::new()), 1 => vec(blocks(self.addresses.clone()).prop_map(|it| it.cidr), 1..3)];
         (vec(self.policies(), 0..6), groups, cluster).prop_map(|(policies, groups, cluster_networks)| PolicySet {
             policies: policies.into_iter().map(|it| (it.key.clone(), it)).collect(),
-            tiered: BTreeMap::new(),
+            tiered: SharedMap::new(),
             address_groups: ["g0", "g1"]
                 .map(GroupName::from)
                 .into_iter()

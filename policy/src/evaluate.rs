@@ -150,7 +150,7 @@ impl Compiled {
             return Some(DirectionVerdict { direction, reason: Reason::ToItself, audit: None });
         }
         let by = |rules: &Rulebook| judge(state, rules, direction, peer, transport);
-        Some(DirectionVerdict { direction, reason: by(&segment.rules), audit: segment.audit.as_ref().map(by) })
+        Some(DirectionVerdict { direction, reason: by(&segment.rules), audit: segment.audit.as_deref().map(by) })
     }
 }
 

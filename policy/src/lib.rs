@@ -10,6 +10,7 @@ mod compile;
 mod engine;
 pub mod evaluate;
 mod flatten;
+pub mod index;
 pub mod judge;
 pub mod kernel_sets;
 mod members;
@@ -19,6 +20,7 @@ pub mod node_state;
 #[cfg(feature = "arbitrary")]
 pub mod reference;
 pub mod reserved;
+pub mod shared_map;
 mod shared_sets;
 mod tiers;
 
@@ -26,4 +28,5 @@ pub use compile::{Compiled, Problem, compile};
 pub use engine::{Engine, EvaluateError, FlowVerdict};
 pub use flatten::{Flattened, Limits, SetsDelta, Step, flatten, flatten_with};
 pub use members::{Changes, Members};
+pub use shared_map::SharedMap;
 pub use tiers::resolved;

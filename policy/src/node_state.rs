@@ -99,9 +99,9 @@ pub struct Segment {
     /// For people: `shop/web`.
     pub title: String,
     /// What is enforced for its members.
-    pub rules: Rulebook,
+    pub rules: Arc<Rulebook>,
     /// What would be if every Audit policy were enforced; `None` when no Audit policy is about them.
-    pub audit: Option<Rulebook>,
+    pub audit: Option<Arc<Rulebook>>,
 }
 
 impl Segment {
@@ -286,4 +286,51 @@ pub struct LocalEndpoint {
     pub addresses: BTreeSet<IpAddr>,
     /// Ports of this node that lead to it.
     pub published_ports: Vec<PublishedPort>,
+}
+
+/// The kinds of object that a node holds, in the order in which the Commit hash takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKind {
+    /// A peer group.
+    Group,
+    /// A segment.
+    Segment,
+    /// A workload of the node.
+    Endpoint,
+    /// The node itself.
+    Node,
+}
+
+impl ObjectKind {
+    /// For people and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::Segment => "segment",
+            Self::Endpoint => "endpoint",
+            Self::Node => "node",
+        }
+    }
+}
+
+/// Names one object of a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// Group id, segment id, container id, or the node's name.
+    pub id: Arc<str>,
+}
+
+impl ObjectKey {
+    /// A key of its two parts.
+    pub fn new(kind: ObjectKind, id: impl Into<Arc<str>>) -> Self {
+        Self { kind, id: id.into() }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.as_str(), self.id)
+    }
 }

@@ -96,14 +96,18 @@ pub fn apply(
 ) -> BTreeMap<WorkloadId, Given> {
     let none = Labels::default();
     let mut told = BTreeMap::new();
-    for (id, workload) in &mut inventory.workloads {
+    let ids: Vec<WorkloadId> = inventory.workloads.keys().cloned().collect();
+    for id in &ids {
+        let Some(workload) = inventory.workloads.get(id) else { continue };
         let around = Around {
             namespace: inventory.namespaces.get(&workload.namespace).map_or(&none, |it| &it.labels),
             node: inventory.nodes.get(&id.node).map_or(&none, |it| &it.labels),
             images: images.get(id).map(Vec::as_slice).unwrap_or_default(),
         };
         let given = given(rules.values(), workload, around);
-        if workload.labels != given.labels {
+        if workload.labels != given.labels
+            && let Some(workload) = inventory.workloads.get_mut(id)
+        {
             workload.labels = given.labels.clone();
         }
         if !given.ignored.is_empty() || !given.contested.is_empty() {

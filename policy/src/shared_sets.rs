@@ -61,6 +61,15 @@ pub struct Chain {
     pub family: Family,
     /// Of the segment: readable, and with a hash of id and rules.
     pub name: ShortName,
+    /// It is asked of packets that may be answers: source and destination, and their ports, stand for each other.
+    pub answers: bool,
+}
+
+impl Chain {
+    /// The one with the same rules that is asked of answers.
+    pub fn of_answers(self) -> Self {
+        Self { answers: true, ..self }
+    }
 }
 
 /// One rule of a chain: who matches it is allowed.

@@ -192,7 +192,7 @@ fn node_with_groups(groups: u32, members: u32) -> NodeState {
         Arc::new(Segment {
             id: id.clone(),
             title: "shop/db".to_owned(),
-            rules: Rulebook { ingress: Some(ingress), ..Rulebook::default() },
+            rules: Rulebook { ingress: Some(ingress), ..Rulebook::default() }.into(),
             audit: None,
         }),
     );

@@ -11,13 +11,14 @@
 use crate::convert::Refusal;
 use crate::v1;
 use bytes::Bytes;
+use firebreak_policy::index::Stamps;
 use firebreak_policy::model::NodeName;
-use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Segment};
+use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Rulebook, Segment, SegmentId};
+pub use firebreak_policy::node_state::{ObjectKey, ObjectKind};
 use prost::Message;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 /// 16 bytes that stand for a content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,12 +112,17 @@ pub fn whole_group_hash(group: &Group) -> ContentHash {
 /// The hash of a segment.
 pub fn segment_hash(segment: &Segment) -> ContentHash {
     let mut wire = v1::Segment::from(segment);
-    let v1::Segment { id: _, title: _, ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress, audit } = &mut wire;
+    sort_rules(&mut wire);
+    ContentHash::of_message(&wire)
+}
+
+/// Sorts what has no order in a segment's rules.
+fn sort_rules(wire: &mut v1::Segment) {
+    let v1::Segment { id: _, title: _, ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress, audit } = wire;
     sort_rulebook([ingress, egress], [admin_ingress, admin_egress, baseline_ingress, baseline_egress]);
     if let Some(v1::AuditRules { ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress }) = audit {
         sort_rulebook([ingress, egress], [admin_ingress, admin_egress, baseline_ingress, baseline_egress]);
     }
-    ContentHash::of_message(&wire)
 }
 
 /// Sorts what has no order. The rules of a tier have one.
@@ -149,32 +155,17 @@ pub fn node_hash(name: &NodeName, addresses: &BTreeSet<IpAddr>) -> ContentHash {
     ContentHash::of_message(&crate::state::node_to_wire(name, addresses))
 }
 
-/// The kinds of object that a node holds, in the order in which the Commit hash takes them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ObjectKind {
-    /// A peer group.
-    Group,
-    /// A segment.
-    Segment,
-    /// A workload of the node.
-    Endpoint,
-    /// The node itself.
-    Node,
+/// Reads [`ObjectKind`] off the wire.
+pub trait WireKind: Sized {
+    /// Reads a kind; 0 and unknown numbers are refused.
+    ///
+    /// # Errors
+    /// Names the number.
+    fn from_wire(number: i32) -> Result<Self, Refusal>;
 }
 
-impl ObjectKind {
-    /// For people and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Group => "group",
-            Self::Segment => "segment",
-            Self::Endpoint => "endpoint",
-            Self::Node => "node",
-        }
-    }
-
-    /// Reads a kind; 0 and unknown numbers are refused.
-    pub fn from_wire(number: i32) -> Result<Self, Refusal> {
+impl WireKind for ObjectKind {
+    fn from_wire(number: i32) -> Result<Self, Refusal> {
         match v1::ObjectKind::try_from(number) {
             Ok(v1::ObjectKind::Group) => Ok(Self::Group),
             Ok(v1::ObjectKind::Segment) => Ok(Self::Segment),
@@ -196,25 +187,48 @@ impl From<ObjectKind> for v1::ObjectKind {
     }
 }
 
-/// Names one object of a node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    /// Its kind.
-    pub kind: ObjectKind,
-    /// Group id, segment id, container id, or the node's name.
-    pub id: Arc<str>,
-}
+/// The wire's content hashes, for an index.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashes;
 
-impl ObjectKey {
-    /// A key of its two parts.
-    pub fn new(kind: ObjectKind, id: impl Into<Arc<str>>) -> Self {
-        Self { kind, id: id.into() }
+impl Stamps for Hashes {
+    type Stamp = ContentHash;
+    type Sum = MemberSum;
+    /// The encoded fields after `id` and `title`, which come before them.
+    type Rules = Vec<u8>;
+
+    fn add(sum: &mut MemberSum, member: &Member) {
+        sum.add(member);
     }
-}
 
-impl fmt::Display for ObjectKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind.as_str(), self.id)
+    fn remove(sum: &mut MemberSum, member: &Member) {
+        sum.remove(member);
+    }
+
+    fn group(id: &GroupId, title: &str, members: &MemberSum) -> ContentHash {
+        group_hash(id, title, members)
+    }
+
+    fn rules(rules: &Rulebook, audit: Option<&Rulebook>) -> Vec<u8> {
+        let mut wire = crate::state::rules_to_wire(rules, audit);
+        sort_rules(&mut wire);
+        wire.encode_to_vec()
+    }
+
+    fn segment(id: &SegmentId, title: &str, rules: &Vec<u8>) -> ContentHash {
+        let named = v1::Segment { id: id.0.to_string(), title: title.to_owned(), ..v1::Segment::default() };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&named.encode_to_vec());
+        hasher.update(rules);
+        ContentHash::of(&hasher)
+    }
+
+    fn endpoint(endpoint: &LocalEndpoint) -> ContentHash {
+        endpoint_hash(endpoint)
+    }
+
+    fn node(name: &NodeName, addresses: &BTreeSet<IpAddr>) -> ContentHash {
+        node_hash(name, addresses)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::convert::{
     Refusal, address_from_wire, address_to_wire, addresses_from_wire, addresses_to_wire, block_from_wire, block_to_wire, policy_from_wire,
     policy_to_wire, port_from_wire, ported_from_wire, protocol_from_wire, published_from_wire, required, text_from_wire,
 };
-use crate::hash::{self, ContentHash, ObjectKey, ObjectKind};
+use crate::hash::{self, ContentHash, ObjectKey, ObjectKind, WireKind as _};
 use crate::v1;
 use firebreak_policy::model::{Action, Answer, Family, HostAccess, NamespaceName, NodeName, PortRange, Protocol, WorkloadId};
 use firebreak_policy::node_state::{
@@ -145,25 +145,30 @@ impl TryFrom<v1::Member> for Member {
 impl From<&Segment> for v1::Segment {
     fn from(segment: &Segment) -> Self {
         let Segment { id, title, rules, audit } = segment;
-        let Rulebook { admin, ingress, egress, baseline } = rules;
-        Self {
-            id: id.0.to_string(),
-            title: title.clone(),
+        Self { id: id.0.to_string(), title: title.clone(), ..rules_to_wire(rules, audit.as_deref()) }
+    }
+}
+
+/// A segment's rules, as a segment without id and title.
+pub(crate) fn rules_to_wire(rules: &Rulebook, audit: Option<&Rulebook>) -> v1::Segment {
+    let Rulebook { admin, ingress, egress, baseline } = rules;
+    v1::Segment {
+        id: String::new(),
+        title: String::new(),
+        ingress: ingress.as_ref().map(Into::into),
+        egress: egress.as_ref().map(Into::into),
+        admin_ingress: tier_to_wire(&admin.ingress),
+        admin_egress: tier_to_wire(&admin.egress),
+        baseline_ingress: tier_to_wire(&baseline.ingress),
+        baseline_egress: tier_to_wire(&baseline.egress),
+        audit: audit.map(|Rulebook { admin, ingress, egress, baseline }| v1::AuditRules {
             ingress: ingress.as_ref().map(Into::into),
             egress: egress.as_ref().map(Into::into),
             admin_ingress: tier_to_wire(&admin.ingress),
             admin_egress: tier_to_wire(&admin.egress),
             baseline_ingress: tier_to_wire(&baseline.ingress),
             baseline_egress: tier_to_wire(&baseline.egress),
-            audit: audit.as_ref().map(|Rulebook { admin, ingress, egress, baseline }| v1::AuditRules {
-                ingress: ingress.as_ref().map(Into::into),
-                egress: egress.as_ref().map(Into::into),
-                admin_ingress: tier_to_wire(&admin.ingress),
-                admin_egress: tier_to_wire(&admin.egress),
-                baseline_ingress: tier_to_wire(&baseline.ingress),
-                baseline_egress: tier_to_wire(&baseline.egress),
-            }),
-        }
+        }),
     }
 }
 
@@ -193,8 +198,8 @@ impl TryFrom<v1::Segment> for Segment {
         Ok(Self {
             id: SegmentId(text_from_wire(id, "id")?.into()),
             title,
-            rules: read(v1::AuditRules { ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress })?,
-            audit: audit.map(read).transpose().map_err(|refusal| refusal.within("audit"))?,
+            rules: read(v1::AuditRules { ingress, egress, admin_ingress, admin_egress, baseline_ingress, baseline_egress })?.into(),
+            audit: audit.map(read).transpose().map_err(|refusal| refusal.within("audit"))?.map(Into::into),
         })
     }
 }

@@ -108,8 +108,8 @@ fn segment() -> impl Strategy<Value = Segment> {
     ("[0-9a-f]{32}", "[a-z/]{0,12}", rulebook(), option::weighted(0.2, rulebook())).prop_map(|(id, title, rules, audit)| Segment {
         id: SegmentId(id.into()),
         title,
-        rules,
-        audit,
+        rules: rules.into(),
+        audit: audit.map(Into::into),
     })
 }
 
@@ -176,7 +176,8 @@ proptest! {
     #[test]
     fn lists_without_order_do_not_change_a_hash(segment in segment(), endpoint in endpoint()) {
         let mut turned = segment.clone();
-        for isolation in [&mut turned.rules.ingress, &mut turned.rules.egress].into_iter().flatten() {
+        let rules = std::sync::Arc::make_mut(&mut turned.rules);
+        for isolation in [&mut rules.ingress, &mut rules.egress].into_iter().flatten() {
             isolation.policies.reverse();
             for rule in &mut isolation.rules {
                 if let CompiledPeers::Groups(groups) = &mut rule.peers {
@@ -234,7 +235,7 @@ fn good_segment() -> v1::Segment {
     v1::Segment::from(&Segment {
         id: SegmentId("s".into()),
         title: "shop/db".to_owned(),
-        rules: Rulebook { ingress: Some(isolation.clone()), egress: Some(isolation), ..Rulebook::default() },
+        rules: Rulebook { ingress: Some(isolation.clone()), egress: Some(isolation), ..Rulebook::default() }.into(),
         audit: None,
     })
 }

@@ -38,6 +38,14 @@ impl Shop {
     /// # Errors
     /// What did not come up.
     pub fn start(prefix: &str) -> anyhow::Result<Self> {
+        Self::start_with(prefix, &[])
+    }
+
+    /// The same, with further arguments for the agents.
+    ///
+    /// # Errors
+    /// As [`Shop::start`].
+    pub fn start_with(prefix: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let prefix = &format!("{prefix}{}", std::process::id());
         let folder = tempfile::tempdir()?;
         let mut lab = Lab::new(prefix)?;
@@ -55,7 +63,7 @@ impl Shop {
         controller.apply_quietly(&manifests)?;
         let mut agents = BTreeMap::new();
         for (name, node) in &nodes {
-            agents.insert(*name, Agent::start(node, name, folder.path(), &[])?);
+            agents.insert(*name, Agent::start(node, name, folder.path(), arguments)?);
         }
         let shop = Self { agents, controller, servers, workloads, nodes, lab, folder };
         shop.wait_enforced()?;

@@ -118,7 +118,7 @@ fn what_a_policy_in_audit_mode_would_deny_passes_and_is_told_with_the_rule() {
 #[test]
 fn each_connection_of_an_audited_flow_is_counted_once() {
     let connections = scaled(200, 5_000);
-    let shop = Shop::start("fba2").unwrap();
+    let shop = Shop::start_with("fba2", &["--flow-idle", "5"]).unwrap();
     shop.controller.apply(&audited()).unwrap();
     let follower = Follower::start(&shop.controller, &["--verdict", "audit"]).unwrap();
     let (stranger, api) = (shop.workload("stranger"), shop.workload("api"));

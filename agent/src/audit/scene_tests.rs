@@ -31,7 +31,7 @@ fn admits(group: &str) -> Option<Isolation> {
 fn segment(name: &str, ingress: Option<Isolation>, audit: Option<Option<Isolation>>) -> (SegmentId, Arc<Segment>) {
     let book = |ingress| Rulebook { ingress, ..Rulebook::default() };
     let id = SegmentId(name.into());
-    (id.clone(), Arc::new(Segment { id, title: name.to_owned(), rules: book(ingress), audit: audit.map(book) }))
+    (id.clone(), Arc::new(Segment { id, title: name.to_owned(), rules: book(ingress).into(), audit: audit.map(book).map(Arc::new) }))
 }
 
 fn endpoint(name: &str, last: u8) -> (WorkloadId, Arc<LocalEndpoint>) {

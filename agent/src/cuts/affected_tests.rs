@@ -20,7 +20,7 @@ fn state() -> NodeState {
         let segment = Segment {
             id: SegmentId(name.into()),
             title: name.to_owned(),
-            rules: Rulebook { ingress: group.map(isolation), ..Rulebook::default() },
+            rules: Rulebook { ingress: group.map(isolation), ..Rulebook::default() }.into(),
             audit: None,
         };
         state.segments.insert(segment.id.clone(), Arc::new(segment));
@@ -62,7 +62,7 @@ fn a_change_concerns_those_whose_policy_peers_or_addresses_it_changes() {
                 let isolated = state.segments[&SegmentId("db".into())].rules.ingress.clone();
                 let id = SegmentId("free".into());
                 let segment =
-                    Segment { rules: Rulebook { ingress: isolated, ..Rulebook::default() }, ..Segment::clone(&state.segments[&id]) };
+                    Segment { rules: Rulebook { ingress: isolated, ..Rulebook::default() }.into(), ..Segment::clone(&state.segments[&id]) };
                 state.segments.insert(id, Arc::new(segment));
             }),
             Some(&[3]),

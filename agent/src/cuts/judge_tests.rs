@@ -35,7 +35,7 @@ fn state() -> NodeState {
         Arc::new(Segment {
             id: SegmentId(name.into()),
             title: name.to_owned(),
-            rules: Rulebook { ingress, ..Rulebook::default() },
+            rules: Rulebook { ingress, ..Rulebook::default() }.into(),
             audit: None,
         })
     };

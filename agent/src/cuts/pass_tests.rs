@@ -34,8 +34,12 @@ fn state() -> NodeState {
         addresses: [ip(DB)].into(),
         published_ports: Vec::new(),
     };
-    let segment =
-        Segment { id: segment, title: "db".to_owned(), rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() }, audit: None };
+    let segment = Segment {
+        id: segment,
+        title: "db".to_owned(),
+        rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() }.into(),
+        audit: None,
+    };
     NodeState {
         segments: [(segment.id.clone(), Arc::new(segment))].into(),
         endpoints: [(id, Arc::new(endpoint))].into(),
@@ -169,7 +173,7 @@ impl Court for Opens {
         self.parts += 1;
         let mut open = state();
         for segment in open.segments.values_mut() {
-            *segment = Arc::new(Segment { rules: Rulebook::default(), ..Segment::clone(segment) });
+            *segment = Arc::new(Segment { rules: Rulebook::default().into(), ..Segment::clone(segment) });
         }
         act(if self.parts == 2 { InForce::Newer(Arc::new(scene(2, open))) } else { InForce::Same });
     }

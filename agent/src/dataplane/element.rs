@@ -2,7 +2,7 @@
 //! Pure, and its own inverse: what `decode` makes of `encode` is what went in (property test below).
 
 use super::desired::MacAddress;
-use super::names::{BoundForm, SetRef};
+use super::names::{Asked, BoundForm, SetRef};
 use super::wire::{Attributes, element};
 use firebreak_policy::kernel_sets::{Chain, Comment, Element, GroupForm, GroupKey, GroupSet, SetId, Shape, Span};
 use firebreak_policy::model::{Direction, Family, Protocol};
@@ -113,8 +113,8 @@ pub(super) fn encode(set: SetRef, entry: &Entry, key: &mut Key) -> Result<(), Mi
         (SetRef::Workloads(family), Entry::Policy(Element::Local(address))) => put_address(&mut key.first, family, *address),
         (SetRef::Policy(id), Entry::Policy(element)) => encode_policy(id, element, key),
         (SetRef::Bound(_, form), Entry::Bound(bound)) => encode_bound(form, *bound, &mut key.first),
-        (SetRef::Segments(direction, family), Entry::Segment(local, chain)) => {
-            if (direction, family) != (chain.direction, chain.family) {
+        (SetRef::Segments(asked, direction, family), Entry::Segment(local, chain)) => {
+            if (asked, direction, family) != (Asked::of(chain), chain.direction, chain.family) {
                 return Err(Misfit::Shape);
             }
             put_address(&mut key.first, family, *local)
@@ -377,12 +377,12 @@ fn decode_bound(form: BoundForm, key: &[u8]) -> Result<Bound, Misfit> {
 }
 
 /// Decodes an element of a map of segments.
-pub(super) fn decode_segment(direction: Direction, family: Family, key: &[u8], chain: Option<&str>) -> Result<Entry, Misfit> {
+pub(super) fn decode_segment(asked: Asked, direction: Direction, family: Family, key: &[u8], chain: Option<&str>) -> Result<Entry, Misfit> {
     let mut fields = Fields { family, rest: key };
     let local = fields.address()?;
     fields.end()?;
     let chain = chain.and_then(super::names::parse_segment_chain).ok_or(Misfit::Unexpected)?;
-    if (chain.direction, chain.family) != (direction, family) {
+    if (Asked::of(&chain), chain.direction, chain.family) != (asked, direction, family) {
         return Err(Misfit::Unexpected);
     }
     Ok(Entry::Segment(local, chain))

@@ -10,7 +10,7 @@
 //! Pure, but for the wait between the three.
 
 use super::element::Entry;
-use super::names::SetRef;
+use super::names::{Asked, SetRef};
 use super::plan::{KernelState, Plan, SetChange};
 use super::shared::HeldShared;
 use firebreak_policy::Members;
@@ -110,7 +110,7 @@ impl Key {
                 }
                 Shape::Isolated | Shape::HostJudged | Shape::Published | Shape::PublishedAllow | Shape::Reject | Shape::RejectIcmp => None,
             },
-            (SetRef::Segments(direction, _), Entry::Segment(local, _)) => Some(Self::Segment(direction, *local)),
+            (SetRef::Segments(Asked::Packet, direction, _), Entry::Segment(local, _)) => Some(Self::Segment(direction, *local)),
             (
                 SetRef::Policy(_)
                 | SetRef::Segments(..)

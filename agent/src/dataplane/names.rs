@@ -137,7 +137,7 @@ pub enum SetRef {
     /// What interfaces are bound to: the guards' sets.
     Bound(Layer, BoundForm),
     /// A map from local addresses to the chains of their segments.
-    Segments(Direction, Family),
+    Segments(Asked, Direction, Family),
     /// The members of a group in the shared form. Such sets come and go.
     Group(GroupSet),
 }
@@ -205,7 +205,7 @@ impl SetRef {
             Self::Workloads(family) => workloads(family),
             Self::Policy(id) => policy_set(id),
             Self::Bound(_, form) => form.name().to_owned(),
-            Self::Segments(direction, family) => segments(direction, family),
+            Self::Segments(asked, direction, family) => segments(asked, direction, family),
             Self::Group(set) => group_set(&set),
         }
     }
@@ -219,7 +219,9 @@ impl SetRef {
             all.extend(BoundForm::of(layer).iter().map(|form| Self::Bound(layer, *form)));
         }
         for direction in DIRECTIONS {
-            all.extend(FAMILIES.map(|family| Self::Segments(direction, family)));
+            for asked in [Asked::Packet, Asked::Answer] {
+                all.extend(FAMILIES.map(|family| Self::Segments(asked, direction, family)));
+            }
         }
         all.sort_unstable();
         all
@@ -290,9 +292,29 @@ pub fn workloads(family: Family) -> String {
     format!("workload{}", family_digit(family))
 }
 
-/// The map of the chains of segments: `in4_segment`.
-pub fn segments(direction: Direction, family: Family) -> String {
-    format!("{}{}_segment", direction_word(direction), family_digit(family))
+/// What a packet is to the connection that is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Asked {
+    /// It goes from who begins it to the service.
+    Packet,
+    /// It may be an answer, and comes from the service.
+    Answer,
+}
+
+impl Asked {
+    /// What a chain is asked about.
+    pub fn of(chain: &Chain) -> Self {
+        if chain.answers { Self::Answer } else { Self::Packet }
+    }
+}
+
+/// The map of the chains of segments: `in4_segment`, `in4_segment_answers`.
+pub fn segments(asked: Asked, direction: Direction, family: Family) -> String {
+    let suffix = match asked {
+        Asked::Packet => "",
+        Asked::Answer => "_answers",
+    };
+    format!("{}{}_segment{suffix}", direction_word(direction), family_digit(family))
 }
 
 /// What a group's set is called by its form.
@@ -312,16 +334,18 @@ pub(super) fn parse_group_set(name: &str) -> Option<GroupSet> {
     Some(GroupSet { family, form, name: ShortName::parse(rest.strip_prefix('_')?)? })
 }
 
-/// The chain of a segment: `in4_of_shop_db_83aa...`.
+/// The chain of a segment: `in4_of_shop_db_83aa...`, `in4_answers_of_shop_db_83aa...`.
 pub fn segment_chain(chain: &Chain) -> String {
-    format!("{}{}_of_{}", direction_word(chain.direction), family_digit(chain.family), chain.name.as_str())
+    let word = if chain.answers { "_answers_of_" } else { "_of_" };
+    format!("{}{}{word}{}", direction_word(chain.direction), family_digit(chain.family), chain.name.as_str())
 }
 
 /// The chain of a segment that has this name; `None` when it is another chain.
 pub(super) fn parse_segment_chain(name: &str) -> Option<Chain> {
     let (direction, rest) = DIRECTIONS.iter().find_map(|direction| Some((*direction, name.strip_prefix(direction_word(*direction))?)))?;
     let (family, rest) = parse_digit(rest)?;
-    Some(Chain { direction, family, name: ShortName::parse(rest.strip_prefix("_of_")?)? })
+    let (answers, rest) = rest.strip_prefix("_answers").map_or((false, rest), |rest| (true, rest));
+    Some(Chain { direction, family, name: ShortName::parse(rest.strip_prefix("_of_")?)?, answers })
 }
 
 fn parse_digit(text: &str) -> Option<(Family, &str)> {
@@ -331,6 +355,11 @@ fn parse_digit(text: &str) -> Option<(Family, &str)> {
 /// What is still to be asked of a packet that the egress stage lets through: `beyond_out4`.
 pub(super) fn beyond_egress(family: Family) -> String {
     format!("beyond_out{}", family_digit(family))
+}
+
+/// What is still to be asked of an answer when the egress stage lets the connection through: `beyond_answer_out4`.
+pub(super) fn beyond_answer(family: Family) -> String {
+    format!("beyond_answer_out{}", family_digit(family))
 }
 
 /// The number of the family's ICMP.
@@ -535,8 +564,9 @@ mod tests {
                 assert_eq!(parse_segment_chain(&group_set(&set)), None);
             }
             for direction in DIRECTIONS {
-                let chain = Chain { direction, family, name };
+                let chain = Chain { direction, family, name, answers: false };
                 assert_eq!(parse_segment_chain(&segment_chain(&chain)), Some(chain));
+                assert_eq!(parse_segment_chain(&segment_chain(&chain.of_answers())), Some(chain.of_answers()));
                 assert!(segment_chain(&chain).contains("of_app_api_in_namespace_shop_"));
             }
         }

@@ -3,7 +3,7 @@
 
 use super::element::{put_comment, read_comment, tidy};
 use super::error::{ObserveError, Refusal};
-use super::names::{FAMILIES, Layer, SET_OBSERVE, TABLE};
+use super::names::{FAMILIES, Layer, SET_MIDSTREAM, SET_OBSERVE, TABLE};
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::{self, DUMP_ATTEMPTS};
 use super::wire::{CREATE, DATA_VALUE, LIST_ELEMENT, Message, Received, Writer, element};
@@ -33,7 +33,17 @@ pub(super) fn read(socket: &mut NetfilterSocket) -> Result<Option<ObserveElement
     Ok(elements(socket)?.into_iter().map(|(_, element)| element).max_by_key(|element| element.left))
 }
 
+/// How long TCP may still be picked up in the middle.
+pub(super) fn midstream_left(socket: &mut NetfilterSocket) -> Result<Duration, ObserveError> {
+    Ok(elements_of(socket, SET_MIDSTREAM)?.into_iter().map(|(_, element)| element.left).max().unwrap_or_default())
+}
+
 fn elements(socket: &mut NetfilterSocket) -> Result<Vec<(u8, ObserveElement)>, ObserveError> {
+    elements_of(socket, SET_OBSERVE)
+}
+
+/// Of a set with a timeout whose key is one byte.
+fn elements_of(socket: &mut NetfilterSocket, set: &str) -> Result<Vec<(u8, ObserveElement)>, ObserveError> {
     for _ in 0..DUMP_ATTEMPTS {
         let mut found = Vec::new();
         let take = |received: &Received<'_>| -> Result<(), std::convert::Infallible> {
@@ -51,7 +61,7 @@ fn elements(socket: &mut NetfilterSocket) -> Result<Vec<(u8, ObserveElement)>, O
         };
         let request = |writer: &mut Writer| {
             writer.text(element::LIST_TABLE, TABLE);
-            writer.text(element::LIST_SET, SET_OBSERVE);
+            writer.text(element::LIST_SET, set);
         };
         match socket.dump(Message::GetSetElement, Some(Layer::Inet), request, take) {
             Ok(Ok(())) => return Ok(found),

@@ -7,7 +7,7 @@ use super::error::{CommitError, ObserveError, OpenError, ReadBackError};
 use super::install::{InstallError, Site, Standing, Which, bring_about, survey};
 use super::names::{Layer, SetRef};
 use super::observe::{self, ObserveElement};
-use super::plan::{KernelState, Plan, SetChange, plan, plan_delta, plan_restore};
+use super::plan::{KernelState, Plan, SetChange, plan_delta, plan_restore, plan_with};
 use super::read_back::{read_back, read_back_of};
 use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
@@ -47,6 +47,8 @@ pub struct Dataplane {
     shortcuts: Option<Shortcuts>,
     /// Whether those may be there that pass by what asks for cut connections.
     nothing_is_cut: bool,
+    /// Until when TCP may be picked up in the middle; `None` while that was not read.
+    grace: Option<Instant>,
     /// Whether there are chains or sets that nothing leads to any more.
     leftover: bool,
     /// What is to go after the last change.
@@ -103,6 +105,7 @@ impl Dataplane {
             prints: Prints::new(),
             shortcuts: None,
             nothing_is_cut: false,
+            grace: None,
             leftover: false,
             late: Vec::new(),
             step: 0,
@@ -167,18 +170,21 @@ impl Dataplane {
     /// The tables of another version ([`SkeletonState::Outdated`]) are replaced in the same transaction: up to it their rules judge
     /// by their elements, after it ours by ours.
     pub fn commit(&mut self, desired: &Desired) -> Result<CommitReport, CommitError> {
+        let asks_answers = self.may_pick_up();
         if self.is_outdated {
-            self.rebuild(Which::Stale, |actual| plan(actual, desired)).map_err(|error| CommitError::Upgrade(error.to_string()))?;
+            self.rebuild(Which::Stale, |actual| plan_with(actual, desired, asks_answers))
+                .map_err(|error| CommitError::Upgrade(error.to_string()))?;
             self.is_outdated = false;
             tracing::info!("the tables of another version were replaced in one transaction");
         }
         self.tidy()?;
-        let plan = plan(self.actual()?, desired);
+        let asks_answers = self.may_pick_up();
+        let plan = plan_with(self.actual()?, desired, asks_answers);
         let committed = match self.commit_in_steps(plan, Some(desired)) {
             Err(CommitError::Refused { source, .. }) if !self.owned && source.errno == Errno::ENOENT => {
                 // Where the kernel does not keep others off, an element may have been taken away behind our back.
                 self.actual = None;
-                let plan = super::plan::plan(self.actual()?, desired);
+                let plan = plan_with(self.actual()?, desired, asks_answers);
                 self.commit_in_steps(plan, Some(desired))
             }
             result => result,
@@ -319,6 +325,7 @@ impl Dataplane {
         self.walk = None;
         // Rules that are replaced leave none, and whoever cuts says when there is nothing cut.
         (self.shortcuts, self.nothing_is_cut) = (None, false);
+        self.grace = None;
         self.prints = check::rules(&mut self.socket, &self.layers).map_err(OpenError::from)?.prints;
         self.mark(&self.prints.clone())?;
         self.observe_again();
@@ -478,6 +485,14 @@ impl Dataplane {
     /// None was taken out.
     pub fn forget_revoked(&mut self, which: &BTreeSet<Revoked>) -> Result<usize, CommitError> {
         if self.is_outdated { Ok(0) } else { revoked::forget(&mut self.socket, which) }
+    }
+
+    /// Whether TCP may be picked up in the middle, so that segments have chains for answers. Where that cannot be read they have none.
+    fn may_pick_up(&mut self) -> bool {
+        let now = Instant::now();
+        let socket = &mut self.socket;
+        let read = || observe::midstream_left(socket).map_or(now, |left| now + left);
+        now < *self.grace.get_or_insert_with(read)
     }
 
     /// What is found at a start is ours if it is whole; words if it is not.

@@ -4,7 +4,7 @@
 
 use super::element::Entry;
 use super::moves::local;
-use super::names::SetRef;
+use super::names::{Asked, SetRef};
 use super::plan::{KernelState, Plan, SetChange};
 use super::shared::Object;
 use firebreak_policy::Members;
@@ -307,7 +307,7 @@ fn turns(plan: &Plan, actual: &KernelState) -> BTreeMap<Stage, Turn> {
                 let comes = change.put.iter().filter_map(|(entry, _)| key(entry)).collect();
                 groups.insert(set, (change.remove.iter().filter_map(key).collect(), comes));
             }
-            SetRef::Segments(direction, _) => {
+            SetRef::Segments(Asked::Packet, direction, _) => {
                 let put = change.put.iter().map(|(entry, _)| (entry, true));
                 for (entry, comes) in change.remove.iter().map(|entry| (entry, false)).chain(put) {
                     if let Entry::Segment(local, chain) = entry {
@@ -315,7 +315,7 @@ fn turns(plan: &Plan, actual: &KernelState) -> BTreeMap<Stage, Turn> {
                     }
                 }
             }
-            SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Bound(..) => {}
+            SetRef::Segments(Asked::Answer, ..) | SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Bound(..) => {}
         }
     }
     keep_moved(&mut groups, &turns, &led);

@@ -72,7 +72,12 @@ fn sets(
     if rules.is_empty() {
         return sets;
     }
-    let chain = Chain { direction: Direction::Ingress, family: Family::V4, name: ShortName::new("c", [format!("{rules:?}").as_str()]) };
+    let chain = Chain {
+        direction: Direction::Ingress,
+        family: Family::V4,
+        name: ShortName::new("c", [format!("{rules:?}").as_str()]),
+        answers: false,
+    };
     let groups = rules.iter().filter_map(SharedRule::group);
     let of_set = |set: GroupSet| {
         let number = (0..3).find(|number| group(*number) == set).unwrap();

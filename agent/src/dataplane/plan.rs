@@ -6,7 +6,7 @@ use super::desired::Desired;
 use super::element::{Bound, Entry, tidy};
 use super::literal::Literal;
 use super::names::{BoundForm, Layer, SetRef};
-use super::shared::{self, HeldShared, Object};
+use super::shared::{self, HeldShared, Led, Object, answers_of, with_chains_of_answers};
 use super::{Delta, element::Comments};
 use firebreak_policy::Members;
 use firebreak_policy::kernel_sets::{Chain, Comment, Element, GroupSet, SetId, SharedRule};
@@ -114,8 +114,8 @@ impl KernelState {
             (SetRef::Group(set), Entry::Group(key)) => {
                 return self.shared.groups.get(&set).is_some_and(|group| group.members.contains(&key.member()));
             }
-            (SetRef::Segments(direction, _), Entry::Segment(local, chain)) => {
-                let held = self.shared.segments.get(&(direction, *local));
+            (SetRef::Segments(asked, direction, _), Entry::Segment(local, chain)) => {
+                let held = self.shared.led(asked).get(&(direction, *local));
                 held.filter(|(held, _)| held == chain).map(|(_, comment)| comment)
             }
             (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Group(_) | SetRef::Segments(..), _) => None,
@@ -131,8 +131,8 @@ impl KernelState {
             SetRef::Policy(id) => self.policy.get(&id).map_or(0, BTreeMap::len),
             SetRef::Bound(..) => self.bound.get(&set).map_or(0, BTreeMap::len),
             SetRef::Group(set) => self.shared.groups.get(&set).map_or(0, |group| group.elements),
-            SetRef::Segments(direction, family) => {
-                self.shared.segments.keys().filter(|(of, local)| *of == direction && Family::of(*local) == family).count()
+            SetRef::Segments(asked, direction, family) => {
+                self.shared.led(asked).keys().filter(|(of, local)| *of == direction && Family::of(*local) == family).count()
             }
         }
     }
@@ -160,7 +160,7 @@ impl KernelState {
                     elements.remove(entry);
                 }
             }
-            (SetRef::Segments(direction, _), Entry::Segment(local, _)) => self.shared.remove_segment(direction, *local),
+            (SetRef::Segments(asked, direction, _), Entry::Segment(local, _)) => self.shared.remove_segment(asked, direction, *local),
             (SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Group(_) | SetRef::Segments(..), _) => {}
         }
     }
@@ -304,11 +304,22 @@ impl Plan {
 }
 
 /// What has to change for the kernel to hold what is desired.
+#[cfg(test)]
 pub(super) fn plan(actual: &KernelState, desired: &Desired) -> Plan {
+    plan_with(actual, desired, false)
+}
+
+/// The same; `asks_answers` while TCP may be picked up in the middle, when segments have chains for what may be an answer too.
+pub(super) fn plan_with(actual: &KernelState, desired: &Desired, asks_answers: bool) -> Plan {
     let bindings = bind::bindings(actual, desired);
     let mut plan = plan_to(actual, &desired_interfaces(desired), &desired_workloads(desired), &desired.sets.sets);
     plan_guards(&mut plan, actual, |set| bind::elements(&bindings, set), &bind::ports(desired, &bindings));
-    shared::plan(&mut plan, &actual.shared, &desired.sets.shared, false);
+    let shared = &desired.sets.shared;
+    if asks_answers {
+        shared::plan(&mut plan, &actual.shared, &with_chains_of_answers(shared), &answers_of(&shared.segments), false);
+    } else {
+        shared::plan(&mut plan, &actual.shared, shared, &Led::new(), false);
+    }
     plan
 }
 
@@ -336,7 +347,7 @@ pub(super) fn plan_restore(actual: &KernelState, committed: &KernelState) -> Pla
     let mut plan = plan_to(actual, committed.known.values().next().unwrap_or(&nothing), &committed.workloads, &committed.policy);
     let bound = |set| committed.bound.get(&set).cloned().unwrap_or_default();
     plan_guards(&mut plan, actual, bound, committed.ports.as_ref().unwrap_or(&Ports::new()));
-    shared::plan(&mut plan, &actual.shared, &committed.shared.desired(), true);
+    shared::plan(&mut plan, &actual.shared, &committed.shared.desired(), &committed.shared.answers, true);
     plan
 }
 
@@ -367,7 +378,7 @@ pub(super) fn restore_of(set: SetRef, actual: &KernelState, committed: &KernelSt
         }
         SetRef::Group(_) | SetRef::Segments(..) => {
             let mut plan = Plan::default();
-            shared::plan(&mut plan, &actual.shared, &committed.shared.desired(), true);
+            shared::plan(&mut plan, &actual.shared, &committed.shared.desired(), &committed.shared.answers, true);
             let change = plan.changes.into_iter().find(|change| change.set == set);
             change.map_or_else(Default::default, |change| (change.remove, change.put))
         }

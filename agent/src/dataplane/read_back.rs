@@ -101,7 +101,7 @@ pub(super) fn each_element(set: SetRef, received: &Received<'_>, mut take: impl 
     for item in list.nested() {
         let RawElement { first, last, comment, ends: _, chain } = read_element(item.nested()).ok_or("an element without a key")?;
         let entry = match set {
-            SetRef::Segments(direction, family) => decode_segment(direction, family, first, chain),
+            SetRef::Segments(asked, direction, family) => decode_segment(asked, direction, family, first, chain),
             SetRef::Group(_) | SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Policy(_) | SetRef::Bound(..) => {
                 if is_interval_of_one_field(set) {
                     return Err("a bound of an interval tells nothing by itself".to_owned());

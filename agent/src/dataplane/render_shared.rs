@@ -3,7 +3,7 @@
 
 use super::error::Culprit;
 use super::names::Layer;
-use super::names::{TABLE, beyond_egress, group_set, icmp_number, segment_chain};
+use super::names::{TABLE, beyond_answer, beyond_egress, group_set, icmp_number, segment_chain};
 use super::render::Place;
 use super::shared::Object;
 use super::wire::{APPEND, CREATE, DATA_VALUE, DATA_VERDICT, LIST_ELEMENT, Message, Writer, chain, expression as e, rule, set, verdict};
@@ -43,7 +43,7 @@ pub(super) fn place(object: &Object, puts: bool) -> Place {
         Object::AddSet(set, title) => (group_set(set), format!("the set of {title}"), Culprit::Group(*set)),
         Object::DeleteSet(set) => (group_set(set), "the set".to_owned(), Culprit::Group(*set)),
         Object::AddChain(chain, _) | Object::RewriteChain(chain, _) | Object::DeleteChain(chain) => {
-            (segment_chain(chain), "the chain".to_owned(), Culprit::Chain(*chain))
+            (segment_chain(chain), "the chain".to_owned(), Culprit::Chain(Chain { answers: false, ..*chain }))
         }
     };
     Place {
@@ -147,7 +147,7 @@ fn conditions(writer: &mut Writer, name: &Chain, content: &SharedRule) {
         }
         SharedService::Ports(protocol, ports) => {
             is_protocol(writer, protocol.0);
-            payload(writer, e::TRANSPORT, 2, 2, e::REGISTER);
+            payload(writer, e::TRANSPORT, port_of_service(name), 2, e::REGISTER);
             if ports.first == ports.last {
                 compare(writer, e::EQUAL, &ports.first.to_be_bytes());
             } else {
@@ -180,24 +180,39 @@ fn conditions(writer: &mut Writer, name: &Chain, content: &SharedRule) {
                 Family::V6 => (e::REGISTER_32 + 4, e::REGISTER_32 + 5),
             };
             meta(writer, e::L4PROTO, protocol);
-            payload(writer, e::TRANSPORT, 2, 2, port);
+            payload(writer, e::TRANSPORT, port_of_service(name), 2, port);
         }
         lookup(writer, &group);
     }
     // Not by coming back: that is what a packet does that meets a chain while it is made.
     match name.direction {
         Direction::Ingress => immediate(writer, verdict::ACCEPT, None),
-        Direction::Egress => immediate(writer, verdict::GOTO, Some(&beyond_egress(name.family))),
+        Direction::Egress => immediate(writer, verdict::GOTO, Some(&beyond(name))),
     }
 }
 
-/// The address of the other end: source of what comes in, destination of what goes out.
+/// Where a chain of the egress stage leads what it allows.
+pub(super) fn beyond(name: &Chain) -> String {
+    if name.answers { beyond_answer(name.family) } else { beyond_egress(name.family) }
+}
+
+/// Where the service's port stands: that of the destination, in an answer that of the source.
+fn port_of_service(name: &Chain) -> u32 {
+    if name.answers { 0 } else { 2 }
+}
+
+/// Whether the other end is the packet's source: in what comes in, and in an answer to what went out.
+pub(super) fn peer_is_source(name: &Chain) -> bool {
+    (name.direction == Direction::Ingress) != name.answers
+}
+
+/// The address of the other end.
 fn peer(writer: &mut Writer, name: &Chain) {
-    let (offset, length) = match (name.family, name.direction) {
-        (Family::V4, Direction::Ingress) => (12, 4),
-        (Family::V4, Direction::Egress) => (16, 4),
-        (Family::V6, Direction::Ingress) => (8, 16),
-        (Family::V6, Direction::Egress) => (24, 16),
+    let (offset, length) = match (name.family, peer_is_source(name)) {
+        (Family::V4, true) => (12, 4),
+        (Family::V4, false) => (16, 4),
+        (Family::V6, true) => (8, 16),
+        (Family::V6, false) => (24, 16),
     };
     payload(writer, e::NETWORK, offset, length, e::REGISTER);
 }

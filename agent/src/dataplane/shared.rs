@@ -1,7 +1,7 @@
 //! The shared form in the kernel: sets of groups and chains of segments, which come and go, and how one leads to the next.
 
 use super::element::{Entry, tidy};
-use super::names::{DIRECTIONS, FAMILIES, SetRef};
+use super::names::{Asked, DIRECTIONS, FAMILIES, SetRef};
 use super::plan::{Plan, SetChange};
 use firebreak_policy::Members;
 use firebreak_policy::kernel_sets::{Chain, Comment, GroupKey, GroupSet, Shared, SharedRule};
@@ -15,7 +15,25 @@ pub(super) struct HeldShared {
     pub(super) groups: BTreeMap<GroupSet, HeldGroup>,
     /// With their rules; none when the chain was read back: its name says which rules it has.
     pub(super) chains: BTreeMap<Chain, Vec<SharedRule>>,
-    pub(super) segments: BTreeMap<(Direction, IpAddr), (Chain, Comment)>,
+    pub(super) segments: Led,
+    /// The same for what may be an answer, while TCP may be picked up in the middle.
+    pub(super) answers: Led,
+}
+
+/// Which chain a local address leads to.
+pub(super) type Led = BTreeMap<(Direction, IpAddr), (Chain, Comment)>;
+
+/// The same for answers.
+pub(super) fn answers_of(segments: &Led) -> Led {
+    segments.iter().map(|(key, (chain, comment))| (*key, (chain.of_answers(), comment.clone()))).collect()
+}
+
+/// With a second chain of each segment, for answers.
+pub(super) fn with_chains_of_answers(shared: &Shared) -> Shared {
+    let more = shared.chains.iter().map(|(chain, rules)| (chain.of_answers(), rules.clone()));
+    let mut with = shared.clone();
+    with.chains.extend(more);
+    with
 }
 
 /// A set of a group.
@@ -45,7 +63,7 @@ pub(super) enum Object {
 impl HeldShared {
     /// How many elements there are.
     pub(super) fn len(&self) -> usize {
-        self.segments.len() + self.groups.values().map(|group| group.elements).sum::<usize>()
+        self.segments.len() + self.answers.len() + self.groups.values().map(|group| group.elements).sum::<usize>()
     }
 
     /// As it is desired, for the sake of comparing.
@@ -61,8 +79,8 @@ impl HeldShared {
                 let group = self.groups.entry(set).or_default();
                 group.elements += usize::from(group.members.insert(key.member()));
             }
-            (SetRef::Segments(direction, _), Entry::Segment(local, chain)) => {
-                self.segments.insert((direction, local), (chain, comment));
+            (SetRef::Segments(asked, direction, _), Entry::Segment(local, chain)) => {
+                self.led_mut(asked).insert((direction, local), (chain, comment));
             }
             (
                 SetRef::Group(_)
@@ -109,13 +127,28 @@ impl HeldShared {
         }
     }
 
-    pub(super) fn remove_segment(&mut self, direction: Direction, local: IpAddr) {
-        self.segments.remove(&(direction, local));
+    pub(super) fn remove_segment(&mut self, asked: Asked, direction: Direction, local: IpAddr) {
+        self.led_mut(asked).remove(&(direction, local));
+    }
+
+    /// What local addresses lead to.
+    pub(super) fn led(&self, asked: Asked) -> &Led {
+        match asked {
+            Asked::Packet => &self.segments,
+            Asked::Answer => &self.answers,
+        }
+    }
+
+    fn led_mut(&mut self, asked: Asked) -> &mut Led {
+        match asked {
+            Asked::Packet => &mut self.segments,
+            Asked::Answer => &mut self.answers,
+        }
     }
 }
 
 /// Adds to a plan what has to change in the shared form. With `rewrite`, chains that are there get their rules anew.
-pub(super) fn plan(plan: &mut Plan, actual: &HeldShared, desired: &Shared, rewrite: bool) {
+pub(super) fn plan(plan: &mut Plan, actual: &HeldShared, desired: &Shared, answers: &Led, rewrite: bool) {
     let none = Members::default();
     for (set, (members, title)) in &desired.groups {
         let held = actual.groups.get(set);
@@ -136,7 +169,9 @@ pub(super) fn plan(plan: &mut Plan, actual: &HeldShared, desired: &Shared, rewri
     }
     for direction in DIRECTIONS {
         for family in FAMILIES {
-            plan_segments(plan, actual, desired, direction, family);
+            for (asked, desired) in [(Asked::Packet, &desired.segments), (Asked::Answer, answers)] {
+                plan_segments(plan, actual.led(asked), desired, (asked, direction, family));
+            }
         }
     }
 }
@@ -144,7 +179,7 @@ pub(super) fn plan(plan: &mut Plan, actual: &HeldShared, desired: &Shared, rewri
 /// What no local address leads to any more. It goes in a transaction after the one that left it behind: packets that were on their way through
 /// a chain then find its sets as they were.
 pub(super) fn plan_tidy(actual: &HeldShared) -> Plan {
-    let wanted: BTreeSet<&Chain> = actual.segments.values().map(|(chain, _)| chain).collect();
+    let wanted: BTreeSet<&Chain> = actual.segments.values().chain(actual.answers.values()).map(|(chain, _)| chain).collect();
     let gone = actual.chains.keys().filter(|chain| !wanted.contains(chain)).map(|chain| Object::DeleteChain(*chain));
     let mut plan = Plan { after: gone.collect(), ..Plan::default() };
     let kept = || actual.chains.iter().filter(|(chain, _)| wanted.contains(chain)).map(|(_, rules)| rules);
@@ -179,17 +214,17 @@ pub(super) fn plan_group(plan: &mut Plan, set: GroupSet, actual: &Members, desir
     plan.members.push((set, desired.clone()));
 }
 
-fn plan_segments(plan: &mut Plan, actual: &HeldShared, desired: &Shared, direction: Direction, family: Family) {
+fn plan_segments(plan: &mut Plan, actual: &Led, desired: &Led, (asked, direction, family): (Asked, Direction, Family)) {
     let here = |key: &(Direction, IpAddr)| key.0 == direction && Family::of(key.1) == family;
-    let mut change = SetChange { set: SetRef::Segments(direction, family), remove: Vec::new(), put: Vec::new() };
+    let mut change = SetChange { set: SetRef::Segments(asked, direction, family), remove: Vec::new(), put: Vec::new() };
     let same = |one: &(Chain, Comment), other: &(Chain, Comment)| one.0 == other.0 && *tidy(&one.1) == *tidy(&other.1);
-    for (key, held) in actual.segments.iter().filter(|(key, _)| here(key)) {
-        if desired.segments.get(key).is_none_or(|wanted| !same(held, wanted)) {
+    for (key, held) in actual.iter().filter(|(key, _)| here(key)) {
+        if desired.get(key).is_none_or(|wanted| !same(held, wanted)) {
             change.remove.push(Entry::Segment(key.1, held.0));
         }
     }
-    for (key, wanted) in desired.segments.iter().filter(|(key, _)| here(key)) {
-        if actual.segments.get(key).is_none_or(|held| !same(held, wanted)) {
+    for (key, wanted) in desired.iter().filter(|(key, _)| here(key)) {
+        if actual.get(key).is_none_or(|held| !same(held, wanted)) {
             change.put.push((Entry::Segment(key.1, wanted.0), (*tidy(&wanted.1)).into()));
         }
     }

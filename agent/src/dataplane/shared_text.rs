@@ -3,8 +3,9 @@
 
 use super::element::{Entry, tidy};
 use super::element_text::{command, element};
-use super::names::{Layer, SetRef, TABLE, beyond_egress, group_set, icmp_number, segment_chain};
+use super::names::{Layer, SetRef, TABLE, group_set, icmp_number, segment_chain};
 use super::plan::SetChange;
+use super::render_shared::{beyond, peer_is_source};
 use super::shared::Object;
 use firebreak_policy::kernel_sets::{Chain, GroupForm, GroupKey, GroupSet, SharedPeers, SharedRule, SharedService};
 use firebreak_policy::model::{Direction, Family};
@@ -88,6 +89,7 @@ fn expressions(chain: &Chain, rule: &SharedRule) -> Vec<Value> {
         Family::V4 => ("ip", "icmp"),
         Family::V6 => ("ip6", "icmpv6"),
     };
+    let port = if chain.answers { "sport" } else { "dport" };
     let mut expressions = Vec::new();
     match rule.service {
         SharedService::Any => {}
@@ -98,7 +100,7 @@ fn expressions(chain: &Chain, rule: &SharedRule) -> Vec<Value> {
         SharedService::Ports(number, ports) => {
             expressions.push(is(protocol(), number.0.into()));
             let range = if ports.first == ports.last { ports.first.into() } else { json!({ "range": [ports.first, ports.last] }) };
-            expressions.push(is(field("th", "dport"), range));
+            expressions.push(is(field("th", port), range));
         }
         SharedService::Icmp(kind, code) => {
             expressions.push(is(protocol(), icmp_number(chain.family).into()));
@@ -107,19 +109,16 @@ fn expressions(chain: &Chain, rule: &SharedRule) -> Vec<Value> {
         }
     }
     if let SharedPeers::In(group) = rule.peers {
-        let peer = match chain.direction {
-            Direction::Ingress => field(header, "saddr"),
-            Direction::Egress => field(header, "daddr"),
-        };
+        let peer = field(header, if peer_is_source(chain) { "saddr" } else { "daddr" });
         let key = match group.form {
             GroupForm::Addresses | GroupForm::Blocks => peer,
-            GroupForm::Services => json!({ "concat": [peer, protocol(), field("th", "dport")] }),
+            GroupForm::Services => json!({ "concat": [peer, protocol(), field("th", port)] }),
         };
         expressions.push(is(key, format!("@{}", group_set(&group)).into()));
     }
     expressions.push(match chain.direction {
         Direction::Ingress => json!({ "accept": null }),
-        Direction::Egress => json!({ "goto": { "target": beyond_egress(chain.family) } }),
+        Direction::Egress => json!({ "goto": { "target": beyond(chain) } }),
     });
     expressions
 }

@@ -19,7 +19,7 @@ fn group(id: &str, members: &[u8]) -> Arc<Group> {
 }
 
 fn segment(id: &str) -> Arc<Segment> {
-    Arc::new(Segment { id: SegmentId(id.into()), title: format!("shop/{id}"), rules: Rulebook::default(), audit: None })
+    Arc::new(Segment { id: SegmentId(id.into()), title: format!("shop/{id}"), rules: Rulebook::default().into(), audit: None })
 }
 
 fn endpoint(id: &str, segment: &str) -> Arc<LocalEndpoint> {

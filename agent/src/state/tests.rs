@@ -19,7 +19,7 @@ fn kept(generation: u64) -> Kept {
         let members: BTreeSet<Member> = members.iter().map(|text| Member::Address(text.parse().unwrap())).collect();
         (GroupId(id.into()), Arc::new(Group { id: GroupId(id.into()), title: format!("group {id}"), members: members.into() }))
     };
-    let segment = Segment { id: SegmentId("s".into()), title: "shop/web".to_owned(), rules: Rulebook::default(), audit: None };
+    let segment = Segment { id: SegmentId("s".into()), title: "shop/web".to_owned(), rules: Rulebook::default().into(), audit: None };
     let id = WorkloadId::new(node(), "c1");
     let endpoint = LocalEndpoint {
         id: id.clone(),

@@ -114,7 +114,7 @@ fn contents(by: By, churn: Churn, version: u32, local: IpAddr, prober: u32) -> K
                 service: SharedService::Ports(Protocol::UDP, Span::single(ALLOWED)),
                 comment: format!("by the test {of_version}").as_str().into(),
             };
-            let chain = Chain { direction: Direction::Ingress, family: Family::V4, name: ShortName::new("web", [of_version.as_str()]) };
+            let chain = Chain { direction: Direction::Ingress, family: Family::V4, name: ShortName::new("web", [of_version.as_str()]), answers: false };
             let shared = Shared {
                 groups: [(group, (members, "peers".into()))].into(),
                 chains: [(chain, vec![rule])].into(),
@@ -272,8 +272,12 @@ fn a_permission_that_moves_between_any_two_kinds_of_set_is_never_lost() {
 /// A chain with two rules: what the first group may, and what the second may. The prober is in one of them.
 fn labelled(local: IpAddr, prober: u32, second: bool, services: [SharedService; 2]) -> KernelSets {
     let group = |number: &str| GroupSet { family: Family::V4, form: GroupForm::Addresses, name: ShortName::new("app", [number]) };
-    let chain =
-        Chain { direction: Direction::Ingress, family: Family::V4, name: ShortName::new("web", [format!("{services:?}").as_str()]) };
+    let chain = Chain {
+        direction: Direction::Ingress,
+        family: Family::V4,
+        name: ShortName::new("web", [format!("{services:?}").as_str()]),
+        answers: false,
+    };
     let rules = [group("1"), group("2")].into_iter().zip(services);
     let rules = rules.map(|(set, service)| SharedRule { peers: SharedPeers::In(set), service, comment: "by the test".into() }).collect();
     let members = |is_here: bool| -> Members {

@@ -2,7 +2,7 @@
 
 use crate::install::open;
 use crate::lab::{End, Lab, Topology, sets};
-use firebreak_agent::dataplane::{Dataplane, Desired};
+use firebreak_agent::dataplane::{Check, Dataplane, Desired, SkeletonState};
 use firebreak_policy::Members;
 use firebreak_policy::judge::{Fate, Path};
 use firebreak_policy::kernel_sets::{
@@ -101,7 +101,7 @@ fn shared(direction: Direction, family: Family, local: IpAddr, peer: IpAddr) -> 
     ];
     let shared = |(name, peers, service): (&'static str, SharedPeers, SharedService)| {
         let rules = vec![SharedRule { peers, service, comment: format!("web <- peers by {name}").as_str().into() }];
-        let chain = Chain { direction, family, name: ShortName::new("web", [name]) };
+        let chain = Chain { direction, family, name: ShortName::new("web", [name]), answers: false };
         let groups = [GroupForm::Addresses, GroupForm::Services, GroupForm::Blocks]
             .map(|form| (group("peers", form), (members.clone(), "peers".into())));
         let mut groups: BTreeMap<_, _> = groups.into();
@@ -323,6 +323,85 @@ fn a_connection_lives_through_stop_start_flush_and_other_rules() {
         assert!(ticks(&mut client, &mut server), "other rules");
         assert!(!lab.probe(End::A, lab.address(End::B, family), End::B, Transport::Port(Protocol::TCP, 1002)));
     }
+}
+
+/// Servers speak first on connections that are older than the rules: an answer is judged as the connection that it is of, or by itself.
+fn answers_are_judged(topology: Topology, family: Family) {
+    const PORTS: [u16; 2] = [1001, 3005];
+    let lab = Lab::new(topology);
+    let (a, b) = (lab.address(End::A, family), lab.address(End::B, family));
+    let cases: Vec<_> = [Direction::Ingress, Direction::Egress]
+        .into_iter()
+        .flat_map(|direction| policies(&lab, direction, family).into_iter().map(move |(name, policy)| (direction, name, policy)))
+        .collect();
+    let listeners = PORTS.map(|port| lab.b.run(move || TcpListener::bind(SocketAddr::new(b, port)).unwrap()));
+    let connect = |port: u16, listener: &TcpListener| {
+        let client = lab.a.run(move || TcpStream::connect_timeout(&SocketAddr::new(b, port), Duration::from_secs(5)).unwrap());
+        (port, client, listener.accept().unwrap().0)
+    };
+    let pairs = || PORTS.iter().zip(&listeners).map(|(port, listener)| connect(*port, listener)).collect::<Vec<_>>();
+    let connections: Vec<_> = cases.iter().map(|_| pairs()).collect();
+    let (mut dataplane, _) = open(&lab.node);
+    let mut counts = [0, 0];
+    for ((direction, name, mut policy), connections) in cases.into_iter().zip(connections) {
+        // Whoever is isolated in one direction allows nobody in the other, so that no answer passes by itself.
+        let (local, other) = match direction {
+            Direction::Ingress => (b, Direction::Egress),
+            Direction::Egress => (a, Direction::Ingress),
+        };
+        policy.sets.entry(set(other, family, Shape::Isolated)).or_default().insert(Element::Local(local), "by the test".into());
+        dataplane.commit(&lab.desired(policy.clone())).unwrap();
+        for (port, mut client, mut server) in connections {
+            let tcp = |port| Transport::Port(Protocol::TCP, port);
+            let by_itself = policy.judge(Path::Forwarded, b, a, tcp(client.local_addr().unwrap().port()));
+            assert_ne!(by_itself, Fate::Passed, "{direction:?} {name}");
+            let expected = policy.judge(Path::Forwarded, a, b, tcp(port)) == Fate::Passed;
+            client.set_read_timeout(Some(Duration::from_millis(if expected { 5_000 } else { 250 }))).unwrap();
+            server.write_all(b"tick").unwrap();
+            let heard = client.read_exact(&mut [0; 4]).is_ok();
+            assert_eq!(heard, expected, "{topology:?} {family:?} {direction:?} {name}: an answer from port {port}");
+            counts[usize::from(heard)] += 1;
+        }
+    }
+    assert!(counts.iter().all(|count| *count >= 10), "{counts:?}");
+}
+
+#[test]
+fn an_answer_on_a_connection_from_before_the_first_install_is_judged_as_the_function_says_of_the_connection_ipv4() {
+    TOPOLOGIES.into_iter().for_each(|topology| answers_are_judged(topology, Family::V4));
+}
+
+#[test]
+fn an_answer_on_a_connection_from_before_the_first_install_is_judged_as_the_function_says_of_the_connection_ipv6() {
+    TOPOLOGIES.into_iter().for_each(|topology| answers_are_judged(topology, Family::V6));
+}
+
+/// Segments have chains for answers while connections may be picked up, and no longer.
+#[test]
+fn chains_for_answers_go_with_the_grace_after_the_first_install() {
+    let lab = Lab::new(Topology::Routed);
+    let (mut dataplane, _) = open(&lab.node);
+    let (_, mut policy) =
+        policies(&lab, Direction::Ingress, Family::V4).into_iter().find(|(name, _)| name.starts_with("shared: block")).unwrap();
+    let Shared { groups, chains, .. } = &mut policy.shared;
+    groups.retain(|set, _| chains.values().flatten().any(|rule| rule.group() == Some(*set)));
+    let desired = lab.desired(policy);
+    dataplane.commit(&desired).unwrap();
+    let has = |word: &str| lab.node.ruleset().contains(word);
+    assert!(has("chain in4_answers_of_") && has("chain in4_of_"));
+    dataplane.read_back().unwrap();
+    assert_eq!(dataplane.commit(&desired).unwrap().bytes, 0, "what was read back is what was committed");
+    assert_eq!(dataplane.check(Check::All).unwrap(), [""; 0]);
+    drop(dataplane);
+    // As it ends by itself.
+    lab.node.command("nft", "delete element inet firebreak midstream_allowed { tcp }");
+    let (mut dataplane, opened) = open(&lab.node);
+    assert_eq!((opened.skeleton, opened.changed), (SkeletonState::Adopted, Vec::new()));
+    assert!(dataplane.commit(&desired).unwrap().leftover);
+    dataplane.tidy().unwrap();
+    assert!(!has("in4_answers_of_") && has("chain in4_of_"));
+    assert_eq!(dataplane.commit(&desired).unwrap().bytes, 0);
+    assert_eq!(dataplane.check(Check::All).unwrap(), [""; 0]);
 }
 
 #[test]

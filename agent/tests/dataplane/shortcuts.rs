@@ -157,5 +157,6 @@ fn rules_that_pass_by_do_not_see_a_label_and_ask_as_soon_as_they_are_told() {
         let strange = Revoked { from: (server.0, 1), ..answer };
         assert_eq!(dataplane.forget_revoked(&[strange, answer].into()).unwrap(), 1, "{topology:?}: what is not there is no harm");
         assert_eq!(lab.node.run(|| read_revoked().unwrap()), BTreeSet::new(), "{topology:?}");
+        assert!(dataplane.pass_by_cuts(true).unwrap(), "{topology:?}: nothing is remembered");
     }
 }

@@ -306,7 +306,7 @@ fn share(shared: &mut Shared, direction: Direction, local: IpAddr, remote: IpAdd
         service: SharedService::Ports(protocol, Span { first: 8000, last: 8999 }),
         comment: "shop/web <- blocks by SegmentPolicy shop/web#0".into(),
     };
-    let chain = Chain { direction, family, name: ShortName::new("shop/web", [title.as_str()]) };
+    let chain = Chain { direction, family, name: ShortName::new("shop/web", [title.as_str()]), answers: false };
     shared.groups.insert(group, (members, "blocks".into()));
     shared.chains.insert(chain, vec![rule(Protocol::TCP), rule(Protocol::UDP)]);
     shared.segments.insert((direction, local), (chain, "shop/web".into()));

@@ -65,7 +65,7 @@ impl Holding {
 
     /// Everything held, in key order.
     fn objects(&self) -> impl Iterator<Item = (&ObjectKey, ContentHash)> {
-        let sent = self.sent.iter().flat_map(|target| &target.objects).map(|(key, hash)| (key, *hash));
+        let sent = self.sent.iter().flat_map(|target| target.objects.iter()).map(|(key, hash)| (key, *hash));
         self.told.iter().map(|(key, hash)| (key, *hash)).chain(sent)
     }
 }
@@ -85,7 +85,7 @@ pub(crate) struct Oversized {
 pub(crate) fn difference(node: &NodeName, holding: &Holding, target: &Target, encoded: &Encoded) -> Result<Vec<Frame>, Oversized> {
     let (mut frames, mut gone) = (Frames::default(), Vec::new());
     let mut held = holding.objects().peekable();
-    for (key, hash) in &target.objects {
+    for (key, hash) in target.objects.iter() {
         take_before(key, &mut held, &mut gone);
         let from = held.next_if(|(held, _)| *held == key).map(|(_, hash)| hash).filter(|_| !holding.refused.contains(key));
         if from != Some(*hash) {
@@ -326,7 +326,7 @@ mod tests {
         let segment = Segment {
             id: id.clone(),
             title: "shop/db".to_owned(),
-            rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() },
+            rules: Rulebook { ingress: Some(isolation), ..Rulebook::default() }.into(),
             audit: None,
         };
         let state = NodeState { segments: [(id, Arc::new(segment))].into(), ..NodeState::default() };

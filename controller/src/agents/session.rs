@@ -11,7 +11,7 @@ use crate::hub::published::{Published, Target};
 use crate::hub::{Hub, Report};
 use crate::store::{ReportedChange, Store};
 use firebreak_policy::model::{Generation, NodeName, Revision};
-use firebreak_proto::hash::{ContentHash, ObjectKey, ObjectKind};
+use firebreak_proto::hash::{ContentHash, ObjectKey, ObjectKind, WireKind as _};
 use firebreak_proto::v1::agent_message::Message as Up;
 use firebreak_proto::v1::controller_message::Message as Down;
 use firebreak_proto::workload::DeclaredWorkload;
@@ -338,7 +338,7 @@ impl Session {
     }
 
     fn declare(&mut self, published: &Published) {
-        let declared = published.declared.get(&self.caller.node).cloned().unwrap_or_default();
+        let declared = published.declared.get_shared(&self.caller.node).cloned().unwrap_or_default();
         if self.declared.as_ref() == Some(&declared) {
             return;
         }
@@ -377,7 +377,7 @@ impl Session {
         }
         let Some(published) = self.hub.newest() else { return };
         // A node that was met a moment ago is in the next publication.
-        let Some(target) = published.targets.get(&self.caller.node) else { return };
+        let Some(target) = published.targets.get_shared(&self.caller.node) else { return };
         let node: NodeName = self.caller.node.clone();
         if let Some(sent) = self.sent.as_ref().filter(|sent| sent.target.hash == target.hash && !self.again) {
             // Nothing changed for this node, or it changed back before it was sent, or what could not be sent is not wanted any more.

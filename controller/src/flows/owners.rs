@@ -1,6 +1,8 @@
 //! Who held an address, and when: a flow is named by its own time, not by the time at which it is read.
 
+use firebreak_policy::SharedMap;
 use firebreak_policy::model::{ContainerId, Inventory, NetworkAddress, NetworkName, NodeName, Workload, WorkloadId};
+use firebreak_policy::shared_map::Difference;
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
@@ -19,6 +21,8 @@ pub(crate) struct Owners {
     by_id: HashMap<NodeName, HashMap<ContainerId, Tenure>>,
     /// Tenures that ended, in the order of their ends.
     ended: VecDeque<(Timestamp, Arc<Workload>)>,
+    /// The workloads that were taken in last.
+    seen: SharedMap<WorkloadId, Workload>,
 }
 
 /// A workload for as long as it was known as it is here.
@@ -45,6 +49,7 @@ pub(crate) enum Owner {
 pub(crate) struct Changes {
     ends: Vec<Arc<Workload>>,
     begins: Vec<Arc<Workload>>,
+    seen: SharedMap<WorkloadId, Workload>,
 }
 
 fn holds_addresses(workload: &Workload) -> bool {
@@ -52,25 +57,25 @@ fn holds_addresses(workload: &Workload) -> bool {
 }
 
 impl Owners {
-    /// What is different now; walks everything, writes nothing.
+    /// What is different now; passes over what is the same memory, writes nothing.
     pub(crate) fn changes(&self, inventory: &Inventory) -> Changes {
         let current = |id: &WorkloadId| self.tenure(id).filter(|tenure| tenure.until.is_none());
-        let gone = |tenure: &&Tenure| {
-            tenure.until.is_none() && inventory.workloads.get(&tenure.workload.id).is_none_or(|now| *now != *tenure.workload)
-        };
-        let new = inventory
-            .workloads
-            .values()
-            .filter(|workload| holds_addresses(workload) && current(&workload.id).is_none_or(|tenure| *tenure.workload != **workload));
-        Changes {
-            ends: self.by_id.values().flat_map(HashMap::values).filter(gone).map(|tenure| Arc::clone(&tenure.workload)).collect(),
-            begins: new.map(|workload| Arc::new(workload.clone())).collect(),
+        let mut changes = Changes { seen: inventory.workloads.clone(), ..Changes::default() };
+        for Difference { key, now, before: _ } in self.seen.differences(&inventory.workloads) {
+            let tenure = current(key);
+            if let Some(tenure) = tenure.filter(|tenure| now.is_none_or(|now| **now != *tenure.workload)) {
+                changes.ends.push(Arc::clone(&tenure.workload));
+            }
+            let new = |now: &&Arc<Workload>| holds_addresses(now) && tenure.is_none_or(|tenure| *tenure.workload != ***now);
+            changes.begins.extend(now.filter(new).map(Arc::clone));
         }
+        changes
     }
 
     /// Takes the changes in, and forgets who ended long ago. Costs what changed.
     pub(crate) fn take(&mut self, changes: Changes, now: Timestamp) {
-        let Changes { ends, begins } = changes;
+        let Changes { ends, begins, seen } = changes;
+        self.seen = seen;
         for workload in ends {
             if let Some(tenure) = self.by_id.get_mut(&workload.id.node).and_then(|here| here.get_mut(&workload.id.container)) {
                 tenure.until = Some(now);

@@ -118,7 +118,7 @@ impl Hub {
 
     /// Whether a node has all that it is to have. A revision that changed nothing for it is not sent to it: it has that too.
     pub(crate) fn is_current(&self, published: &Published, node: &NodeName) -> bool {
-        let Some(target) = published.targets.get(node) else { return false };
+        let Some(target) = published.targets.get_shared(node) else { return false };
         self.board().tells(node, |progress| {
             progress.acked.as_ref().is_some_and(|acked| Arc::ptr_eq(acked, target) || acked.hash == target.hash)
                 && progress.failure.is_empty()

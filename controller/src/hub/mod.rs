@@ -22,7 +22,7 @@ use firebreak_proto::v1;
 use firebreak_proto::workload::ReportedWorkload;
 use ipnet::IpNet;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use published::{Frame, Published};
+use published::Published;
 use sources::{Sources, policy_key};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -169,7 +169,7 @@ impl HubTask {
         drop(loaded);
         loop {
             if self.may_publish(&sources) {
-                self.publish(&sources, &epoch, revision).await?;
+                self.publish(&mut sources, &epoch, revision).await?;
                 ready.send_replace(true);
             }
             // Waits for the first change, then takes in all that are there.
@@ -235,37 +235,28 @@ impl HubTask {
         }
     }
 
-    async fn publish(&mut self, sources: &Sources, epoch: &Arc<str>, revision: Revision) -> Result<(), HubError> {
+    async fn publish(&mut self, sources: &mut Sources, epoch: &Arc<str>, revision: Revision) -> Result<(), HubError> {
         let begun = Instant::now();
-        let assembled = sources.assemble();
-        let previous = self.published.borrow().clone();
-        let frame = Frame {
-            epoch: Arc::clone(epoch),
-            revision,
-            reported: sources.reported().clone(),
-            unreadable: sources.unreadable().clone(),
-            forgotten: sources.forgotten().clone(),
-        };
-        let before = previous.clone();
-        let published = tokio::task::spawn_blocking(move || Published::of(assembled, frame, previous.as_deref())).await?;
+        let first = self.published.borrow().is_none();
+        let (mut taken, epoch) = (std::mem::take(sources), Arc::clone(epoch));
+        let (taken, published) = tokio::task::spawn_blocking(move || {
+            let published = taken.publish(&epoch, revision);
+            (taken, published)
+        })
+        .await?;
+        *sources = taken;
         // Before it can be acked.
-        let targeted = match before.as_deref() {
-            Some(before) => wake::targeted(before, &published),
-            None => published.targets.keys().collect(),
-        };
-        self.board.expect(targeted.iter().copied(), published.number, begun, self.changed_policies.drain(..));
+        self.board.expect(&published.changed, published.number, begun, self.changed_policies.drain(..));
         let touched = self.touched.take();
         self.compile_seconds.observe(begun.elapsed().as_secs_f64());
         tracing::debug!(revision = revision.0, nodes = published.targets.len(), took = ?begun.elapsed(), "published");
         let published = Arc::new(published);
         self.published.send_replace(Some(Arc::clone(&published)));
         // After it can be seen.
-        match before.as_deref() {
-            Some(before) => {
-                let declared = wake::declared(before, &published);
-                self.wakes.wake(&wake::targeted(before, &published).into_iter().chain(declared).chain(&touched).collect());
-            }
-            None => self.wakes.wake_all(),
+        if first {
+            self.wakes.wake_all();
+        } else {
+            self.wakes.wake(&published.changed.iter().chain(&published.redeclared).chain(&touched).collect());
         }
         Ok(())
     }

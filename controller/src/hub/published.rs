@@ -1,12 +1,14 @@
-//! One published moment: policies, inventory and every node's target, all of the same revision. Never changed after it was made.
+//! One published moment: policies, inventory and every node's target, all of the same revision. Never changed after it was made. What did not
+//! change since the moment before is the same memory.
 
-use super::sources::{Assembled, Reported};
+use super::sources::Reported;
 use crate::store::ObjectKey as StoredKey;
+use firebreak_policy::index::Holding;
 use firebreak_policy::model::{Inventory, NodeName, PolicySet, Revision, WorkloadId};
 use firebreak_policy::node_state::NodeState;
 use firebreak_policy::reserved::Given;
-use firebreak_policy::{Compiled, compile};
-use firebreak_proto::hash::{ContentHash, ObjectKey, commit_hash, objects_of};
+use firebreak_policy::{Compiled, SharedMap};
+use firebreak_proto::hash::{ContentHash, Hashes, ObjectKey, commit_hash};
 use firebreak_proto::workload::DeclaredWorkload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,71 +23,43 @@ pub(crate) struct Published {
     pub(crate) policies: Arc<PolicySet>,
     pub(crate) inventory: Arc<Inventory>,
     pub(crate) compiled: Arc<Compiled>,
-    pub(crate) targets: BTreeMap<NodeName, Arc<Target>>,
-    pub(crate) declared: BTreeMap<NodeName, Arc<Vec<DeclaredWorkload>>>,
-    pub(crate) reported: BTreeMap<NodeName, Reported>,
-    pub(crate) unreadable: BTreeMap<StoredKey, String>,
+    pub(crate) targets: SharedMap<NodeName, Target>,
+    pub(crate) declared: SharedMap<NodeName, Vec<DeclaredWorkload>>,
+    pub(crate) reported: SharedMap<NodeName, Reported>,
+    pub(crate) unreadable: Arc<BTreeMap<StoredKey, String>>,
     /// Workloads about whose labels there is something to tell.
-    pub(crate) labels: BTreeMap<WorkloadId, Given>,
+    pub(crate) labels: SharedMap<WorkloadId, Given>,
     /// Deleted nodes and the revision that says so; a session that began before it ends.
-    pub(crate) forgotten: BTreeMap<NodeName, Revision>,
+    pub(crate) forgotten: Arc<BTreeMap<NodeName, Revision>>,
+    /// The nodes with another target than in the publication before, in order: a generation has to go to them.
+    pub(crate) changed: Vec<NodeName>,
+    /// The nodes to which other workloads may be declared, in order.
+    pub(crate) redeclared: Vec<NodeName>,
 }
 
 /// What one node is to hold.
 #[derive(Debug)]
 pub(crate) struct Target {
-    pub(crate) state: NodeState,
+    pub(crate) state: Arc<NodeState>,
     /// Key and hash of every object, in key order.
-    pub(crate) objects: Vec<(ObjectKey, ContentHash)>,
+    pub(crate) objects: Arc<Vec<(ObjectKey, ContentHash)>>,
     /// Over all of them.
     pub(crate) hash: ContentHash,
 }
 
-/// What goes into a publication beside the assembled sources.
-pub(crate) struct Frame {
-    pub(crate) epoch: Arc<str>,
-    pub(crate) revision: Revision,
-    pub(crate) reported: BTreeMap<NodeName, Reported>,
-    pub(crate) unreadable: BTreeMap<StoredKey, String>,
-    pub(crate) forgotten: BTreeMap<NodeName, Revision>,
-}
-
-impl Published {
-    /// Compiles. A node whose content did not change keeps the target it had.
-    pub(crate) fn of(assembled: Assembled, frame: Frame, previous: Option<&Published>) -> Self {
-        let Assembled { policies, inventory, declared, labels, .. } = assembled;
-        let Frame { epoch, revision, reported, unreadable, forgotten } = frame;
-        let compiled = compile(&policies, &inventory);
-        let targets = compiled
-            .nodes()
-            .iter()
-            .map(|(name, state)| {
-                let kept = previous.and_then(|it| it.targets.get(name)).filter(|target| target.state == *state);
-                (name.clone(), kept.cloned().unwrap_or_else(|| Arc::new(Target::of(name, state))))
-            })
-            .collect();
-        Self {
-            number: previous.map_or(0, |it| it.number) + 1,
-            epoch,
-            revision,
-            policies: Arc::new(policies),
-            inventory: Arc::new(inventory),
-            compiled: Arc::new(compiled),
-            targets,
-            declared: declared.into_iter().map(|(node, list)| (node, Arc::new(list))).collect(),
-            reported,
-            unreadable,
-            labels,
-            forgotten,
-        }
-    }
-}
-
 impl Target {
-    /// What the node is to hold, with its hashes.
-    pub(crate) fn of(node: &NodeName, state: &NodeState) -> Self {
-        let objects = objects_of(node, state);
+    /// What the index says that the node is to hold.
+    pub(crate) fn held(holding: &Holding<Hashes>) -> Self {
+        let Holding { state, objects } = holding.clone();
         let hash = commit_hash(objects.iter().map(|(key, hash)| (key, *hash)));
-        Self { state: state.clone(), objects, hash }
+        Self { state, objects, hash }
+    }
+
+    /// What the node is to hold, with its hashes, from nothing.
+    #[cfg(test)]
+    pub(crate) fn of(node: &NodeName, state: &NodeState) -> Self {
+        let objects = firebreak_proto::hash::objects_of(node, state);
+        let hash = commit_hash(objects.iter().map(|(key, hash)| (key, *hash)));
+        Self { state: Arc::new(state.clone()), objects: Arc::new(objects), hash }
     }
 }

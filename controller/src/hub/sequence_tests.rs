@@ -1,9 +1,10 @@
 //! Targets depend on what holds now, never on the order or number of events that led there.
 #![allow(clippy::unwrap_used)]
 
-use super::published::{Frame, Published};
+use super::published::Target;
 use super::sources::Sources;
 use crate::store::{Change, ChangeResult, Committed, ObjectKey, StoredObject, Verb};
+use firebreak_policy::compile;
 use firebreak_policy::model::{ContainerId, NetworkAddress, NetworkName, NodeName, Revision, Workload, WorkloadId, WorkloadSource};
 use firebreak_policy::node_state::NodeState;
 use firebreak_proto::hash::ContentHash;
@@ -76,20 +77,26 @@ type Outcome = BTreeMap<NodeName, (ContentHash, NodeState)>;
 /// Publishes after each step, each publication on top of the one before.
 fn run<'a>(steps: impl IntoIterator<Item = &'a [Event]>) -> Outcome {
     let mut sources = Sources::default();
-    let mut previous: Option<Published> = None;
+    let mut outcome = Outcome::new();
+    let mut told = Outcome::new();
     for step in steps {
         take(&mut sources, step);
-        let frame = Frame {
-            epoch: Arc::from("e"),
-            revision: Revision(1),
-            reported: sources.reported().clone(),
-            unreadable: sources.unreadable().clone(),
-            forgotten: sources.forgotten().clone(),
-        };
-        previous = Some(Published::of(sources.assemble(), frame, previous.as_ref()));
+        let published = sources.publish(&Arc::from("e"), Revision(1));
+        let (policies, inventory, labels) = sources.assembled();
+        assert_eq!(published.labels, labels.into_iter().collect());
+        assert_eq!(*published.policies, policies);
+        assert_eq!(*published.inventory, inventory);
+        assert_eq!(*published.compiled, compile(&policies, &inventory));
+        outcome = published.targets.iter().map(|(node, target)| (node.clone(), (target.hash, (*target.state).clone()))).collect();
+        // Whoever follows what a publication says to have changed knows everything.
+        told.extend(published.changed.iter().map(|node| (node.clone(), outcome[node].clone())));
+        told.retain(|node, _| outcome.contains_key(node));
+        assert_eq!(told, outcome);
+        for (node, (hash, state)) in &outcome {
+            assert_eq!(*hash, Target::of(node, state).hash);
+        }
     }
-    let targets = previous.map(|published| published.targets).unwrap_or_default();
-    targets.into_iter().map(|(node, target)| (node, (target.hash, target.state.clone()))).collect()
+    outcome
 }
 
 fn stored(key: &ObjectKey, json: &Value) -> Arc<StoredObject> {
@@ -140,6 +147,15 @@ fn office(form: u8) -> Event {
     Event::Object(key.clone(), (form > 0).then(|| stored(&key, &object)))
 }
 
+fn label_rule(form: u8) -> Event {
+    let key = ObjectKey::new("LabelRule", "", "zone");
+    let object = json!({
+        "apiVersion": "firebreak.dev/v1alpha1", "kind": "LabelRule", "metadata": {"name": "zone"},
+        "spec": {"to": {"nodes": {"matchLabels": {"zone": "a"}}}, "labels": {"reserved.firebreak.dev/zone": format!("z{form}")}},
+    });
+    Event::Object(key.clone(), (form > 0).then(|| stored(&key, &object)))
+}
+
 fn workload(node: &str, app: usize, address: u8) -> Arc<ReportedWorkload> {
     let network = if address == 0 { NetworkName::new(format!("{node}/docker0")) } else { NetworkName::default_network() };
     let workload = Workload {
@@ -173,11 +189,13 @@ fn event() -> impl Strategy<Value = Event> {
     });
     let node = (0..2_usize, 0..4_u8).prop_map(|(node, address)| {
         let addresses = vec![vec![10, 0, 0, address].into()];
-        Event::Node(NODES[node].into(), v1::NodeReport { addresses, ..v1::NodeReport::default() })
+        let labels = [("zone".to_owned(), if address < 2 { "a" } else { "b" }.to_owned())].into();
+        Event::Node(NODES[node].into(), v1::NodeReport { addresses, labels, ..v1::NodeReport::default() })
     });
     prop_oneof![
         4 => (0..3_usize, 0..5_usize).prop_map(|(name, form)| policy(name, form)),
         1 => (0..3_u8).prop_map(office),
+        1 => (0..3_u8).prop_map(label_rule),
         4 => report,
         1 => removal,
         1 => node,

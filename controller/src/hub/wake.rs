@@ -4,9 +4,8 @@
 //! A publication that concerns many is told of in turn: so many nodes are under way at a time, and the next one's turn comes when one of them has
 //! acknowledged. A change of a few nodes that comes meanwhile waits for these and not for thousands.
 
-use super::published::Published;
 use firebreak_policy::model::NodeName;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -128,34 +127,6 @@ impl Wakes {
     }
 }
 
-/// Nodes that have another target than in the publication before: a generation has to go to them.
-pub(crate) fn targeted<'a>(before: &Published, now: &'a Published) -> Vec<&'a NodeName> {
-    different(&before.targets, &now.targets, |before, now| Arc::ptr_eq(before, now) || before.hash == now.hash)
-}
-
-/// Nodes to which other workloads are declared.
-pub(crate) fn declared<'a>(before: &Published, now: &'a Published) -> Vec<&'a NodeName> {
-    let mut nodes = different(&before.declared, &now.declared, |before, now| Arc::ptr_eq(before, now) || before == now);
-    // A list that became empty need not be there any more; the node is then among the targets, or is none.
-    let ended = before.declared.keys().filter(|node| !now.declared.contains_key(*node));
-    nodes.extend(ended.filter_map(|node| now.targets.get_key_value(node)).map(|(node, _)| node));
-    nodes
-}
-
-/// The keys of `now` with another value before, or none. Both maps are walked once.
-fn different<'a, V>(before: &BTreeMap<NodeName, V>, now: &'a BTreeMap<NodeName, V>, is_same: impl Fn(&V, &V) -> bool) -> Vec<&'a NodeName> {
-    let mut before = before.iter().peekable();
-    let mut nodes = Vec::new();
-    for (node, value) in now {
-        while before.next_if(|(earlier, _)| *earlier < node).is_some() {}
-        let same = before.next_if(|(earlier, _)| *earlier == node).is_some_and(|(_, earlier)| is_same(earlier, value));
-        if !same {
-            nodes.push(node);
-        }
-    }
-    nodes
-}
-
 /// What happened to nodes since the last publication beside what their targets show.
 #[derive(Debug, Default)]
 pub(crate) struct Touched(BTreeSet<NodeName>);
@@ -175,25 +146,6 @@ impl Touched {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn nodes(pairs: &[(&str, u8)]) -> BTreeMap<NodeName, u8> {
-        pairs.iter().map(|(node, value)| (NodeName::new(*node), *value)).collect()
-    }
-
-    #[test]
-    fn nodes_that_came_or_changed_are_different_and_those_that_went_are_not_named() {
-        for (before, now, expected) in [
-            (vec![], vec![("a", 1)], vec!["a"]),
-            (vec![("a", 1), ("b", 1)], vec![("a", 1), ("b", 2)], vec!["b"]),
-            (vec![("a", 1), ("b", 1), ("c", 1)], vec![("b", 1), ("c", 1), ("d", 1)], vec!["d"]),
-            (vec![("b", 1)], vec![("a", 1), ("b", 1), ("c", 1)], vec!["a", "c"]),
-            (vec![("a", 1)], vec![], vec![]),
-        ] {
-            let (before, now) = (nodes(&before), nodes(&now));
-            let found: Vec<&str> = different(&before, &now, |one, other| one == other).into_iter().map(NodeName::as_str).collect();
-            assert_eq!(found, expected, "{before:?} {now:?}");
-        }
-    }
 
     #[tokio::test]
     async fn a_wake_before_the_wait_is_kept_and_only_the_newest_session_of_a_node_gets_it() {

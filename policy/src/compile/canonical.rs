@@ -2,6 +2,7 @@
 
 use crate::model::{CidrBlock, Entity, LabelSelector, NamespaceName, NamespaceScope, NodeName, Operator, Peer, Protocol, Requirement};
 use crate::node_state::{GroupId, SegmentId};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -36,6 +37,11 @@ pub(crate) enum Claim {
 }
 
 pub(crate) fn group_id(namespace: &NamespaceName, subject: Subject<'_>, claim: Claim, part: Part<'_>) -> GroupId {
+    group_id_of(&group_text(namespace, subject, claim), part)
+}
+
+/// The meaning of a group, whoever asks: what [`group_id_of`] makes its ids of.
+pub(crate) fn group_text(namespace: &NamespaceName, subject: Subject<'_>, claim: Claim) -> String {
     let mut text = String::from("group/1\n");
     match claim {
         Claim::Sure => {}
@@ -50,12 +56,16 @@ pub(crate) fn group_id(namespace: &NamespaceName, subject: Subject<'_>, claim: C
             }
         }
     }
+    text
+}
+
+/// The id of one part of a group.
+pub(crate) fn group_id_of(text: &str, part: Part<'_>) -> GroupId {
     match part {
-        Part::Shared => {}
-        Part::HiddenOn(node) => push(&mut text, format_args!("hidden on {node:?}\n")),
-        Part::AllOn(node) => push(&mut text, format_args!("all on {node:?}\n")),
+        Part::Shared => GroupId(hash(text)),
+        Part::HiddenOn(node) => GroupId(hash(&format!("{text}hidden on {node:?}\n"))),
+        Part::AllOn(node) => GroupId(hash(&format!("{text}all on {node:?}\n"))),
     }
-    GroupId(hash(&text))
 }
 
 pub(crate) fn segment_id(text: &str) -> SegmentId {
@@ -93,7 +103,10 @@ fn block_text(text: &mut String, block: &CidrBlock) {
 }
 
 /// The one spelling of a selector: pairs before expressions, everything sorted, nothing twice.
-pub(crate) fn canonical_selector(selector: &LabelSelector) -> LabelSelector {
+pub(crate) fn canonical_selector(selector: &LabelSelector) -> Cow<'_, LabelSelector> {
+    if selector.match_expressions.is_empty() {
+        return Cow::Borrowed(selector);
+    }
     let mut match_labels = selector.match_labels.clone();
     let sorted = |values: &Vec<String>| values.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
     let sorted_requirement = |Requirement { key, operator }: &Requirement| Requirement {
@@ -115,7 +128,7 @@ pub(crate) fn canonical_selector(selector: &LabelSelector) -> LabelSelector {
         Operator::NotIn(_) | Operator::Exists | Operator::DoesNotExist => false,
     };
     let match_expressions = expressions.into_iter().filter(|it| !is_pair(it)).collect();
-    LabelSelector { match_labels, match_expressions }
+    Cow::Owned(LabelSelector { match_labels, match_expressions })
 }
 
 fn selector_text(text: &mut String, selector: &LabelSelector) {

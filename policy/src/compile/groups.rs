@@ -9,6 +9,7 @@ use crate::model::{
     Workload,
 };
 use crate::node_state::{Group, GroupId, Member};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -108,22 +109,7 @@ impl<'a> Groups<'a> {
                 }
             }
         }
-        // Rules that spell one selector differently share a group: its title must not depend on which of them comes first.
-        let canonical = |peer: &Peer| match peer {
-            Peer::Workloads { namespaces, workloads } => Peer::Workloads {
-                namespaces: match namespaces {
-                    NamespaceScope::Own => NamespaceScope::Own,
-                    NamespaceScope::Matching(selector) => NamespaceScope::Matching(canonical_selector(selector)),
-                },
-                workloads: canonical_selector(workloads),
-            },
-            Peer::Nodes(selector) => Peer::Nodes(canonical_selector(selector)),
-            Peer::Cidr(_) | Peer::Group(_) | Peer::Entity(_) | Peer::Unknown => peer.clone(),
-        };
-        let title = match subject {
-            Subject::Peer(peer) => title(namespace, Subject::Peer(&canonical(peer))),
-            Subject::NamedPort(peer, protocol, name) => title(namespace, Subject::NamedPort(peer.map(canonical).as_ref(), protocol, name)),
-        };
+        let title = canonical_title(namespace, subject);
         Resolved { shared: Arc::new(Group { id, title, members: shared.into() }), hidden }
     }
 
@@ -167,6 +153,37 @@ impl<'a> Groups<'a> {
 
 fn everywhere() -> NamespaceScope {
     NamespaceScope::Matching(LabelSelector::everything())
+}
+
+/// The title of a group. Rules that spell one selector differently share a group: its title must not depend on which of them comes first.
+pub(crate) fn canonical_title(namespace: &NamespaceName, subject: Subject<'_>) -> String {
+    match subject {
+        Subject::Peer(peer) => title(namespace, Subject::Peer(&canonical_peer(peer))),
+        Subject::NamedPort(peer, protocol, name) => {
+            let peer = peer.map(canonical_peer);
+            title(namespace, Subject::NamedPort(peer.as_deref(), protocol, name))
+        }
+    }
+}
+
+fn canonical_peer(peer: &Peer) -> Cow<'_, Peer> {
+    match peer {
+        Peer::Workloads { namespaces, workloads } => {
+            let namespaces = match namespaces {
+                NamespaceScope::Own => None,
+                NamespaceScope::Matching(selector) => Some(canonical_selector(selector)),
+            };
+            match (namespaces, canonical_selector(workloads)) {
+                (None | Some(Cow::Borrowed(_)), Cow::Borrowed(_)) => Cow::Borrowed(peer),
+                (namespaces, workloads) => {
+                    let namespaces = namespaces.map_or(NamespaceScope::Own, |selector| NamespaceScope::Matching(selector.into_owned()));
+                    Cow::Owned(Peer::Workloads { namespaces, workloads: workloads.into_owned() })
+                }
+            }
+        }
+        Peer::Nodes(selector) => Cow::Owned(Peer::Nodes(canonical_selector(selector).into_owned())),
+        Peer::Cidr(_) | Peer::Group(_) | Peer::Entity(_) | Peer::Unknown => Cow::Borrowed(peer),
+    }
 }
 
 fn title(namespace: &NamespaceName, subject: Subject<'_>) -> String {

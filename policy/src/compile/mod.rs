@@ -1,18 +1,19 @@
 //! Policies and inventory in, what each node needs out. A function of its arguments: order and number of events never enter.
 
 mod addresses;
-mod blocks;
-mod canonical;
-mod groups;
+pub(crate) mod blocks;
+pub(crate) mod canonical;
+pub(crate) mod groups;
 mod index;
-mod segments;
+pub(crate) mod segments;
 
 use crate::model::{
     Direction, GroupName, Inventory, NetworkAddress, NodeName, Peer, Peers, Policy, PolicyKey, PolicySet, Rule, Tier, WorkloadId,
 };
 use crate::node_state::{LocalEndpoint, NodeState, Segment};
-pub(crate) use addresses::is_link_local;
-use addresses::{AddressBook, takes_part};
+use crate::shared_map::SharedMap;
+use addresses::AddressBook;
+pub(crate) use addresses::{is_link_local, takes_part};
 use groups::Groups;
 use index::Index;
 use segments::{SegmentBuilder, Selections};
@@ -22,9 +23,9 @@ use std::sync::Arc;
 /// What a policy set means over an inventory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Compiled {
-    nodes: BTreeMap<NodeName, NodeState>,
-    conflicts: BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>,
-    problems: BTreeMap<PolicyKey, Vec<Problem>>,
+    nodes: SharedMap<NodeName, NodeState>,
+    conflicts: Arc<BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>>,
+    problems: Arc<BTreeMap<PolicyKey, Vec<Problem>>>,
 }
 
 /// Why a policy is not fully in force.
@@ -39,13 +40,22 @@ pub enum Problem {
 }
 
 impl Compiled {
+    /// Out of what was worked out elsewhere.
+    pub fn assembled(
+        nodes: SharedMap<NodeName, NodeState>,
+        conflicts: Arc<BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>>,
+        problems: Arc<BTreeMap<PolicyKey, Vec<Problem>>>,
+    ) -> Self {
+        Self { nodes, conflicts, problems }
+    }
+
     /// What one node needs. A node without workloads needs nothing but its own addresses.
     pub fn node(&self, name: &NodeName) -> Option<&NodeState> {
         self.nodes.get(name)
     }
 
     /// Every node that is declared or has workloads.
-    pub fn nodes(&self) -> &BTreeMap<NodeName, NodeState> {
+    pub fn nodes(&self) -> &SharedMap<NodeName, NodeState> {
         &self.nodes
     }
 
@@ -97,7 +107,7 @@ pub fn compile(policies: &PolicySet, inventory: &Inventory) -> Compiled {
         };
         state.endpoints.insert(workload.id.clone(), Arc::new(endpoint));
     }
-    Compiled { nodes, conflicts: book.conflicts().clone(), problems: problems(policies) }
+    Compiled { nodes: nodes.into_iter().collect(), conflicts: Arc::new(book.conflicts().clone()), problems: Arc::new(problems(policies)) }
 }
 
 fn problems(policies: &PolicySet) -> BTreeMap<PolicyKey, Vec<Problem>> {

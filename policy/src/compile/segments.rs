@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// Labels that say which application a workload is, in the order in which they are asked.
-const APPLICATION_LABELS: [&str; 3] = ["app", "app.kubernetes.io/name", "k8s-app"];
+pub(crate) const APPLICATION_LABELS: [&str; 3] = ["app", "app.kubernetes.io/name", "k8s-app"];
 
 /// Which policies select which workload: those of namespaces in key order, those of tiers in the order of their precedence.
 pub(crate) struct Selections<'a> {
@@ -95,7 +95,7 @@ impl<'a> SegmentBuilder<'a> {
         let modes = self.selected.namespaced.iter().map(|it| it.mode).chain(self.selected.tiered.iter().map(|it| it.mode));
         let audited = modes.into_iter().any(|mode| mode == Mode::Audit);
         let audit = audited.then(|| self.rulebook(true, groups, &mut used));
-        (Segment { id, title: self.title.clone(), rules, audit }, used)
+        (Segment { id, title: self.title.clone(), rules: rules.into(), audit: audit.map(Arc::new) }, used)
     }
 
     /// What the policies say that are enforced, and with `audit` those in Audit mode as if they were.

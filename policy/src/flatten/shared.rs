@@ -34,7 +34,7 @@ fn add_side(sets: &mut KernelSets, state: &NodeState, layout: &Layout, key: &Sid
     rules.dedup_by(|one, kept| (one.peers, one.service) == (kept.peers, kept.service));
     let text: Vec<String> = rules.iter().map(|rule| format!("{rule:?}")).collect();
     let name = ShortName::new(&segment.title, [&*id.0].into_iter().chain(text.iter().map(String::as_str)));
-    let chain = Chain { direction: *direction, family: *family, name };
+    let chain = Chain { direction: *direction, family: *family, name, answers: false };
     sets.shared.chains.insert(chain, rules);
     for (address, who) in &of.locals {
         let comment = super::comment(format!("{who} isolated by {}", listed(isolation)));

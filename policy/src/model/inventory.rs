@@ -3,19 +3,19 @@
 use super::id::{InterfaceName, NamespaceName, NetworkName, NodeName, WorkloadId};
 use super::label::Labels;
 use super::policy::Protocol;
-use std::collections::BTreeMap;
+use crate::shared_map::SharedMap;
 use std::fmt;
 use std::net::IpAddr;
 
-/// Everything that policy can be about at one moment.
+/// Everything that policy can be about at one moment. Copies share their memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// Namespaces that somebody declared. A workload's namespace need not be here: it then has no labels.
-    pub namespaces: BTreeMap<NamespaceName, Namespace>,
+    pub namespaces: SharedMap<NamespaceName, Namespace>,
     /// Nodes by name.
-    pub nodes: BTreeMap<NodeName, Node>,
+    pub nodes: SharedMap<NodeName, Node>,
     /// Workloads by id.
-    pub workloads: BTreeMap<WorkloadId, Workload>,
+    pub workloads: SharedMap<WorkloadId, Workload>,
 }
 
 /// A namespace and the labels that namespace selectors look at.

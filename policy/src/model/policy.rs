@@ -2,19 +2,19 @@
 
 use super::id::{GroupName, NamespaceName};
 use super::label::LabelSelector;
+use crate::shared_map::SharedMap;
 use ipnet::IpNet;
-use std::collections::BTreeMap;
 use std::fmt;
 
-/// The policies and what they refer to, at one revision.
+/// The policies and what they refer to, at one revision. Copies share their memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicySet {
     /// Policies of namespaces by key.
-    pub policies: BTreeMap<PolicyKey, Policy>,
+    pub policies: SharedMap<PolicyKey, Policy>,
     /// Policies of the tiers around them by key.
-    pub tiered: BTreeMap<PolicyKey, TieredPolicy>,
+    pub tiered: SharedMap<PolicyKey, TieredPolicy>,
     /// Named address groups.
-    pub address_groups: BTreeMap<GroupName, AddressGroup>,
+    pub address_groups: SharedMap<GroupName, AddressGroup>,
     /// The configured `clusterNetworks`. Empty means "not configured": the entity `world` is then the public addresses only.
     pub cluster_networks: Vec<IpNet>,
 }

@@ -41,7 +41,7 @@ pub fn resolved(state: &NodeState) -> Option<NodeState> {
                 Direction::Egress => rules.egress = Some(isolation),
             }
         }
-        let plain = Segment { id: segment.id.clone(), title: segment.title.clone(), rules, audit: segment.audit.clone() };
+        let plain = Segment { id: segment.id.clone(), title: segment.title.clone(), rules: rules.into(), audit: segment.audit.clone() };
         next.segments.insert(segment.id.clone(), Arc::new(plain));
     }
     Some(next)

@@ -2,8 +2,8 @@
 
 use super::policy::{WITH_PORTS, allows_with_ports, ip, nfproto, set};
 use super::words::{
-    Rules, accept, back, concat, count, dispatch, drop, field, goto, has_no_label, in_set, is_direction, is_established, is_not,
-    is_opening, jump, l4proto, meta, not_in_set, prohibit, reset, set_label, to_goto, to_jump, update,
+    Rules, accept, back, concat, count, dispatch, drop, field, goto, has_no_label, in_set, is_direction, is_established, is_not, is_number,
+    is_opening, jump, l4proto, look_up, meta, not_in_set, prohibit, reset, set_label, to_goto, to_jump, update,
 };
 use crate::dataplane::names::{self, COUNTER_CUT, FAMILIES, SET_MIDSTREAM, SET_OBSERVE, family_digit, revoked};
 use firebreak_policy::kernel_sets::Shape;
@@ -161,11 +161,17 @@ enum Purpose {
 ///     ip saddr . th sport . ip daddr . th dport . meta l4proto @revoked4 goto revoked_forward4
 ///     ip daddr . th dport . ip saddr . th sport . meta l4proto @revoked4 return
 ///     ip daddr != @out4_isolated goto midstream_in4
+///     ip daddr vmap @out4_segment_answers
 ///     ip daddr . ip saddr . meta l4proto . th sport @out4_peer_port goto midstream_in4
 ///     ...
 /// }
+/// chain beyond_answer_out4 {                           # where a segment's chain has let the egress stage be passed
+///     iif 0 goto midstream_published4                  # at the output hook
+///     goto midstream_in4
+/// }
 /// chain midstream_in4 {
 ///     ip saddr != @in4_isolated accept
+///     ip saddr vmap @in4_segment_answers
 ///     ip saddr . ip daddr . meta l4proto . th sport @in4_peer_port accept
 ///     ...
 /// }
@@ -186,7 +192,10 @@ enum Purpose {
 ///     ip daddr . ip saddr . meta l4proto . th sport @published_allow4 accept
 /// }
 /// ```
-/// `revoked_*` are the same with `return` in the place of `accept`, and `goto cut_again4` at the end of each.
+/// `revoked_*` are the same with `return` in the place of `accept`, and `goto cut_again4` at the end of each, and without the chains of segments:
+/// what those allow again the agent takes out of `revoked4` ([`crate::dataplane::Revoked`]). A packet that passed these chains would have to be
+/// judged by itself behind them, and the kernel, which walks every way through chains and maps when rules come, would walk the fourth power of them.
+/// The chains of segments are there for answers only as long as TCP may be picked up in the middle.
 struct Reversed {
     purpose: Purpose,
     family: Family,
@@ -208,6 +217,13 @@ impl Reversed {
         let port = field("th", "sport");
         for (chain, next) in [("forward", "in"), ("output", "published")] {
             self.stage(rules, chain, Direction::Egress, (&destination, &source), &|| goto(&self.name(next)));
+        }
+        if self.purpose == Purpose::Midstream {
+            let beyond = names::beyond_answer(self.family);
+            rules.chain(&beyond);
+            // At the output hook there is no interface that it came by.
+            rules.rule(&beyond, [is_number(meta(MetaKey::Iif), 0), goto(&self.name("published"))]);
+            rules.rule(&beyond, [goto(&self.name("in"))]);
         }
         self.stage(rules, "in", Direction::Ingress, (&source, &destination), &|| self.allowed());
 
@@ -234,6 +250,9 @@ impl Reversed {
     ) {
         let chain = self.name(chain);
         rules.rule(&chain, [not_in_set(local.clone(), &self.set(direction, Shape::Isolated)), allowed()]);
+        if self.purpose == Purpose::Midstream {
+            rules.rule(&chain, [look_up(local.clone(), &names::segments(names::Asked::Answer, direction, self.family))]);
+        }
         for (key, shape) in allows_with_ports(local, peer, &field("th", "sport")) {
             rules.rule(&chain, [in_set(key, &self.set(direction, shape)), allowed()]);
         }

@@ -12,7 +12,7 @@ mod words;
 
 use super::config::DataplaneConfig;
 use super::names::{
-    CHAIN_FROM_WORKLOAD, FAMILIES, Layer, SetRef, TABLE, beyond_egress, is_port_chain, parse_group_set, parse_segment_chain,
+    CHAIN_FROM_WORKLOAD, FAMILIES, Layer, SetRef, TABLE, beyond_answer, beyond_egress, is_port_chain, parse_group_set, parse_segment_chain,
 };
 use super::ports;
 pub(super) use policy::{SHORTCUTS, judged_name};
@@ -151,7 +151,9 @@ impl Skeleton {
         let goes = |name: &str, shape: &SetShape| shape.is_map() && !kept.contains(name);
         commands.extend(present.sets.iter().filter(|(name, shape)| goes(name, shape)).map(|(name, _)| named("map", name)));
         let is_port = |chain: &str| self.layer == Layer::Netdev && is_port_chain(chain);
-        let is_led_to = |chain: &str| self.layer == Layer::Inet && FAMILIES.iter().any(|family| beyond_egress(*family) == chain);
+        let is_led_to = |chain: &str| {
+            self.layer == Layer::Inet && FAMILIES.iter().any(|family| beyond_egress(*family) == chain || beyond_answer(*family) == chain)
+        };
         let stays = |chain: &str| {
             is_port(chain) || is_segment(chain) || is_led_to(chain) || (self.layer == Layer::Inet && POLICY_HOOKS.contains(&chain))
         };

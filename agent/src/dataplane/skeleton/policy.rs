@@ -302,7 +302,7 @@ fn stage(rules: &mut Rules, direction: Direction, family: Family) {
     let mut kinds: Vec<(&'static str, Verdict<'static>)> = WITH_PORTS.iter().map(|name| (*name, to_goto(&with_ports))).collect();
     kinds.push((icmp_protocol(family), to_goto(&with_types)));
     // First: where there is such a chain it holds what is asked most, ranges and large groups.
-    rules.rule(&name, [look_up(local.clone(), &names::segments(direction, family))]);
+    rules.rule(&name, [look_up(local.clone(), &names::segments(names::Asked::Packet, direction, family))]);
     rules.rule(&name, [dispatch(l4proto(), kinds)]);
     rules.rule(&name, allow(with(vec![]), Shape::Peer));
     rules.rule(&name, allow(with(vec![l4proto()]), Shape::PeerProtocol));

@@ -89,6 +89,7 @@ impl SetSpec {
 /// set in4_reject        { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval; }
 /// set in4_reject_icmp   { type ipv4_addr . ipv4_addr . icmp_type . icmp_code; flags interval; }
 /// map in4_segment       { type ipv4_addr : verdict; }
+/// map in4_segment_answers { type ipv4_addr : verdict; }
 /// set published4        { type ipv4_addr . inet_proto . inet_service; }
 /// set published_allow4  { type ipv4_addr . ipv4_addr . inet_proto . inet_service; }
 /// ```
@@ -107,7 +108,7 @@ pub(super) fn written_set(layer: Layer, set: SetRef) -> SetSpec {
         }
         SetRef::Workloads(family) => SetSpec::plain(layer, set.name(), vec![address(family)]),
         SetRef::Bound(layer, form) => bound_set(layer, form),
-        SetRef::Segments(_, family) => SetSpec { map: Some("verdict"), ..SetSpec::plain(layer, set.name(), vec![address(family)]) },
+        SetRef::Segments(_, _, family) => SetSpec { map: Some("verdict"), ..SetSpec::plain(layer, set.name(), vec![address(family)]) },
         // Made when a group needs one.
         SetRef::Group(group) => {
             let address = address(group.family);

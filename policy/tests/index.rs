@@ -1,0 +1,380 @@
+//! The index is what a fresh compile of its state is, whatever the events were that led there: straight, reversed, squashed, split, with empty
+//! states between; and what it says changed is all that changed. 1,200 random sequences, ten times as many at `FIREBREAK_SCALE=full`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use firebreak_policy::arbitrary::{inventories, strangers, tiered_clusters, transports};
+use firebreak_policy::evaluate::PeerView;
+use firebreak_policy::index::{Holding, Index, Running, Stamps, Unstamped, Written};
+use firebreak_policy::model::*;
+use firebreak_policy::node_state::{GroupId, LocalEndpoint, Member, NodeState, ObjectKey, ObjectKind, Rulebook, SegmentId};
+use firebreak_policy::reference::Reference;
+use firebreak_policy::{Compiled, SharedMap, compile};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseResult, TestRunner};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+type State = (PolicySet, Inventory);
+
+/// Content hashes that differ where contents do.
+#[derive(Debug)]
+struct Printed;
+
+fn number(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Stamps for Printed {
+    type Stamp = u64;
+    type Sum = u64;
+    type Rules = String;
+
+    fn add(sum: &mut u64, member: &Member) {
+        *sum = sum.wrapping_add(number(&format!("{member:?}")));
+    }
+    fn remove(sum: &mut u64, member: &Member) {
+        *sum = sum.wrapping_sub(number(&format!("{member:?}")));
+    }
+    fn group(id: &GroupId, title: &str, members: &u64) -> u64 {
+        number(&format!("{id:?} {title} {members}"))
+    }
+    fn rules(rules: &Rulebook, audit: Option<&Rulebook>) -> String {
+        format!("{rules:?} {audit:?}")
+    }
+    fn segment(id: &SegmentId, title: &str, rules: &String) -> u64 {
+        number(&format!("{id:?} {title} {rules}"))
+    }
+    fn endpoint(endpoint: &LocalEndpoint) -> u64 {
+        number(&format!("{endpoint:?}"))
+    }
+    fn node(name: &NodeName, addresses: &BTreeSet<IpAddr>) -> u64 {
+        number(&format!("{name} {addresses:?}"))
+    }
+}
+
+/// Every object of a state with its hash, from nothing.
+fn objects(name: &NodeName, state: &NodeState) -> Vec<(ObjectKey, u64)> {
+    let groups = state.groups.values().map(|group| {
+        let mut sum = 0;
+        group.members.iter().for_each(|member| Printed::add(&mut sum, member));
+        (ObjectKey::new(ObjectKind::Group, group.id.0.clone()), Printed::group(&group.id, &group.title, &sum))
+    });
+    let segments = state.segments.values().map(|it| {
+        (
+            ObjectKey::new(ObjectKind::Segment, it.id.0.clone()),
+            Printed::segment(&it.id, &it.title, &Printed::rules(&it.rules, it.audit.as_deref())),
+        )
+    });
+    let endpoints =
+        state.endpoints.values().map(|it| (ObjectKey::new(ObjectKind::Endpoint, it.id.container.as_str()), Printed::endpoint(it)));
+    let node = (ObjectKey::new(ObjectKind::Node, name.as_str()), Printed::node(name, &state.addresses));
+    let mut all: Vec<_> = groups.chain(segments).chain(endpoints).chain([node]).collect();
+    all.sort();
+    all
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Workload(WorkloadId, Option<Workload>),
+    Namespace(NamespaceName, Option<Namespace>),
+    Node(NodeName, Option<Node>),
+    Policy(PolicyKey, Option<Policy>),
+    Tiered(PolicyKey, Option<TieredPolicy>),
+    AddressGroup(GroupName, Option<AddressGroup>),
+    ClusterNetworks(Vec<ipnet::IpNet>),
+}
+
+fn differences<K: Ord + Clone, V: Clone + PartialEq>(
+    from: &SharedMap<K, V>,
+    to: &SharedMap<K, V>,
+    event: impl Fn(K, Option<V>) -> Event,
+) -> Vec<Event> {
+    let keys: BTreeSet<&K> = from.keys().chain(to.keys()).collect();
+    keys.into_iter().filter(|key| from.get(*key) != to.get(*key)).map(|key| event(key.clone(), to.get(key).cloned())).collect()
+}
+
+/// The events that lead from one state to another.
+fn events((old, was): &State, (new, is): &State) -> Vec<Event> {
+    let mut events = differences(&old.policies, &new.policies, Event::Policy);
+    events.extend(differences(&was.workloads, &is.workloads, Event::Workload));
+    events.extend(differences(&old.tiered, &new.tiered, Event::Tiered));
+    events.extend(differences(&was.nodes, &is.nodes, Event::Node));
+    events.extend(differences(&old.address_groups, &new.address_groups, Event::AddressGroup));
+    events.extend(differences(&was.namespaces, &is.namespaces, Event::Namespace));
+    if old.cluster_networks != new.cluster_networks {
+        events.push(Event::ClusterNetworks(new.cluster_networks.clone()));
+    }
+    events
+}
+
+fn tell_running(running: &mut Running, event: &Event) {
+    match event.clone() {
+        Event::Workload(_, Some(it)) => running.put_workload(Arc::new(it)),
+        Event::Workload(id, None) => running.remove_workload(&id),
+        Event::Namespace(_, Some(it)) => running.put_namespace(&it),
+        Event::Namespace(name, None) => running.remove_namespace(&name),
+        Event::Node(_, Some(it)) => running.put_node(Arc::new(it)),
+        Event::Node(name, None) => running.remove_node(&name),
+        Event::Policy(..) | Event::Tiered(..) | Event::AddressGroup(..) | Event::ClusterNetworks(_) => {}
+    }
+}
+
+fn tell_written<S: Stamps>(written: &mut Written<S>, event: &Event) {
+    match event.clone() {
+        Event::Policy(_, Some(it)) => written.put_policy(Arc::new(it)),
+        Event::Policy(key, None) => written.remove_policy(&key),
+        Event::Tiered(_, Some(it)) => written.put_tiered(Arc::new(it)),
+        Event::Tiered(key, None) => written.remove_tiered(&key),
+        Event::AddressGroup(_, Some(it)) => written.put_address_group(Arc::new(it)),
+        Event::AddressGroup(name, None) => written.remove_address_group(&name),
+        Event::ClusterNetworks(networks) => written.set_cluster_networks(&networks),
+        Event::Workload(..) | Event::Namespace(..) | Event::Node(..) => {}
+    }
+}
+
+/// An index, and what its words about changes add up to.
+#[derive(Default)]
+struct Followed {
+    running: Running,
+    written: Written<Printed>,
+    mirror: BTreeMap<NodeName, BTreeMap<ObjectKey, u64>>,
+}
+
+impl Followed {
+    fn tell(&mut self, event: &Event) {
+        tell_running(&mut self.running, event);
+        tell_written(&mut self.written, event);
+    }
+
+    fn settle(&mut self) {
+        let touched = self.running.take_touched();
+        self.written.settle(&mut self.running, &touched);
+        for (node, keys) in self.written.take_changed(&self.running) {
+            let Some(holding) = self.written.node(&self.running, &node) else {
+                self.mirror.remove(&node);
+                continue;
+            };
+            let mirror = self.mirror.entry(node).or_default();
+            for key in keys {
+                match holding.objects.binary_search_by(|(it, _)| it.cmp(&key)) {
+                    Ok(at) => mirror.insert(key, holding.objects[at].1),
+                    Err(_) => mirror.remove(&key),
+                };
+            }
+        }
+    }
+
+    fn is(&self, (policies, inventory): &State) -> Result<Compiled, TestCaseError> {
+        let (is, expected) = (self.written.compiled(&self.running), compile(policies, inventory));
+        prop_assert_eq!(&is, &expected);
+        let mut mirrored = 0;
+        for (name, holding) in self.written.nodes(&self.running) {
+            let Holding { state, objects: stamped } = holding;
+            prop_assert_eq!(&**stamped, &objects(name, state), "hashes on {}", name);
+            let mirror: Vec<_> = self.mirror.get(name).into_iter().flatten().map(|(key, stamp)| (key.clone(), *stamp)).collect();
+            prop_assert_eq!(&mirror, &**stamped, "what was said to have changed on {}", name);
+            mirrored += 1;
+        }
+        prop_assert_eq!(mirrored, self.mirror.len());
+        Ok(is)
+    }
+}
+
+/// How a sequence of states is told.
+#[derive(Clone, Copy, Debug)]
+enum Telling {
+    /// All events of a step, then settled.
+    AtOnce,
+    /// Settled after each event.
+    Split,
+    /// The events of a step in reversed order.
+    Backwards,
+    /// Several steps before it is settled.
+    Squashed,
+}
+
+fn follow(states: &[State], telling: Telling) -> TestCaseResult {
+    let mut index = Followed::default();
+    let empty = State::default();
+    for (position, state) in states.iter().enumerate() {
+        let before = position.checked_sub(1).map_or(&empty, |before| &states[before]);
+        let mut events = events(before, state);
+        if matches!(telling, Telling::Backwards) {
+            events.reverse();
+        }
+        for event in &events {
+            index.tell(event);
+            if matches!(telling, Telling::Split) {
+                index.settle();
+            }
+        }
+        if matches!(telling, Telling::Squashed) && position % 3 != 2 && position + 1 != states.len() {
+            continue;
+        }
+        index.settle();
+        index.is(state)?;
+    }
+    Ok(())
+}
+
+fn every_way(states: &[State]) -> TestCaseResult {
+    let reversed: Vec<State> = states.iter().rev().cloned().collect();
+    let empties: Vec<State> = states.iter().flat_map(|state| [state.clone(), State::default()]).collect();
+    for telling in [Telling::AtOnce, Telling::Split, Telling::Backwards, Telling::Squashed] {
+        follow(states, telling)?;
+        follow(&reversed, telling)?;
+    }
+    follow(&empties, Telling::AtOnce)?;
+    follow(&empties, Telling::Squashed)
+}
+
+/// A small generator of numbers; the seed is the property's.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+
+    /// Some of each: what has changed, what is there only sometimes, what stays.
+    fn mix<K: Ord + Clone, V: Clone>(&mut self, sources: &[&SharedMap<K, V>], before: &SharedMap<K, V>) -> SharedMap<K, V> {
+        let keys: BTreeSet<&K> = sources.iter().flat_map(|it| it.keys()).collect();
+        let mut mixed = before.clone();
+        for key in keys {
+            if self.roll(3) > 0 {
+                continue;
+            }
+            let source = sources.get(usize::try_from(self.roll(4)).unwrap());
+            match source.and_then(|source| source.get(key)) {
+                Some(value) => drop(mixed.insert(key.clone(), value.clone())),
+                None => drop(mixed.remove(key)),
+            }
+        }
+        mixed
+    }
+}
+
+/// Three random clusters, and states that are mixed from them, each from the one before.
+fn sequences() -> impl Strategy<Value = Vec<State>> {
+    (prop::collection::vec(tiered_clusters(), 3), any::<u64>(), 2_usize..8).prop_map(|(clusters, seed, steps)| {
+        let mut dice = Dice(seed);
+        let mut states = vec![clusters[0].clone()];
+        for _ in 1..steps {
+            let (policies, inventory) = states.last().unwrap().clone();
+            let sets: Vec<&PolicySet> = clusters.iter().map(|(policies, _)| policies).collect();
+            let inventories: Vec<&Inventory> = clusters.iter().map(|(_, inventory)| inventory).collect();
+            let policies = PolicySet {
+                policies: dice.mix(&sets.iter().map(|it| &it.policies).collect::<Vec<_>>(), &policies.policies),
+                tiered: dice.mix(&sets.iter().map(|it| &it.tiered).collect::<Vec<_>>(), &policies.tiered),
+                address_groups: dice.mix(&sets.iter().map(|it| &it.address_groups).collect::<Vec<_>>(), &policies.address_groups),
+                cluster_networks: sets[usize::try_from(dice.roll(3)).unwrap()].cluster_networks.clone(),
+            };
+            let inventory = Inventory {
+                namespaces: dice.mix(&inventories.iter().map(|it| &it.namespaces).collect::<Vec<_>>(), &inventory.namespaces),
+                nodes: dice.mix(&inventories.iter().map(|it| &it.nodes).collect::<Vec<_>>(), &inventory.nodes),
+                workloads: dice.mix(&inventories.iter().map(|it| &it.workloads).collect::<Vec<_>>(), &inventory.workloads),
+            };
+            states.push((policies, inventory));
+        }
+        states
+    })
+}
+
+fn check<T: Strategy>(name: &str, cases: u32, strategy: T, property: impl Fn(T::Value) -> TestCaseResult) {
+    let scale = match std::env::var("FIREBREAK_SCALE").as_deref() {
+        Ok("full") => 10,
+        Ok("ci") | Err(_) => 1,
+        Ok(other) => panic!("FIREBREAK_SCALE is {other:?}, not ci or full"),
+    };
+    let config = Config { cases: cases * scale, failure_persistence: None, max_shrink_iters: 5_000, ..Config::default() };
+    if let Err(failure) = TestRunner::new(config).run(&strategy, property) {
+        panic!("{name}: {failure}");
+    }
+    println!("{name}: {} sequences", cases * scale);
+}
+
+#[test]
+fn straight_reversed_squashed_split_and_with_empties_between_it_is_a_fresh_compile_of_its_state() {
+    check("sequences", 400, sequences(), |states| every_way(&states));
+}
+
+#[test]
+fn what_it_says_of_sampled_flows_is_what_the_reference_says() {
+    check("flows", 150, (sequences(), transports(Family::V4), transports(Family::V6)), |(states, v4, v6)| {
+        let mut index = Followed::default();
+        let mut before = State::default();
+        for state in states {
+            events(&before, &state).iter().for_each(|event| index.tell(event));
+            index.settle();
+            agrees(&index.written.compiled(&index.running), &state, &[v4, v6])?;
+            before = state;
+        }
+        Ok(())
+    });
+}
+
+fn agrees(compiled: &Compiled, (policies, inventory): &State, transports: &[Transport]) -> TestCaseResult {
+    let reference = Reference { policies, inventory };
+    let addresses = inventory.workloads.values().flat_map(|it| &it.addresses).map(|at| at.address);
+    let peers: BTreeSet<IpAddr> = addresses.chain(strangers()).collect();
+    for (node, state) in compiled.nodes() {
+        for endpoint in state.endpoints.values() {
+            for local in endpoint.addresses.iter().filter(|local| reference.local(node, **local).count() == 1) {
+                for peer in peers.iter().filter(|peer| peer.is_ipv4() == local.is_ipv4()) {
+                    for (transport, direction) in transports.iter().flat_map(|it| [(*it, Direction::Ingress), (*it, Direction::Egress)]) {
+                        if matches!(transport, Transport::Icmp { family, .. } if family != Family::of(*local)) {
+                            continue;
+                        }
+                        let view = PeerView { address: *peer, name: "peer" };
+                        let said = compiled.judge_end(&endpoint.id, direction, *local, view, transport).unwrap().allowed();
+                        let expected = reference.stage(node, direction, *local, *peer, transport).unwrap();
+                        prop_assert_eq!(said, expected, "{} {:?} {} {} {}", endpoint.id, direction, local, peer, transport);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn two_policy_sets_live_over_one_inventory() {
+    let sets = (sequences(), sequences());
+    check("two sets", 150, sets, |(one, other)| {
+        let mut running = Running::default();
+        let (mut first, mut second) = (Written::<Unstamped>::default(), Written::<Unstamped>::default());
+        let (mut before, mut policies_before) = (State::default(), PolicySet::default());
+        for (state, (policies, _)) in one.into_iter().zip(other) {
+            for event in events(&before, &state) {
+                tell_running(&mut running, &event);
+                tell_written(&mut first, &event);
+            }
+            let planned = (policies_before, before.1.clone());
+            for event in events(&planned, &(policies.clone(), before.1.clone())) {
+                tell_written(&mut second, &event);
+            }
+            let touched = running.take_touched();
+            first.settle(&mut running, &touched);
+            second.settle(&mut running, &touched);
+            prop_assert_eq!(first.compiled(&running), compile(&state.0, &state.1));
+            prop_assert_eq!(second.compiled(&running), compile(&policies, &state.1));
+            (before, policies_before) = (state, policies);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn an_index_made_all_at_once_is_a_fresh_compile() {
+    let cluster = prop_oneof![tiered_clusters(), (Just(PolicySet::default()), inventories())];
+    check("at once", 500, cluster, |(policies, inventory)| {
+        let index = Index::<Unstamped>::of(&policies, &inventory);
+        prop_assert_eq!(index.compiled(), compile(&policies, &inventory));
+        Ok(())
+    });
+}
