@@ -120,7 +120,7 @@ fn made(world: &World, rounds: usize) -> anyhow::Result<(Index<Hashes>, Duration
 
 /// One workload comes, goes, gets other labels; each time until the nodes that it concerns have their new state with its hashes.
 fn events(report: &mut Report, world: &World, mut index: Index<Hashes>, size: &str) -> anyhow::Result<()> {
-    let mut settled = |index: &mut Index<Hashes>, event: &mut dyn FnMut(&mut Index<Hashes>)| -> anyhow::Result<Duration> {
+    let settled = |index: &mut Index<Hashes>, event: &mut dyn FnMut(&mut Index<Hashes>)| -> anyhow::Result<Duration> {
         let (changed, took) = timed(|| {
             event(index);
             index.settle();
