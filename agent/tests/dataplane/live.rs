@@ -114,7 +114,12 @@ fn contents(by: By, churn: Churn, version: u32, local: IpAddr, prober: u32) -> K
                 service: SharedService::Ports(Protocol::UDP, Span::single(ALLOWED)),
                 comment: format!("by the test {of_version}").as_str().into(),
             };
-            let chain = Chain { direction: Direction::Ingress, family: Family::V4, name: ShortName::new("web", [of_version.as_str()]), answers: false };
+            let chain = Chain {
+                direction: Direction::Ingress,
+                family: Family::V4,
+                name: ShortName::new("web", [of_version.as_str()]),
+                answers: false,
+            };
             let shared = Shared {
                 groups: [(group, (members, "peers".into()))].into(),
                 chains: [(chain, vec![rule])].into(),

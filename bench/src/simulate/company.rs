@@ -327,7 +327,7 @@ impl Random {
 
     /// From 0 to `bound` less one; 0 for a bound of 0.
     fn below(&mut self, bound: u32) -> u32 {
-        u32::try_from((self.next() >> 32) * u64::from(bound) >> 32).unwrap_or(0)
+        u32::try_from(((self.next() >> 32) * u64::from(bound)) >> 32).unwrap_or(0)
     }
 
     fn between(&mut self, least: u32, most: u32) -> u32 {

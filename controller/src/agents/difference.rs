@@ -133,11 +133,11 @@ fn object(
             let Some(group) = state.groups.get(&GroupId(key.id.clone())) else { return Ok(()) };
             let from = step.from.filter(|_| base.is_some());
             let make = || Ok(group_parts(group, hash, base.map(|base| &**base)).iter().map(group_update).collect());
-            frames.extend(&*encoded.pieces(Step { from, ..step.clone() }, make)?);
+            frames.extend(&encoded.pieces(Step { from, ..step.clone() }, make)?);
         }
         ObjectKind::Segment => {
             let make = || whole(state.segments.get(&SegmentId(key.id.clone())).map(|segment| segment_update(segment)));
-            frames.extend(&*encoded.pieces(Step { from: None, ..step.clone() }, make)?);
+            frames.extend(&encoded.pieces(Step { from: None, ..step.clone() }, make)?);
         }
         ObjectKind::Endpoint => {
             let endpoint = state.endpoints.get(&WorkloadId::new(node.clone(), &*key.id));

@@ -14,6 +14,10 @@ use tokio_util::sync::CancellationToken;
 /// Nodes of a publication that are told at once, and that are under way at a time where it concerns more.
 const AT_ONCE: usize = 256;
 
+/// So many get their turn in one go; what waits for a processor then goes first. Two hundred woken at once would keep the next change of a few nodes
+/// waiting at each step of its way.
+const IN_ONE_GO: usize = 16;
+
 /// After so long without an ack a node is not waited for any more: agents that are slow, or read nothing, hold nobody up.
 const TURN_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -24,6 +28,17 @@ pub(crate) struct Wakes {
     turns: Arc<Mutex<Turns>>,
     /// Somebody waits for his turn, or has ended it.
     moved: Arc<Notify>,
+}
+
+/// When to look again whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// At once: there is room for more.
+    Now,
+    /// Then, although nobody has ended his turn.
+    At(Instant),
+    /// When somebody came, or ended his turn.
+    WhenMoved,
 }
 
 /// Whose turn it is.
@@ -86,7 +101,14 @@ impl Wakes {
     /// Gives turns until `stop`.
     pub(crate) async fn run(self, stop: CancellationToken) {
         loop {
-            let again = self.advance(Instant::now());
+            let again = match self.advance(Instant::now()) {
+                Next::Now => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Next::At(moment) => Some(moment),
+                Next::WhenMoved => None,
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.moved.notified() => {}
@@ -96,24 +118,29 @@ impl Wakes {
     }
 
     /// Wakes those whose turn it is; tells when to look again although nobody has ended his.
-    fn advance(&self, now: Instant) -> Option<Instant> {
+    fn advance(&self, now: Instant) -> Next {
         let mut turns = self.turns();
         if turns.waiting.is_empty() {
-            return None;
+            return Next::WhenMoved;
         }
         turns.under_way.retain(|_, since| now.duration_since(*since) < TURN_PATIENCE);
         let by_node = self.lock();
-        while turns.under_way.len() < AT_ONCE
-            && let Some(node) = turns.waiting.pop_front()
-        {
+        for _ in 0..IN_ONE_GO {
+            if turns.under_way.len() >= AT_ONCE {
+                break;
+            }
+            let Some(node) = turns.waiting.pop_front() else { break };
             turns.named.remove(&node);
             if let Some(wake) = by_node.get(&node) {
                 wake.notify_one();
                 turns.under_way.insert(node, now);
             }
         }
-        let oldest = turns.under_way.values().min().copied();
-        oldest.filter(|_| !turns.waiting.is_empty()).map(|oldest| oldest + TURN_PATIENCE)
+        match turns.under_way.values().min() {
+            _ if turns.waiting.is_empty() => Next::WhenMoved,
+            Some(oldest) if turns.under_way.len() >= AT_ONCE => Next::At(*oldest + TURN_PATIENCE),
+            Some(_) | None => Next::Now,
+        }
     }
 
     /// Taken before `by_node`, where both are.
@@ -177,15 +204,23 @@ mod tests {
         wakes.wake(&nodes.iter().collect());
         wakes.wake(&nodes.iter().collect());
         assert_eq!(wakes.turns().waiting.len(), 1_000, "nobody waits twice");
-        let again = wakes.advance(begun);
-        assert_eq!((under_way().len(), again), (AT_ONCE, Some(begun + TURN_PATIENCE)));
+        assert_eq!((wakes.advance(begun), under_way().len()), (Next::Now, IN_ONE_GO));
+        let fill = |now| {
+            loop {
+                match wakes.advance(now) {
+                    Next::Now => {}
+                    next @ (Next::At(_) | Next::WhenMoved) => return next,
+                }
+            }
+        };
+        assert_eq!((fill(begun), under_way().len()), (Next::At(begun + TURN_PATIENCE), AT_ONCE));
         nodes[..100].iter().for_each(|node| wakes.settle(node));
-        wakes.advance(begun + Duration::from_millis(1));
+        fill(begun + Duration::from_millis(1));
         assert_eq!(under_way(), nodes[100..AT_ONCE + 100].iter().cloned().collect(), "the next ones have their turn");
-        wakes.advance(begun + TURN_PATIENCE);
+        fill(begun + TURN_PATIENCE);
         assert_eq!(wakes.turns().waiting.len(), 1_000 - 100 - AT_ONCE - (AT_ONCE - 100), "those of the begin are not waited for");
         let mut now = begun + TURN_PATIENCE;
-        while wakes.advance(now).is_some() {
+        while fill(now) != Next::WhenMoved {
             now += TURN_PATIENCE;
         }
         assert!(wakes.turns().waiting.is_empty() && wakes.turns().named.is_empty());
