@@ -18,6 +18,9 @@ use std::net::IpAddr;
 
 type Images = BTreeMap<WorkloadId, Vec<String>>;
 
+/// Namespaces, workloads, nodes, images and labels of a rule.
+type Draft = (LabelSelector, LabelSelector, LabelSelector, Vec<&'static str>, Vec<(String, String)>);
+
 fn key(name: &str) -> String {
     format!("{RESERVED_PREFIX}{name}")
 }
@@ -50,7 +53,7 @@ fn rules() -> impl Strategy<Value = BTreeMap<String, LabelRule>> {
     let own = vec![("app", "web"), ("app", "db"), ("tier", "1"), ("reserved.firebreak.dev/zone", "pci")];
     let rule = (selectors(vec![("team", "x"), ("dev", "")]), selectors(own), selectors(vec![("zone", "1")]), images, labels);
     proptest::collection::vec((select(vec!["a", "b", "c", "d"]), rule), 0..4).prop_map(|rules| {
-        let named = |(name, (namespaces, workloads, nodes, images, labels)): (&str, (_, _, _, Vec<&str>, Vec<(String, String)>))| {
+        let named = |(name, (namespaces, workloads, nodes, images, labels)): (&str, Draft)| {
             let images = images.into_iter().map(|it| ImagePattern(it.to_owned())).collect();
             (
                 name.to_owned(),
