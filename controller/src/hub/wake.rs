@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 /// Nodes of a publication that are told at once, and that are under way at a time where it concerns more.
 const AT_ONCE: usize = 256;
 
-/// So many get their turn in one go; what waits for a processor then goes first. Two hundred woken at once would keep the next change of a few nodes
-/// waiting at each step of its way.
+/// So many get their turn in one go; what waits for a processor then goes first. Meant for the next change of a few nodes; the figures in docs/scale.md
+/// do not show that it helps.
 const IN_ONE_GO: usize = 16;
 
 /// After so long without an ack a node is not waited for any more: agents that are slow, or read nothing, hold nobody up.
