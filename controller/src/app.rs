@@ -22,8 +22,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{InterceptorLayer, Routes, RoutesBuilder};
@@ -77,8 +78,44 @@ pub struct Stop {
     pub core: CancellationToken,
 }
 
+/// What is left of the agents' sessions when everything has been stopped gets so long.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The threads of the agents' connections and sessions. With the operators' and the hub's tasks among them, a call would wait behind thousands of
+/// sessions that a change for everybody has woken, each in its turn; as threads of their own they share the processors.
+struct AgentThreads(Option<Runtime>);
+
+impl AgentThreads {
+    fn start() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("agents").enable_all().build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    /// Ends what is still there, sessions past the deadline. Blocking.
+    fn end(mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(LAST_WORDS);
+        }
+    }
+
+    /// Runs a task there; it ends with the threads.
+    fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<JoinHandle<T>> {
+        self.0.as_ref().map(|runtime| runtime.spawn(task))
+    }
+}
+
+impl Drop for AgentThreads {
+    fn drop(&mut self) {
+        // Waiting for them is not allowed in a task; what serves has ended by now.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// A controller with its store and listeners open; nothing is served before [`App::run`].
 pub struct App {
+    agent_threads: AgentThreads,
     options: RunOptions,
     store: Store,
     stop: Stop,
@@ -124,7 +161,14 @@ impl App {
         add_standard_services(&mut agent_routes, &health)?;
         let until = stop.serving.clone();
         tasks.spawn(Order::Serving, "operator service", serve(unix_connections(operators), operator_routes.routes(), until.clone()));
-        tasks.spawn(Order::Serving, "agent services", serve(tcp_connections(agents), agent_routes.routes(), until.clone()));
+        let agent_threads = AgentThreads::start().context("cannot start the agents' threads")?;
+        let serving = agent_threads.spawn(serve(tcp_connections(agents), agent_routes.routes(), until.clone()));
+        tasks.spawn(Order::Serving, "agent services", async move {
+            match serving {
+                Some(serving) => serving.await?,
+                None => Ok(()),
+            }
+        });
         tasks.spawn(Order::Serving, "health reporter", report_health(health, core.ready.clone(), until));
         let seen = Seen { metrics, store: store.clone(), ready: core.ready };
         tasks.spawn(Order::Core, "metrics and health", serve_http(scrapers, seen, stop.core.clone()));
@@ -135,7 +179,7 @@ impl App {
                 () = stopping.cancelled() => Ok(()),
             }
         });
-        Ok(Self { options, store, stop, tasks, agent_address, metrics_address })
+        Ok(Self { agent_threads, options, store, stop, tasks, agent_address, metrics_address })
     }
 
     /// Where agents connect; tells the port when port 0 was asked for.
@@ -153,7 +197,7 @@ impl App {
     /// # Errors
     /// Which task ended, or failed while stopping.
     pub async fn run(self, shutdown: impl Future<Output = &'static str> + Send + 'static) -> anyhow::Result<()> {
-        let Self { options, store, stop, mut tasks, agent_address: _, metrics_address: _ } = self;
+        let Self { agent_threads, options, store, stop, mut tasks, agent_address: _, metrics_address: _ } = self;
         let stopping = stop.core.clone();
         tasks.spawn(Order::Core, SIGNALS, async move {
             tokio::select! {
@@ -167,7 +211,11 @@ impl App {
             tracing::warn!(error = %error, path = %options.socket.display(), "could not remove the operators' socket");
         }
         // The store's threads are waited for; the last handle is dropped here.
-        tokio::task::spawn_blocking(move || drop(store)).await?;
+        tokio::task::spawn_blocking(move || {
+            agent_threads.end();
+            drop(store);
+        })
+        .await?;
         tracing::info!("stopped");
         outcome
     }

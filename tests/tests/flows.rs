@@ -3,6 +3,7 @@
 
 use firebreak_tests::follower::{Follower, Line};
 use firebreak_tests::probe::{Kind, probe};
+use firebreak_tests::scaled;
 use firebreak_tests::shop::{Shop, usual_policies};
 use firebreak_tests::wait;
 use serde_json::{Value, json};
@@ -89,7 +90,9 @@ fn a_denied_flow_arrives_within_a_second_with_both_ends_and_the_reason() {
 #[test]
 fn a_flow_is_opened_once_and_its_totals_come_under_the_same_id() {
     const PACKETS: u64 = 40;
-    let shop = Shop::start("fbf2").unwrap();
+    // By the agents' own 60 s at full scale.
+    let idle: &[&str] = if scaled(0, 1) == 1 { &[] } else { &["--flow-idle", "10"] };
+    let shop = Shop::start_with("fbf2", idle).unwrap();
     shop.controller.apply(&usual_policies()).unwrap();
     let follower = Follower::start(&shop.controller, &["--workload", "shop/stranger"]).unwrap();
     let db: IpAddr = shop.workload("db").v4.into();

@@ -143,9 +143,8 @@ fn packets_are_judged(topology: Topology, family: Family) {
             dataplane.commit(&desired).unwrap();
             dataplane.read_back().unwrap();
             assert_eq!(dataplane.commit(&desired).unwrap().bytes, 0, "{name}: what was read back is what was committed");
-            for transport in probes(family) {
+            for (transport, arrived) in at_once(&lab, b, probes(family)) {
                 let fate = policy.judge(Path::Forwarded, a, b, transport);
-                let arrived = lab.probe(End::A, b, End::B, transport);
                 assert_eq!(arrived, fate == Fate::Passed, "{direction:?} {name}: {transport}");
                 *fates.entry(fate).or_insert(0) += 1;
             }
@@ -157,6 +156,15 @@ fn packets_are_judged(topology: Topology, family: Family) {
     }
     assert!(fates.values().all(|count| *count >= 20) && fates.len() == 3, "{fates:?}");
     denials_are_counted(&lab);
+}
+
+/// From A to B, each by itself, all at the same time: most are denied, and each of those is waited for.
+fn at_once(lab: &Lab, to: IpAddr, transports: Vec<Transport>) -> Vec<(Transport, bool)> {
+    std::thread::scope(|scope| {
+        let probe = |transport| scope.spawn(move || (transport, lab.probe(End::A, to, End::B, transport)));
+        let running: Vec<_> = transports.into_iter().map(probe).collect();
+        running.into_iter().map(|probe| probe.join().unwrap()).collect()
+    })
 }
 
 /// The elements' counters add up to the control sums, and nothing overflowed.
