@@ -20,7 +20,7 @@ const BOUND: Duration = Duration::from_secs(1);
 
 /// For how long it is watched that nothing comes back.
 fn trying() -> Duration {
-    Duration::from_secs(u64::try_from(scaled(8, 60)).unwrap())
+    Duration::from_secs(u64::try_from(scaled(5, 60)).unwrap())
 }
 
 fn segment(name: &str, spec: &str) -> String {
