@@ -165,7 +165,7 @@ impl Controller {
         let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
         std::fs::write(file.path(), manifests)?;
         let path = file.path().to_str().context("the temporary path is not UTF-8")?;
-        self.ask(&["apply", "-f", path, "--wait"])
+        self.ask(&["apply", "-f", path, "--wait=180"])
     }
 
     /// Waits until these workloads are enforced; gives how long it took.
