@@ -14,13 +14,14 @@ use firebreak_policy::kernel_sets::{
 use firebreak_policy::model::{Direction, Family, Protocol};
 use firebreak_policy::node_state::Member;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Of a change that would take more of them the rest is left to chance: a packet may be dropped that both states allow.
 const MOST: usize = 8_192;
 
-/// How many pairs of permissions are looked at.
-const MOST_PAIRS: usize = 1_000_000;
+/// How much is looked at: pairs of permissions, the members and addresses that they are written out for, and elements that a range might meet. With
+/// tiers a stage may lose and get thousands of wide ranges at once; a commit must not wait for that.
+const MOST_WORK: usize = 1_000_000;
 
 /// So many ports or types are as many exact elements.
 const FEW: usize = 16;
@@ -221,7 +222,7 @@ struct Turn {
 fn common(plan: &Plan, actual: &KernelState) -> BTreeMap<SetId, BTreeSet<Element>> {
     let before = |set: &GroupSet| actual.shared.groups.get(set).map(|group| &group.members);
     let after = |set: &GroupSet| plan.members.iter().find(|(of, _)| of == set).map(|(_, members)| members).or_else(|| before(set));
-    let mut found = Found { elements: BTreeSet::new(), pairs: 0, ranged: ranged(plan, actual) };
+    let mut found = Found { elements: BTreeSet::new(), work: 0, ranged: ranged(plan, actual) };
     for (stage, turn) in turns(plan, actual) {
         // Most of what comes is for one peer; only that is looked at for what goes of the same peer.
         let mut by_peer: BTreeMap<IpAddr, Vec<Pass>> = BTreeMap::new();
@@ -395,14 +396,14 @@ fn rules_of<'a>(plan: &'a Plan, actual: &'a KernelState, chain: &Chain) -> &'a [
 
 struct Found {
     elements: BTreeSet<(SetId, Element)>,
-    pairs: usize,
+    work: usize,
     ranged: BTreeSet<(SetId, IpAddr)>,
 }
 
 impl Found {
     fn add<'a>(&mut self, stage: Stage, going: &Pass, coming: &Pass, members: &impl Fn(&GroupSet) -> Option<&'a Members>) {
-        self.pairs += 1;
-        if self.pairs > MOST_PAIRS || self.elements.len() >= MOST {
+        self.work += 1;
+        if self.is_enough() {
             return;
         }
         let family = Family::of(stage.1);
@@ -427,6 +428,10 @@ impl Found {
         }
     }
 
+    fn is_enough(&self) -> bool {
+        self.work > MOST_WORK || self.elements.len() >= MOST
+    }
+
     fn members(&mut self, stage: Stage, set: GroupSet, members: &Members, within: Option<Span<IpAddr>>, service: Service) {
         let one = within.filter(|span| span.first == span.last).map(|span| span.first);
         let keys: Vec<GroupKey> = match (one, set.form) {
@@ -445,7 +450,11 @@ impl Found {
             // More than are ever held would be too many.
             (None, _) => set.keys(members).take(MOST * 4).collect(),
         };
+        self.work += keys.len();
         for key in keys {
+            if self.is_enough() {
+                return;
+            }
             let (span, service) = match key {
                 GroupKey::Address(address) => (Span::single(address), Some(service)),
                 GroupKey::Block(block) => (Span { first: block.network(), last: block.broadcast() }, Some(service)),
@@ -479,7 +488,15 @@ impl Found {
             | Element::IcmpRange(..) => None,
         };
         let element = |peers, ports| Element::Range(local, peers, Span::single(protocol), ports);
-        while let Some(other) = self.elements.iter().find_map(|(_, element)| meets(element, peers, ports)) {
+        let of_the_same = (id, element(peers, Span::single(0)))..=(id, element(peers, Span::single(u16::MAX)));
+        let holds = |of: &Element| matches!(of, Element::Range(.., held) if held.first <= ports.first && ports.last <= held.last);
+        if self.elements.range(of_the_same).any(|(_, element)| holds(element)) {
+            return;
+        }
+        self.work += self.elements.len();
+        loop {
+            let other = of_set(&self.elements, id).find_map(|element| meets(element, peers, ports));
+            let Some(other) = other else { break };
             let Some(joined) = joined((peers, ports), other) else { return };
             self.elements.remove(&(id, element(other.0, other.1)));
             (peers, ports) = joined;
@@ -501,14 +518,18 @@ impl Found {
             | Element::PeerIcmp(..)
             | Element::Port(..) => false,
         };
-        if !self.elements.iter().any(|(_, element)| meets(element)) {
-            let id = SetId { direction, family: Family::of(local), shape: Shape::IcmpRange };
+        let id = SetId { direction, family: Family::of(local), shape: Shape::IcmpRange };
+        self.work += self.elements.len();
+        if !of_set(&self.elements, id).any(meets) {
             self.elements.insert((id, Element::IcmpRange(local, peers, kinds, codes)));
         }
     }
 
     /// `None`: everybody.
     fn put(&mut self, (direction, local): Stage, peers: Option<Span<IpAddr>>, service: Service) {
+        // A span that finds no room is not begun: the first few thousand addresses of "everybody but" are nobody who sends anything.
+        let fitting = peers.and_then(width).filter(|width| self.elements.len() + width <= MOST);
+        self.work += fitting.unwrap_or_default();
         let mut add = |shape, element| {
             if self.elements.len() < MOST {
                 self.elements.insert((SetId { direction, family: Family::of(local), shape }, element));
@@ -523,7 +544,7 @@ impl Found {
             return;
         };
         let is_free = |shape| !self.ranged.contains(&(SetId { direction, family: Family::of(local), shape }, local));
-        let addresses = addresses(peers);
+        let addresses = fitting.map(|_| addresses(peers)).into_iter().flatten();
         match service {
             Service::AnyButIcmp => {}
             Service::Any => addresses.for_each(|peer| add(Shape::Peer, Element::Peer(local, peer))),
@@ -555,6 +576,13 @@ impl Found {
     }
 }
 
+/// The elements of one set: those of the other direction are another set's, whatever they say.
+fn of_set(elements: &BTreeSet<(SetId, Element)>, id: SetId) -> impl Iterator<Item = &Element> {
+    // Before every other element of the set.
+    let first = Element::Local(Ipv4Addr::UNSPECIFIED.into());
+    elements.range((id, first)..).take_while(move |(set, _)| *set == id).map(|(_, element)| element)
+}
+
 /// What an element of an interval set becomes where another is there that it meets: both are common to old and new, so what joins them is too.
 /// `None`: it has to stay away, for the kernel refuses two that overlap.
 fn joined<T: Copy + Ord>(one: (Span<IpAddr>, Span<T>), other: (Span<IpAddr>, Span<T>)) -> Option<(Span<IpAddr>, Span<T>)> {
@@ -564,6 +592,16 @@ fn joined<T: Copy + Ord>(one: (Span<IpAddr>, Span<T>), other: (Span<IpAddr>, Spa
         return Some((one.0, spans));
     }
     (holds(one.0, other.0) && spans == one.1).then_some(one).or_else(|| (holds(other.0, one.0) && spans == other.1).then_some(other))
+}
+
+/// How many addresses there are; `None`: more than are ever held.
+fn width(span: Span<IpAddr>) -> Option<usize> {
+    let last = match (span.first, span.last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => usize::try_from(last.to_bits().checked_sub(first.to_bits())?).ok()?,
+        (IpAddr::V6(first), IpAddr::V6(last)) => usize::try_from(last.to_bits().checked_sub(first.to_bits())?).ok()?,
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return None,
+    };
+    last.checked_add(1).filter(|width| *width <= MOST)
 }
 
 /// Each address of a span, as far as any number of them makes elements.

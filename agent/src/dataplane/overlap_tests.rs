@@ -9,7 +9,6 @@ use super::*;
 use firebreak_policy::kernel_sets::{KernelSets, Shared, ShortName};
 use firebreak_policy::model::Transport;
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5));
 const PORTS: [u16; 3] = [80, 443, 8080];
@@ -240,4 +239,53 @@ fn a_peer_that_goes_from_one_group_to_another_is_held_meanwhile_and_others_are_n
     let (mut early, mut late) = (Vec::new(), Vec::new());
     hold(&mut plan(&old, &desired), &mut early, &mut late, &old);
     assert!(early.is_empty() && late.is_empty());
+}
+
+/// A stage of one direction meets only what its own set has: looked for in both, what was found in the other was never there to be taken away.
+#[test]
+fn ranges_of_both_directions_of_one_workload_are_held_each_in_its_own_set() {
+    let mut found = Found { elements: BTreeSet::new(), work: 0, ranged: BTreeSet::new() };
+    let peers = Span { first: peer(0), last: peer(9) };
+    let ports = |first, last| Service::Ports(Protocol::TCP, Span { first, last });
+    let types = Service::Icmp(Span { first: 0, last: 9 }, EVERY_BYTE);
+    for (direction, service) in [
+        (Direction::Ingress, ports(1_000, 2_000)),
+        (Direction::Egress, ports(1_000, 2_000)),
+        (Direction::Egress, ports(1_500, 3_000)),
+        (Direction::Ingress, types),
+        (Direction::Egress, types),
+    ] {
+        found.put((direction, LOCAL), Some(peers), service);
+    }
+    let of = |direction, shape, element| (SetId { direction, ..id(shape) }, element);
+    let range = |last| Element::Range(LOCAL, peers, Span::single(6), Span { first: 1_000, last });
+    let message = || Element::IcmpRange(LOCAL, peers, Span { first: 0, last: 9 }, EVERY_BYTE);
+    let expected = [
+        of(Direction::Ingress, Shape::Range, range(2_000)),
+        of(Direction::Egress, Shape::Range, range(3_000)),
+        of(Direction::Ingress, Shape::IcmpRange, message()),
+        of(Direction::Egress, Shape::IcmpRange, message()),
+    ];
+    assert_eq!(found.elements, expected.into());
+}
+
+/// What tiers make: thousands of wide blocks that go and come, each for many services. It ends, and soon.
+#[test]
+fn wide_blocks_are_not_written_out_and_the_work_is_bounded() {
+    let mut found = Found { elements: BTreeSet::new(), work: 0, ranged: BTreeSet::new() };
+    let everybody = Span { first: peer(0), last: IpAddr::from([200, 0, 0, 0]) };
+    found.put((Direction::Ingress, LOCAL), Some(everybody), Service::Any);
+    assert_eq!((found.elements.len(), found.work), (0, 0), "a part of everybody is not held");
+    let members: Members = (0..4_000_u16).map(|n| Member::Block(format!("10.{}.{}.0/24", n / 250, n % 250).parse().unwrap())).collect();
+    let begun = std::time::Instant::now();
+    for first in 0..200 {
+        // As `add` asks before each pair.
+        if found.is_enough() {
+            break;
+        }
+        let service = Service::Ports(Protocol::TCP, Span { first, last: first + 5_000 });
+        found.members((Direction::Ingress, LOCAL), group(2), &members, None, service);
+    }
+    assert!(found.is_enough() && found.work <= MOST_WORK + 2 * MOST, "{}", found.work);
+    println!("{} elements after {} steps in {:?}", found.elements.len(), found.work, begun.elapsed());
 }
