@@ -72,8 +72,8 @@ async fn a_bad_message_ends_the_session_and_nothing_of_it_counts() {
     agent.send(node_report(&["192.0.2.1"])).await;
     agent.send(report(vec![workload("n1", "db", "10.0.0.1")])).await;
     agent.until(|state| state.endpoints.len() == 1 && state.addresses.len() == 1).await;
-    let before = workloads(&server).await;
-    assert_eq!(before.len(), 1);
+    let is_enforced = |seen: &Vec<v1::WorkloadStatus>| seen.len() == 1 && seen.iter().all(|it| it.enforced);
+    let before = eventually("everything is enforced", || workloads(&server), is_enforced).await;
 
     let before_last: Vec<(Option<Up>, &str)> = vec![
         (Some(held(0, "x", 16)), "held.objects[0]."),

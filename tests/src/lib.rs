@@ -15,6 +15,7 @@ pub mod leak;
 pub mod namespace;
 pub mod probe;
 pub mod process;
+pub mod random;
 pub mod relay;
 pub mod sctp;
 pub mod server;

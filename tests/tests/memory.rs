@@ -14,5 +14,6 @@ fn an_idle_agent_with_a_hundred_workloads_takes_little_memory() {
     let folder = tempfile::tempdir().unwrap();
     let mut crowd = Crowd::start(&format!("fbw{}", std::process::id()), WORKLOADS, folder.path()).unwrap();
     let idle = crowd.idle().unwrap();
+    println!("{idle:?}");
     assert!(idle.agent_anonymous <= OWN_MAX && idle.agent <= DEBUG_MAX, "{idle:?}");
 }

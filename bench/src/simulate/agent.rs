@@ -40,23 +40,42 @@ pub(crate) struct Acked {
     pub(crate) at: Instant,
 }
 
+/// What went to and fro since somebody took it.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub(crate) struct Traffic {
+    /// Generations acknowledged.
+    pub(crate) generations: u64,
+    /// Object updates that came down.
+    pub(crate) updates: u64,
+    /// Objects that came whole, and not as what changed in them.
+    pub(crate) whole_objects: u64,
+    /// Bytes of messages down.
+    pub(crate) bytes_down: u64,
+    /// Bytes of messages up.
+    pub(crate) bytes_up: u64,
+    /// Sessions begun.
+    pub(crate) sessions: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        let Self { generations, updates, whole_objects, bytes_down, bytes_up, sessions } = other;
+        self.generations += generations;
+        self.updates += updates;
+        self.whole_objects += whole_objects;
+        self.bytes_down += bytes_down;
+        self.bytes_up += bytes_up;
+        self.sessions += sessions;
+    }
+}
+
 /// What one agent saw.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     /// In order.
     pub(crate) acked: Vec<Acked>,
-    /// How many were acknowledged.
-    pub(crate) generations: u64,
-    /// Object updates.
-    pub(crate) updates: u64,
-    /// Groups that were sent whole, and other objects that were sent: a snapshot has many.
-    pub(crate) whole_objects: u64,
-    /// Bytes of messages that came down, before framing.
-    pub(crate) bytes_down: u64,
-    /// Bytes of messages that went up.
-    pub(crate) bytes_up: u64,
-    /// Sessions that got a Welcome.
-    pub(crate) sessions: u64,
+    /// Since somebody took it.
+    pub(crate) traffic: Traffic,
     /// Whether there is a session now that has acknowledged a generation with the workload that the agent reported on it.
     pub(crate) in_sync: bool,
     /// What did not add up.
@@ -87,7 +106,7 @@ pub(crate) async fn run(number: u32, mut shared: Shared) {
             return;
         }
         let mut until = shared.mode.clone();
-        let before = shared.log().sessions;
+        let before = shared.log().traffic.sessions;
         let ended = tokio::select! {
             ended = converse(number, &mut shared, &mut held) => ended,
             stopped = until.wait_for(|mode| *mode == Mode::Stop) => match stopped {
@@ -104,7 +123,7 @@ pub(crate) async fn run(number: u32, mut shared: Shared) {
                 shared.log().problems.push(format!("{}: {what}", company::node(number)));
             }
         }
-        if shared.log().sessions != before {
+        if shared.log().traffic.sessions != before {
             attempt = 0;
         }
         tokio::time::sleep(backoff.wait(attempt, &company::node(number))).await;
@@ -178,16 +197,16 @@ impl Session<'_> {
 
     async fn send(&self, message: Up) -> Result<(), Ended> {
         let message = v1::AgentMessage { message: Some(message) };
-        self.shared.log().bytes_up += message.encoded_len() as u64;
+        self.shared.log().traffic.bytes_up += message.encoded_len() as u64;
         self.sender.send(message).await.map_err(|_| Ended::Lost)
     }
 
     async fn take(&mut self, message: v1::ControllerMessage) -> Result<(), Ended> {
-        self.shared.log().bytes_down += message.encoded_len() as u64;
+        self.shared.log().traffic.bytes_down += message.encoded_len() as u64;
         match message.message {
             Some(Down::Welcome(welcome)) => {
                 self.epoch = Some(welcome.epoch);
-                self.shared.log().sessions += 1;
+                self.shared.log().traffic.sessions += 1;
                 Ok(())
             }
             Some(Down::Declared(_)) if self.reported => Ok(()),
@@ -200,8 +219,8 @@ impl Session<'_> {
                 for update in update.updates {
                     {
                         let mut log = self.shared.log();
-                        log.updates += 1;
-                        log.whole_objects += u64::from(is_whole(&update));
+                        log.traffic.updates += 1;
+                        log.traffic.whole_objects += u64::from(is_whole(&update));
                     }
                     self.held.update(update).map_err(|error| Ended::Wrong(error.to_string()))?;
                 }
@@ -225,7 +244,7 @@ impl Session<'_> {
         self.send(Up::Ack(v1::Ack { generation, revision, epoch, ..v1::Ack::default() })).await?;
         let own = committed.state.endpoints.keys().any(|id| id.container.as_str() == CONTAINER);
         let mut log = self.shared.log();
-        log.generations += 1;
+        log.traffic.generations += 1;
         log.acked.push(Acked { revision, at: Instant::now() });
         log.in_sync |= self.reported && own;
         Ok(())

@@ -2,6 +2,7 @@
 //! the changes of its days. The same seed gives the same company and the same changes.
 
 use firebreak_proto::v1;
+use firebreak_tests::random::SplitMix;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -96,7 +97,7 @@ impl Company {
             apps: Vec::new(),
             pods: Vec::new(),
             monitors: Vec::new(),
-            random: Random(seed),
+            random: Random(SplitMix::new(seed)),
             // The nodes' own are in 10.192.0.0/10.
             next_address: u32::from(Ipv4Addr::new(10, 0, 1, 0)),
         };
@@ -312,22 +313,14 @@ fn object(value: &Value) -> v1::Object {
     }
 }
 
-/// SplitMix64: numbers that look random and are the same for one seed.
+/// Choices of a seed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Random(u64);
+pub(crate) struct Random(SplitMix);
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
     /// From 0 to `bound` less one; 0 for a bound of 0.
     fn below(&mut self, bound: u32) -> u32 {
-        u32::try_from(((self.next() >> 32) * u64::from(bound)) >> 32).unwrap_or(0)
+        u32::try_from(((self.0.bits() >> 32) * u64::from(bound)) >> 32).unwrap_or(0)
     }
 
     fn between(&mut self, least: u32, most: u32) -> u32 {

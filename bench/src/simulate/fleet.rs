@@ -1,6 +1,6 @@
 //! All simulated agents together: what they are to do, and what they saw.
 
-use super::agent::{self, Log, Mode, Shared};
+use super::agent::{self, Log, Mode, Shared, Traffic};
 use super::company::Concerned;
 use crate::stats::percentile;
 use std::ops::Range;
@@ -18,23 +18,6 @@ pub(crate) struct Fleet {
 struct Handle {
     mode: watch::Sender<Mode>,
     log: Arc<Mutex<Log>>,
-}
-
-/// Sums over all agents since the last time.
-#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
-pub(crate) struct Traffic {
-    /// Generations acknowledged.
-    pub(crate) generations: u64,
-    /// Object updates that came down.
-    pub(crate) updates: u64,
-    /// Objects that came whole, and not as what changed in them.
-    pub(crate) whole_objects: u64,
-    /// Bytes of messages down.
-    pub(crate) bytes_down: u64,
-    /// Bytes of messages up.
-    pub(crate) bytes_up: u64,
-    /// Sessions begun.
-    pub(crate) sessions: u64,
 }
 
 impl Fleet {
@@ -105,18 +88,11 @@ impl Fleet {
     pub(crate) fn take_traffic(&self) -> Traffic {
         let mut sum = Traffic::default();
         for mut log in self.logs(self.everybody()) {
-            sum.generations += log.generations;
-            sum.updates += log.updates;
-            sum.whole_objects += log.whole_objects;
-            sum.bytes_down += log.bytes_down;
-            sum.bytes_up += log.bytes_up;
-            sum.sessions += log.sessions;
+            sum += std::mem::take(&mut log.traffic);
             // The last one says where the agent is.
             let last = log.acked.last().copied();
             log.acked.clear();
             log.acked.extend(last);
-            (log.generations, log.updates, log.whole_objects) = (0, 0, 0);
-            (log.bytes_down, log.bytes_up, log.sessions) = (0, 0, 0);
         }
         sum
     }

@@ -1,7 +1,8 @@
 //! What a simulation counted and measured.
 
+use super::agent::Traffic;
 use super::company::Size;
-use super::fleet::{Spread, Traffic};
+use super::fleet::Spread;
 
 /// Everything.
 #[derive(Debug, Default, serde::Serialize)]

@@ -1,26 +1,19 @@
 //! Random policies as manifests: crowded, so that most of them are about somebody, and most probes are about some policy.
 
+use firebreak_tests::random::SplitMix;
 use serde_json::{Value, json};
 use std::net::IpAddr;
 
-/// SplitMix64 (Steele, Lea, Flood 2014): small, and the same on every machine.
-pub(crate) struct Random(u64);
+/// Choices of a seed.
+pub(crate) struct Random(SplitMix);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        Self(SplitMix::new(seed))
     }
 
     fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(end).unwrap()).unwrap()
+        self.0.below(end)
     }
 
     fn percent(&mut self, chance: usize) -> bool {

@@ -7,28 +7,12 @@ use crate::scene::Scene;
 use anyhow::{Context as _, ensure};
 use firebreak_tests::frames::Marker;
 use firebreak_tests::frames::link::{SERVICE_VLAN, VLAN, tagged};
+use firebreak_tests::random::SplitMix;
 use firebreak_tests::scaled;
 use std::time::SystemTime;
 
 /// Frames between two of which the attacker waits for what it sent.
 const BURST: usize = 200;
-
-/// SplitMix64 (Steele, Lea, Flood 2014): small, and the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(end).unwrap()).unwrap()
-    }
-}
 
 fn seed() -> anyhow::Result<u64> {
     match std::env::var("FIREBREAK_SEED") {
@@ -43,11 +27,11 @@ fn no_random_frame_reaches_an_isolated_neighbour() -> anyhow::Result<()> {
     println!("again with FIREBREAK_SEED={seed}");
     let mut arena = Arena::start("bc", |_| String::new())?;
     let count = scaled(4_000, 200_000);
-    let (sent, arrived) = shoot(&arena, &mut Random(seed), count, |_| Ok(()))?;
+    let (sent, arrived) = shoot(&arena, &mut SplitMix::new(seed), count, |_| Ok(()))?;
     ensure!(arrived.is_empty(), "{} of {sent} random frames arrived: {}", arrived.len(), arrived.join("\n  "));
     arena.remove_enforcement()?;
     // Without enforcement the attacker has soon moved everybody's MAC address to its own port.
-    let (without, arrived) = shoot(&arena, &mut Random(seed), count.min(4_000), |scene| at_home(&arena, scene))?;
+    let (without, arrived) = shoot(&arena, &mut SplitMix::new(seed), count.min(4_000), |scene| at_home(&arena, scene))?;
     println!("{sent} random frames: none arrived with enforcement, {} of {without} without", arrived.len());
     ensure!(arrived.len() * 10 > without, "too few arrive without enforcement to show anything: {} of {without}", arrived.len());
     Ok(())
@@ -56,7 +40,7 @@ fn no_random_frame_reaches_an_isolated_neighbour() -> anyhow::Result<()> {
 /// Sends so many frames in all, with something to do after each burst; gives how many, and those that arrived at one who is isolated.
 fn shoot(
     arena: &Arena,
-    random: &mut Random,
+    random: &mut SplitMix,
     count: usize,
     mend: impl Fn(&Scene) -> anyhow::Result<()>,
 ) -> anyhow::Result<(usize, Vec<String>)> {
@@ -99,7 +83,7 @@ fn hex(frame: &[u8]) -> String {
 }
 
 /// The frame with up to four kinds of damage that leave its marker as it is.
-fn damaged(random: &mut Random, frame: &[u8], scene: &Scene) -> Vec<u8> {
+fn damaged(random: &mut SplitMix, frame: &[u8], scene: &Scene) -> Vec<u8> {
     let mut frame = frame.to_vec();
     for _ in 0..random.below(4) {
         let marker = frame.windows(8).position(|window| window == scene.marker.bytes());
