@@ -1,5 +1,10 @@
 //! A flood of datagrams out of one namespace, and a meter of what permitted traffic still gets beside it.
 
+use crate::frames::Mac;
+use crate::frames::internet::packet;
+use crate::frames::link::framed;
+use crate::frames::transport::{UDP, udp};
+use crate::frames::wire::Sender;
 use crate::namespace::Namespace;
 use anyhow::{Context as _, ensure};
 use nix::sys::socket::{AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrStorage, sendmmsg, socket};
@@ -15,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Datagrams of one system call.
 const BATCH: usize = 64;
+/// Of the frames that are made before.
+const SOURCE_PORT: u16 = 40_000;
 const PAYLOAD: [u8; 16] = *b"let me in please";
 
 /// What to send.
@@ -52,6 +59,30 @@ impl Stream {
     }
 }
 
+/// Where frames leave, from whom they are, and to whom.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// The interface.
+    pub interface: String,
+    /// Its MAC address, and that of the next station.
+    pub stations: [Mac; 2],
+    /// Its addresses.
+    pub from: Vec<IpAddr>,
+}
+
+impl Link {
+    /// One for each flow, the families in turn.
+    fn frames(&self, stream: &Stream) -> Vec<Vec<u8>> {
+        let [own, next] = self.stations;
+        let flows = stream.ports.clone().flat_map(|port| stream.to.iter().map(move |to| (port, *to)));
+        let frame = |(port, to): (u16, IpAddr)| {
+            let from = *self.from.iter().find(|from| from.is_ipv4() == to.is_ipv4())?;
+            Some(framed(next, own, &packet(from, to, UDP, &udp(from, to, (SOURCE_PORT, port), &PAYLOAD))))
+        };
+        flows.filter_map(frame).collect()
+    }
+}
+
 /// A running flood; a thread for each sender.
 #[derive(Debug)]
 pub struct Flood {
@@ -80,6 +111,22 @@ impl Flood {
             let (ended, counted) = (Arc::clone(&stop), Arc::clone(&sent));
             let thread = from.spawn(move || send_all(&part, &ended, &counted))?;
             Ok(std::thread::spawn(move || thread.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??))
+        });
+        let threads = threads.collect::<anyhow::Result<_>>()?;
+        Ok(Self { stop, sent, threads })
+    }
+
+    /// The same by frames that were made before, past the sender's own UDP and IP: with one sender for each processor nothing that a machine does
+    /// with sockets sends more.
+    ///
+    /// # Errors
+    /// As [`Self::start_by`], or the interface is not there.
+    pub fn start_frames(senders: u16, from: &Namespace, link: &Link, stream: Stream) -> anyhow::Result<Self> {
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let threads = stream.split(senders).into_iter().map(|part| {
+            let (ended, counted) = (Arc::clone(&stop), Arc::clone(&sent));
+            let (sender, frames) = (Sender::open(from, &link.interface)?, link.frames(&part));
+            Ok(std::thread::spawn(move || send_frames(&sender, &frames, &part, &ended, &counted)))
         });
         let threads = threads.collect::<anyhow::Result<_>>()?;
         Ok(Self { stop, sent, threads })
@@ -152,15 +199,44 @@ fn send_all(stream: &Stream, stop: &AtomicBool, counted: &AtomicU64) -> anyhow::
             total += u64::try_from(sent)?;
             counted.fetch_add(u64::try_from(sent)?, Ordering::Relaxed);
         }
-        if let Some(per_second) = stream.per_second {
-            let due = Duration::from_secs_f64(total as f64 / per_second.max(1) as f64);
-            let ahead = due.saturating_sub(begun.elapsed());
-            if ahead > Duration::from_millis(1) {
-                std::thread::sleep(ahead);
-            }
-        }
+        pace(stream, total, begun);
     }
     Ok(begun.elapsed())
+}
+
+fn send_frames(sender: &Sender, frames: &[Vec<u8>], stream: &Stream, stop: &AtomicBool, counted: &AtomicU64) -> anyhow::Result<Duration> {
+    ensure!(!frames.is_empty(), "no flow to send");
+    let slices: Vec<[IoSlice<'_>; 1]> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
+    let mut headers = MultiHeaders::<()>::preallocate(BATCH, None);
+    let begun = Instant::now();
+    let (mut total, mut at) = (0_u64, 0);
+    let end = stream.packets.unwrap_or(u64::MAX);
+    while total < end && !stop.load(Ordering::Relaxed) {
+        let left = usize::try_from(end - total).unwrap_or(usize::MAX);
+        let some = slices.get(at..).unwrap_or_default();
+        let some = some.get(..some.len().min(BATCH).min(left)).unwrap_or_default();
+        let sent = match sendmmsg(sender.socket().as_raw_fd(), &mut headers, some, [None; BATCH], [], MsgFlags::empty()) {
+            Ok(results) => results.count(),
+            Err(nix::errno::Errno::ENOBUFS | nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => 0,
+            Err(errno) => return Err(errno).context("cannot send"),
+        };
+        at = (at + sent) % slices.len();
+        total += u64::try_from(sent)?;
+        counted.fetch_add(u64::try_from(sent)?, Ordering::Relaxed);
+        pace(stream, total, begun);
+    }
+    Ok(begun.elapsed())
+}
+
+/// Waits until so many are due.
+fn pace(stream: &Stream, sent: u64, begun: Instant) {
+    if let Some(per_second) = stream.per_second {
+        let due = Duration::from_secs_f64(sent as f64 / per_second.max(1) as f64);
+        let ahead = due.saturating_sub(begun.elapsed());
+        if ahead > Duration::from_millis(1) {
+            std::thread::sleep(ahead);
+        }
+    }
 }
 
 /// What a datagram to the ports costs that is denied: from the system call to its end in the node, which is in the same call. The median of so many

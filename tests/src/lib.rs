@@ -13,6 +13,7 @@ pub mod frames;
 pub mod lab;
 pub mod leak;
 pub mod namespace;
+pub mod permitted;
 pub mod probe;
 pub mod process;
 pub mod random;

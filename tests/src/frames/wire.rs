@@ -45,9 +45,8 @@ fn link(name: &str) -> anyhow::Result<LinkAddr> {
     links.find_map(|it| it.as_link_addr().copied()).with_context(|| format!("no interface {name}"))
 }
 
-fn raw() -> anyhow::Result<OwnedFd> {
-    socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)
-        .context("cannot open a packet socket (root?)")
+fn raw(heard: Option<SockProtocol>) -> anyhow::Result<OwnedFd> {
+    socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, heard).context("cannot open a packet socket (root?)")
 }
 
 /// Sends frames as they are out of one interface of a namespace.
@@ -64,10 +63,16 @@ impl Sender {
     pub fn open(inside: &Namespace, interface: &str) -> anyhow::Result<Self> {
         let name = interface.to_owned();
         inside.run(move || {
-            let socket = raw()?;
+            // Of no protocol: what it sends is not copied to it as well.
+            let socket = raw(None)?;
             bind(socket.as_raw_fd(), &link(&name)?).with_context(|| format!("cannot bind to {name}"))?;
             Ok(Self { socket })
         })?
+    }
+
+    /// For more than one frame at a time.
+    pub fn socket(&self) -> &OwnedFd {
+        &self.socket
     }
 
     /// Puts a frame on the wire.
@@ -97,7 +102,7 @@ impl Sniffer {
     pub fn start(inside: &Namespace) -> anyhow::Result<Self> {
         let (heard, stop) = (Arc::new(Mutex::new(BTreeMap::new())), Arc::new(AtomicBool::new(false)));
         let own = Sender::open(inside, "lo")?;
-        let socket = inside.run(raw)??;
+        let socket = inside.run(|| raw(Some(SockProtocol::EthAll)))??;
         setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20)).context("a receive buffer")?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 100_000))?;
         let (sink, ended) = (Arc::clone(&heard), Arc::clone(&stop));

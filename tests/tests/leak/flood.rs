@@ -19,7 +19,7 @@ const TO: &str = "field/srv-bridged";
 const IDLE: &str = "8";
 
 /// 20,000 flows over both families, and nothing that the policies allow.
-const PORTS: Range<u16> = 20_000..30_000;
+pub(crate) const PORTS: Range<u16> = 20_000..30_000;
 
 /// What the agent may take in a flood, of processor time and not of time that passes: once for each flow that it tells of, and a share of one core
 /// for as long as the flood lasts, whatever its rate. Its reads of the kernel's sets take a fiftieth of the time. A debug build's figures; where the
@@ -36,7 +36,7 @@ fn most_of_agent(flows: usize, lasted: Duration) -> Duration {
 const AGENT_PEAK_KIB: u64 = 80 * 1024;
 
 /// As many as there are processors: what the machine can send.
-fn senders() -> u16 {
+pub(crate) fn senders() -> u16 {
     std::thread::available_parallelism().map_or(1, |count| u16::try_from(count.get()).unwrap_or(u16::MAX))
 }
 
@@ -291,7 +291,7 @@ fn an_agent_killed_in_a_flood_tells_every_packet_when_it_is_back() {
 }
 
 /// A node without an agent, whose one nft rule drops the flood; with `tracked` connections are followed too, as on every node that does NAT.
-fn plain(field: &mut Field, name: &str, tracked: bool) {
+pub(crate) fn plain(field: &mut Field, name: &str, tracked: bool) {
     let node = field.site.lab().node(name, Topology::Bridged).unwrap();
     field.site.add_node(name, node).unwrap();
     for app in ["open", "srv", "tight"] {
@@ -326,7 +326,7 @@ fn beside_flood(field: &Field, meter: &Meter<'_>, node: &str, per_second: Option
     (rate, sent as f64 / lasted.as_secs_f64())
 }
 
-fn median(list: &[f64]) -> f64 {
+pub(crate) fn median(list: &[f64]) -> f64 {
     let mut list = list.to_vec();
     list.sort_by(f64::total_cmp);
     list[list.len() / 2]

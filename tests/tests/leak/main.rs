@@ -7,6 +7,7 @@ mod field;
 mod flood;
 mod flushes;
 mod itself;
+mod kept;
 mod metronome;
 mod races;
 mod restarts;

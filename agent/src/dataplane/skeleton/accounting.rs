@@ -1,9 +1,9 @@
 //! What is denied: counted exactly, logged once per flow.
 
-use super::policy::{WITH_PORTS, deny_name, icmp_header, icmp_protocol, ip};
+use super::policy::{by_protocol, deny_name, icmp_header, ip};
 use super::words::{
-    Rules, accept, back, concat, count, dispatch, drop, field, goto, in_set, is, is_number, is_one_of, l4proto, limit, log, meta, prohibit,
-    reset, to_goto, update,
+    Rules, accept, back, concat, count, drop, field, goto, in_set, is, is_number, is_one_of, l4proto, limit, log, meta, prohibit, reset,
+    update,
 };
 use crate::dataplane::config::DataplaneConfig;
 use crate::dataplane::names::{
@@ -13,7 +13,7 @@ use crate::dataplane::names::{
 };
 use firebreak_policy::kernel_sets::{SetId, Shape};
 use firebreak_policy::model::{Direction, Family};
-use nftables::expr::{Expression, MetaKey, Verdict};
+use nftables::expr::{Expression, MetaKey};
 use nftables::stmt::Statement;
 
 /// Bytes of a packet that go to NFLOG: an IPv6 header, its extensions and the ports.
@@ -33,7 +33,7 @@ const MLD: [&str; 4] = ["mld-listener-query", "mld-listener-report", "mld-listen
 /// chain deny_in4 {
 ///     ...                                                            # DHCP of its own address ([`dhcp`])
 ///     counter name denied_in
-///     meta l4proto vmap { tcp : goto deny_in4_with_ports, ..., icmp : goto deny_in4_with_types }
+///     ...                                                            # by protocol to deny_in4_with_ports or _with_types ([`by_protocol`])
 ///     ip saddr . ip daddr . meta l4proto @denied_in4_proto drop
 ///     update @denied_in4_proto { ip saddr . ip daddr . meta l4proto } log prefix "firebreak deny in" group 5 snaplen 128 drop
 ///     goto deny_in_uncounted
@@ -118,10 +118,7 @@ impl Accounting {
             // What is answered was counted and told apart where it was denied.
             if self.outcome != Outcome::Rejected {
                 rules.rule(&chain, [count(total)]);
-                let mut kinds: Vec<(&'static str, Verdict<'static>)> =
-                    WITH_PORTS.iter().map(|name| (*name, to_goto(&with_ports))).collect();
-                kinds.push((icmp_protocol(family), to_goto(&with_types)));
-                rules.rule(&chain, [dispatch(l4proto(), kinds)]);
+                by_protocol(rules, &chain, family, &with_ports, &with_types);
             }
             for (name, key) in [(&chain, DeniedKey::Protocol), (&with_ports, DeniedKey::Port), (&with_types, DeniedKey::Icmp)] {
                 if self.outcome == Outcome::Denied {
@@ -196,9 +193,9 @@ impl Accounting {
 ///
 /// ```text
 /// ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept                              # deny_out4
-/// meta iifkind "bridge" meta oifkind "bridge" udp sport 67 udp dport 68 accept           # deny_in4
+/// udp sport 67 udp dport 68 meta iifkind "bridge" meta oifkind "bridge" accept           # deny_in4
 /// ip6 daddr ff02::1:2 udp sport 546 udp dport 547 accept                                 # deny_out6
-/// meta iifkind "bridge" meta oifkind "bridge" udp sport 547 udp dport 546 accept         # deny_in6
+/// udp sport 547 udp dport 546 meta iifkind "bridge" meta oifkind "bridge" accept         # deny_in6
 /// ```
 fn dhcp(direction: Direction, family: Family) -> Vec<Statement<'static>> {
     let (client, server, everybody) = match family {
@@ -210,7 +207,9 @@ fn dhcp(direction: Direction, family: Family) -> Vec<Statement<'static>> {
         Direction::Egress => [vec![is(field(ip(family), "daddr"), everybody)], ports(client, server).to_vec()].concat(),
         Direction::Ingress => {
             let over_the_link = [MetaKey::Iifkind, MetaKey::Oifkind].map(|kind| is(meta(kind), "bridge"));
-            [over_the_link.to_vec(), ports(server, client).to_vec()].concat()
+            let [from, to, end] = ports(server, client);
+            // The name of an interface's kind costs more than ports.
+            [vec![from, to], over_the_link.to_vec(), vec![end]].concat()
         }
     }
 }
