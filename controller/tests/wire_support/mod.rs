@@ -28,7 +28,7 @@ pub fn hello(node: &str) -> v1::Hello {
         instance_id: format!("instance-of-{node}"),
         boot_id: "boot-0001".to_owned(),
         protocol_min: 1,
-        protocol_max: 1,
+        protocol_max: 2,
         agent_version: "test".to_owned(),
         ..v1::Hello::default()
     }
