@@ -55,7 +55,7 @@ impl Talk {
     }
 
     async fn welcome(&self) {
-        self.say(Down::Welcome(v1::Welcome { protocol: 1, epoch: EPOCH.to_owned(), controller_version: "test".to_owned() })).await;
+        self.say(Down::Welcome(v1::Welcome { protocol: 2, epoch: EPOCH.to_owned(), controller_version: "test".to_owned() })).await;
         self.say(Down::Declared(v1::Declared { workloads: Vec::new(), reset: true, last: true })).await;
     }
 
@@ -208,7 +208,7 @@ fn state_of(segments: &[&str]) -> NodeState {
 }
 
 fn updates_of(state: &NodeState) -> Vec<v1::ObjectUpdate> {
-    let segments = state.segments.values().map(|segment| state::segment_update(segment));
+    let segments = state.segments.values().map(state::segment_update);
     segments.chain([state::node_update(&node(), &state.addresses)]).collect()
 }
 
@@ -240,7 +240,7 @@ async fn a_session_says_who_it_is_takes_a_state_and_acknowledges_it_when_the_ker
     let mut talk = stage.next_talk().await;
     let (hello, held) = talk.hello().await;
     assert_eq!((hello.node.as_str(), hello.instance_id.as_str(), hello.boot_id.as_str()), ("n1", "i-1", "b-1"));
-    assert_eq!((hello.protocol_min, hello.protocol_max, hello.generation, hello.epoch.as_str()), (1, 1, 0, ""));
+    assert_eq!((hello.protocol_min, hello.protocol_max, hello.generation, hello.epoch.as_str()), (2, 2, 0, ""));
     assert_eq!(held, []);
     talk.welcome().await;
     let report = talk.node_report().await;
@@ -448,8 +448,8 @@ async fn a_controller_that_refuses_or_talks_nonsense_is_tried_again_and_nothing_
         talk.to_agent.send(Err(refusal)).await.unwrap();
     }
     let nonsense = [
-        Down::Welcome(v1::Welcome { protocol: 2, epoch: EPOCH.to_owned(), controller_version: String::new() }),
-        Down::Welcome(v1::Welcome { protocol: 1, epoch: String::new(), controller_version: String::new() }),
+        Down::Welcome(v1::Welcome { protocol: 1, epoch: EPOCH.to_owned(), controller_version: String::new() }),
+        Down::Welcome(v1::Welcome { protocol: 2, epoch: String::new(), controller_version: String::new() }),
         Down::Update(v1::Update::default()),
         Down::Commit(v1::Commit::default()),
     ];
@@ -462,7 +462,7 @@ async fn a_controller_that_refuses_or_talks_nonsense_is_tried_again_and_nothing_
     let nothing = hash::commit_hash(objects.iter().map(|(key, hash)| (key, *hash))).to_wire();
     let replayed = |generation| Down::Commit(v1::Commit { epoch: EPOCH.to_owned(), generation, revision: 9, hash: nothing.clone() });
     for message in [
-        Down::Welcome(v1::Welcome { protocol: 1, epoch: EPOCH.to_owned(), controller_version: String::new() }),
+        Down::Welcome(v1::Welcome { protocol: 2, epoch: EPOCH.to_owned(), controller_version: String::new() }),
         // A generation that comes back, even with another content.
         replayed(1),
         replayed(0),

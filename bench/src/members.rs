@@ -17,7 +17,7 @@ use firebreak_policy::node_state::{
     Rulebook, Segment, SegmentId,
 };
 use firebreak_policy::{Limits, Members};
-use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind};
+use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind, ObjectSum};
 use firebreak_proto::state::{self, GroupChange};
 use firebreak_proto::v1;
 use firebreak_tests::namespace::Namespace;
@@ -93,9 +93,10 @@ fn state_of(size: Size) -> NodeState {
     for number in 0..size.groups {
         let group = GroupId(format!("group-{number:05}").into());
         let members: Members = (0..size.members).map(|of| member(number, of)).collect();
-        state
-            .groups
-            .insert(group.clone(), Arc::new(Group { id: group.clone(), title: format!("app=api-{number} in namespace shop"), members }));
+        state.groups.insert_shared(
+            group.clone(),
+            Arc::new(Group { id: group.clone(), title: format!("app=api-{number} in namespace shop"), members }),
+        );
         let service = CompiledService::Ports(Protocol::TCP, PortRange::single(5432));
         let of_segment = rules.entry(number % size.segments).or_default();
         of_segment.push(CompiledRule {
@@ -113,7 +114,7 @@ fn state_of(size: Size) -> NodeState {
             rules: Rulebook { ingress: Some(ingress), ..Rulebook::default() }.into(),
             audit: None,
         };
-        state.segments.insert(id, Arc::new(segment));
+        state.segments.insert_shared(id, Arc::new(segment));
     }
     for number in 0..size.locals {
         let id = WorkloadId::new(name(), &*format!("w{number}"));
@@ -125,13 +126,13 @@ fn state_of(size: Size) -> NodeState {
             addresses: [local_address(number)].into(),
             published_ports: Vec::new(),
         };
-        state.endpoints.insert(id, Arc::new(endpoint));
+        state.endpoints.insert_shared(id, Arc::new(endpoint));
     }
     state
 }
 
 fn locals(state: &NodeState) -> LocalWorkloads {
-    let workload = |(index, endpoint): (u32, &Arc<LocalEndpoint>)| {
+    let workload = |(index, endpoint): (u32, &LocalEndpoint)| {
         let addresses =
             endpoint.addresses.iter().map(|it| NetworkAddress { network: NetworkName::default_network(), address: *it }).collect();
         let workload = LocalWorkload {
@@ -168,6 +169,7 @@ fn locals(state: &NodeState) -> LocalWorkloads {
 struct Agent {
     held: Held,
     hashes: BTreeMap<ObjectKey, ContentHash>,
+    sum: ObjectSum,
     sums: BTreeMap<GroupId, MemberSum>,
     generation: u64,
     committed: watch::Sender<Option<Arc<Committed>>>,
@@ -190,13 +192,14 @@ impl Agent {
         let stop = CancellationToken::new();
         tokio::spawn(enforce::run(kernel, links, stop.clone()));
         let held = Held::nothing(name());
-        let (hashes, sums) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { held, hashes, sums, generation: 0, committed, applied, _local: local, _status: status, stop })
+        let (hashes, sum, sums) = (BTreeMap::new(), ObjectSum::default(), BTreeMap::new());
+        Ok(Self { held, hashes, sum, sums, generation: 0, committed, applied, _local: local, _status: status, stop })
     }
 
     /// Takes the whole state in, as it comes over the wire.
     async fn load(&mut self, state: &NodeState) -> anyhow::Result<()> {
         self.hashes = hash::objects_of(&name(), state).into_iter().collect();
+        self.sum = ObjectSum::of(self.hashes.iter().map(|(key, hash)| (key, *hash)));
         for group in state.groups.values() {
             self.sums.insert(group.id.clone(), MemberSum::of(&group.members));
             let whole = GroupChange {
@@ -209,9 +212,7 @@ impl Agent {
             };
             self.held.update(state::group_update(&whole))?;
         }
-        for update in
-            state.segments.values().map(|it| state::segment_update(it)).chain(state.endpoints.values().map(|it| state::endpoint_update(it)))
-        {
+        for update in state.segments.values().map(state::segment_update).chain(state.endpoints.values().map(state::endpoint_update)) {
             self.held.update(update)?;
         }
         self.held.update(state::node_update(&name(), &BTreeSet::new()))?;
@@ -221,7 +222,7 @@ impl Agent {
 
     fn next_commit(&mut self) -> v1::Commit {
         self.generation += 1;
-        let hash = hash::commit_hash(self.hashes.iter().map(|(key, hash)| (key, *hash))).to_wire();
+        let hash = self.sum.commit_hash().to_wire();
         v1::Commit { epoch: "e".to_owned(), generation: self.generation, revision: self.generation, hash }
     }
 
@@ -243,7 +244,11 @@ impl Agent {
             sum.remove(&member)
         };
         let hash = hash::group_hash(&group.id, &group.title, sum);
-        self.hashes.insert(ObjectKey::new(ObjectKind::Group, group.id.0.clone()), hash);
+        let key = ObjectKey::new(ObjectKind::Group, group.id.0.clone());
+        if let Some(before) = self.hashes.insert(key.clone(), hash) {
+            self.sum.remove(&key, before);
+        }
+        self.sum.add(&key, hash);
         let (add, remove) = if comes { (vec![member], vec![]) } else { (vec![], vec![member]) };
         let change = GroupChange { id: group.id.clone(), title: group.title.clone(), reset: false, add, remove, hash: Some(hash) };
         let (update, commit) = (state::group_update(&change), self.next_commit());

@@ -44,13 +44,13 @@ async fn a_bad_first_message_is_refused_before_anything_is_kept() {
         (said(|it| it.instance_id.clear()), invalid, "hello.instance_id: is not 8 to 64"),
         (said(|it| it.instance_id = "a b c d e f g".to_owned()), invalid, "hello.instance_id: is not 8 to 64"),
         (said(|it| it.boot_id = "x".repeat(65)), invalid, "hello.boot_id: is not 8 to 64"),
-        (said(|it| it.protocol_min = 0), invalid, "hello.protocol_min: 0 to 1 is no range"),
-        (said(|it| it.protocol_min = 2), invalid, "hello.protocol_min: 2 to 1 is no range"),
+        (said(|it| it.protocol_min = 0), invalid, "hello.protocol_min: 0 to 2 is no range"),
+        (said(|it| it.protocol_min = 3), invalid, "hello.protocol_min: 3 to 2 is no range"),
         (said(|it| it.generation = u64::MAX), invalid, "hello.generation: 18446744073709551615 is over"),
         (
-            said(|it| (it.protocol_min, it.protocol_max) = (2, 3)),
+            said(|it| (it.protocol_min, it.protocol_max) = (3, 4)),
             Code::FailedPrecondition,
-            "no protocol version is shared: the agent of node n1 speaks 2 to 3, this controller speaks 1; upgrade the controller",
+            "no protocol version is shared: the agent of node n1 speaks 3 to 4, this controller speaks 2; upgrade the controller",
         ),
     ];
     for (message, code, expected) in table {

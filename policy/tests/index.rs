@@ -31,6 +31,7 @@ fn number(text: &str) -> u64 {
 impl Stamps for Printed {
     type Stamp = u64;
     type Sum = u64;
+    type Total = u64;
     type Rules = String;
 
     fn add(sum: &mut u64, member: &Member) {
@@ -38,6 +39,12 @@ impl Stamps for Printed {
     }
     fn remove(sum: &mut u64, member: &Member) {
         *sum = sum.wrapping_sub(number(&format!("{member:?}")));
+    }
+    fn came(total: &mut u64, key: &ObjectKey, stamp: u64) {
+        *total = total.wrapping_add(number(&format!("{key:?} {stamp}")));
+    }
+    fn went(total: &mut u64, key: &ObjectKey, stamp: u64) {
+        *total = total.wrapping_sub(number(&format!("{key:?} {stamp}")));
     }
     fn group(id: &GroupId, title: &str, members: &u64) -> u64 {
         number(&format!("{id:?} {title} {members}"))
@@ -173,8 +180,11 @@ impl Followed {
         prop_assert_eq!(&is, &expected);
         let mut mirrored = 0;
         for (name, holding) in self.written.nodes(&self.running) {
-            let Holding { state, objects: stamped } = holding;
+            let Holding { state, objects: stamped, total } = holding;
             prop_assert_eq!(&**stamped, &objects(name, state), "hashes on {}", name);
+            let mut fresh = 0;
+            stamped.iter().for_each(|(key, stamp)| Printed::came(&mut fresh, key, *stamp));
+            prop_assert_eq!(*total, fresh, "the total on {}", name);
             let mirror: Vec<_> = self.mirror.get(name).into_iter().flatten().map(|(key, stamp)| (key.clone(), *stamp)).collect();
             prop_assert_eq!(&mirror, &**stamped, "what was said to have changed on {}", name);
             mirrored += 1;

@@ -4,7 +4,8 @@
 //!   order with every list whose order has no meaning sorted.
 //! - Group: the first 16 bytes of BLAKE3 over id, title and a [`MemberSum`]. The sum is kept up as members come and go, so
 //!   that one member's change costs the same in a group of ten and of a million.
-//! - Commit: the first 16 bytes of BLAKE3 over kind, id and hash of every held object in [`ObjectKey`] order.
+//! - Commit: the first 16 bytes of BLAKE3 over the [`ObjectSum`] of every held object: kind, id and hash. It is kept up in the same
+//!   way, so that one object's change costs the same on a node that holds ten and one that holds ten thousand.
 //!
 //! They find mistakes and differences; they are no defence against a peer that makes up its own state.
 
@@ -62,10 +63,29 @@ impl fmt::Debug for ContentHash {
     }
 }
 
-/// The members of a group as a number: the sum, lane by lane and wrapping, of the BLAKE3 hashes of their encodings read as
-/// four little-endian 64-bit lanes. The same whatever the order, and a member can be taken out again.
+/// A set as a number: the sum, lane by lane and wrapping, of the BLAKE3 hashes of its elements read as four little-endian 64-bit lanes.
+/// The same whatever the order, and an element can be taken out again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct MemberSum([u64; 4]);
+struct Lanes([u64; 4]);
+
+impl Lanes {
+    fn fold(&mut self, element: &[u8], by: fn(u64, u64) -> u64) {
+        let hash = blake3::hash(element);
+        for (lane, bytes) in self.0.iter_mut().zip(hash.as_bytes().as_chunks::<8>().0) {
+            *lane = by(*lane, u64::from_le_bytes(*bytes));
+        }
+    }
+
+    fn update(&self, hasher: &mut blake3::Hasher) {
+        self.0.iter().for_each(|lane| {
+            hasher.update(&lane.to_le_bytes());
+        });
+    }
+}
+
+/// The members of a group as a number, of their protobuf encodings: the 256-bit sum of their hashes in four lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct MemberSum(Lanes);
 
 impl MemberSum {
     /// The sum of all members.
@@ -77,19 +97,53 @@ impl MemberSum {
 
     /// A member that was not in the group came.
     pub fn add(&mut self, member: &Member) {
-        self.fold(member, u64::wrapping_add);
+        self.0.fold(&v1::Member::from(member).encode_to_vec(), u64::wrapping_add);
     }
 
     /// A member that was in the group went.
     pub fn remove(&mut self, member: &Member) {
-        self.fold(member, u64::wrapping_sub);
+        self.0.fold(&v1::Member::from(member).encode_to_vec(), u64::wrapping_sub);
+    }
+}
+
+/// The objects of a node as a number, each by its kind (little-endian 32 bits), the length of its id (64 bits), its id and its hash: the
+/// 256-bit sum of their hashes in four lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ObjectSum(Lanes);
+
+impl ObjectSum {
+    /// The sum of all objects; each is handed over once, in any order.
+    pub fn of<'a>(objects: impl IntoIterator<Item = (&'a ObjectKey, ContentHash)>) -> Self {
+        let mut sum = Self::default();
+        objects.into_iter().for_each(|(key, hash)| sum.add(key, hash));
+        sum
     }
 
-    fn fold(&mut self, member: &Member, by: fn(u64, u64) -> u64) {
-        let hash = blake3::hash(&v1::Member::from(member).encode_to_vec());
-        for (lane, bytes) in self.0.iter_mut().zip(hash.as_bytes().as_chunks::<8>().0) {
-            *lane = by(*lane, u64::from_le_bytes(*bytes));
-        }
+    /// An object that was not there came.
+    pub fn add(&mut self, key: &ObjectKey, hash: ContentHash) {
+        self.fold(key, hash, u64::wrapping_add);
+    }
+
+    /// An object that was there with this hash went.
+    pub fn remove(&mut self, key: &ObjectKey, hash: ContentHash) {
+        self.fold(key, hash, u64::wrapping_sub);
+    }
+
+    /// The hash of a Commit after which these objects are held.
+    pub fn commit_hash(&self) -> ContentHash {
+        let mut hasher = blake3::Hasher::new();
+        self.0.update(&mut hasher);
+        ContentHash::of(&hasher)
+    }
+
+    fn fold(&mut self, key: &ObjectKey, hash: ContentHash, by: fn(u64, u64) -> u64) {
+        let kind: i32 = v1::ObjectKind::from(key.kind).into();
+        let mut bytes = Vec::with_capacity(28 + key.id.len());
+        bytes.extend_from_slice(&kind.to_le_bytes());
+        bytes.extend_from_slice(&u64::try_from(key.id.len()).unwrap_or(u64::MAX).to_le_bytes());
+        bytes.extend_from_slice(key.id.as_bytes());
+        bytes.extend_from_slice(&hash.0);
+        self.0.fold(&bytes, by);
     }
 }
 
@@ -98,9 +152,7 @@ pub fn group_hash(id: &GroupId, title: &str, members: &MemberSum) -> ContentHash
     let mut hasher = blake3::Hasher::new();
     update_text(&mut hasher, &id.0);
     update_text(&mut hasher, title);
-    members.0.iter().for_each(|lane| {
-        hasher.update(&lane.to_le_bytes());
-    });
+    members.0.update(&mut hasher);
     ContentHash::of(&hasher)
 }
 
@@ -194,6 +246,7 @@ pub struct Hashes;
 impl Stamps for Hashes {
     type Stamp = ContentHash;
     type Sum = MemberSum;
+    type Total = ObjectSum;
     /// The encoded fields after `id` and `title`, which come before them.
     type Rules = Vec<u8>;
 
@@ -203,6 +256,14 @@ impl Stamps for Hashes {
 
     fn remove(sum: &mut MemberSum, member: &Member) {
         sum.remove(member);
+    }
+
+    fn came(total: &mut ObjectSum, key: &ObjectKey, stamp: ContentHash) {
+        total.add(key, stamp);
+    }
+
+    fn went(total: &mut ObjectSum, key: &ObjectKey, stamp: ContentHash) {
+        total.remove(key, stamp);
     }
 
     fn group(id: &GroupId, title: &str, members: &MemberSum) -> ContentHash {
@@ -232,20 +293,9 @@ impl Stamps for Hashes {
     }
 }
 
-/// The hash of a Commit over all objects held after it. The caller hands them over in [`ObjectKey`] order, each once.
+/// The hash of a Commit over all objects held after it, each handed over once.
 pub fn commit_hash<'a>(objects: impl IntoIterator<Item = (&'a ObjectKey, ContentHash)>) -> ContentHash {
-    // Hashed in one go: in small pieces it costs three times as much.
-    let mut bytes = Vec::new();
-    for (key, hash) in objects {
-        let kind: i32 = v1::ObjectKind::from(key.kind).into();
-        bytes.extend_from_slice(&kind.to_le_bytes());
-        bytes.extend_from_slice(&u64::try_from(key.id.len()).unwrap_or(u64::MAX).to_le_bytes());
-        bytes.extend_from_slice(key.id.as_bytes());
-        bytes.extend_from_slice(&hash.0);
-    }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&bytes);
-    ContentHash::of(&hasher)
+    ObjectSum::of(objects).commit_hash()
 }
 
 /// Key and hash of every object of a node's state, in key order: what [`commit_hash`] and `Held` are about.

@@ -25,7 +25,7 @@ pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 pub const REFUSED_RECORD: &str = "batch.records[";
 
 /// The protocol version that `agent.proto` describes.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The feature of agents that enforce tiers; the others are sent no state that has any.
 pub const FEATURE_TIERS: &str = "tiers";

@@ -10,7 +10,7 @@ use firebreak_policy::node_state::{
     CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, RuleRef, Rulebook,
     Segment, SegmentId, TierRule, TierRules,
 };
-use firebreak_proto::hash::{self, MemberSum, ObjectKey, ObjectKind};
+use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind, ObjectSum};
 use firebreak_proto::state::{self, GroupChange};
 use firebreak_proto::workload::{DeclaredWorkload, ReportedWorkload};
 use firebreak_proto::{convert, v1};
@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 fn address() -> impl Strategy<Value = IpAddr> {
@@ -468,5 +468,25 @@ fn the_commit_hash_tells_kind_id_and_content_apart() {
         [of(ObjectKind::Segment, "a", "x"), of(ObjectKind::Group, "b", "x"), of(ObjectKind::Group, "a", "y"), hash::commit_hash([])]
     {
         assert_ne!(base, other);
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_commit_hash_is_the_same_by_whatever_way_the_objects_came(
+        first in prop::collection::btree_map("[a-d]{1,2}", any::<[u8; 16]>(), 0..8),
+        second in prop::collection::btree_map("[a-d]{1,2}", any::<[u8; 16]>(), 0..8),
+    ) {
+        let objects = |map: &BTreeMap<String, [u8; 16]>| -> Vec<_> {
+            map.iter().map(|(id, hash)| (ObjectKey::new(ObjectKind::Group, id.as_str()), ContentHash(*hash))).collect()
+        };
+        let mut sum = ObjectSum::default();
+        objects(&first).iter().for_each(|(key, hash)| sum.add(key, *hash));
+        objects(&second).iter().rev().for_each(|(key, hash)| sum.add(key, *hash));
+        objects(&first).iter().for_each(|(key, hash)| sum.remove(key, *hash));
+        let fresh = hash::commit_hash(objects(&second).iter().map(|(key, hash)| (key, *hash)));
+        prop_assert_eq!(sum.commit_hash(), fresh);
+        let other = hash::commit_hash(objects(&first).iter().map(|(key, hash)| (key, *hash)));
+        prop_assert_eq!(first == second, fresh == other);
     }
 }

@@ -7,7 +7,7 @@
 use firebreak_policy::Members;
 use firebreak_policy::model::{Generation, NodeName, Revision, WorkloadId};
 use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, NodeState, Segment, SegmentId};
-use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind};
+use firebreak_proto::hash::{self, ContentHash, MemberSum, ObjectKey, ObjectKind, ObjectSum};
 use firebreak_proto::state::{self, GroupChange};
 use firebreak_proto::{Refusal, v1};
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,12 +76,49 @@ pub struct Held {
 #[derive(Clone, Debug, Default)]
 struct Draft {
     state: NodeState,
-    hashes: BTreeMap<ObjectKey, ContentHash>,
+    hashes: Hashes,
     sums: BTreeMap<GroupId, MemberSum>,
     /// With the hash that the controller gives the object; a group's comes with its last part.
     refused: BTreeMap<ObjectKey, (Refusal, Option<ContentHash>)>,
     /// Groups of which a part came and the last did not.
     open: BTreeSet<GroupId>,
+}
+
+/// The hash of every object, and what stands for all of them.
+#[derive(Clone, Debug, Default)]
+struct Hashes {
+    by_key: BTreeMap<ObjectKey, ContentHash>,
+    sum: ObjectSum,
+}
+
+impl Hashes {
+    fn of(objects: Vec<(ObjectKey, ContentHash)>) -> Self {
+        Self { sum: ObjectSum::of(objects.iter().map(|(key, hash)| (key, *hash))), by_key: objects.into_iter().collect() }
+    }
+
+    fn insert(&mut self, key: ObjectKey, hash: ContentHash) {
+        self.remove(&key);
+        self.sum.add(&key, hash);
+        self.by_key.insert(key, hash);
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        if let Some(before) = self.by_key.remove(key) {
+            self.sum.remove(key, before);
+        }
+    }
+
+    /// The hash of a Commit with these objects, and with others in their place or beside them.
+    fn commit_hash(&self, others: &BTreeMap<&ObjectKey, ContentHash>) -> ContentHash {
+        let mut sum = self.sum;
+        for (key, hash) in others {
+            if let Some(before) = self.by_key.get(*key) {
+                sum.remove(key, *before);
+            }
+            sum.add(key, *hash);
+        }
+        sum.commit_hash()
+    }
 }
 
 impl Held {
@@ -105,10 +142,10 @@ impl Held {
     /// Forgets what a broken stream left half done. Refused objects are forgotten too: the controller sends them again.
     pub fn discard_draft(&mut self) {
         let state = self.committed.state.clone();
-        let hashes = hash::objects_of(&self.node, &state).into_iter();
+        let hashes = hash::objects_of(&self.node, &state);
         // Without a generation not even the node's own object is held.
         self.draft = Draft {
-            hashes: if self.committed.generation == Generation(0) { BTreeMap::new() } else { hashes.collect() },
+            hashes: if self.committed.generation == Generation(0) { Hashes::default() } else { Hashes::of(hashes) },
             sums: state.groups.values().map(|group| (group.id.clone(), MemberSum::of(&group.members))).collect(),
             state,
             ..Draft::default()
@@ -117,7 +154,12 @@ impl Held {
 
     /// Key and hash of everything held, for `Held` messages. Refused objects are not among them.
     pub fn objects(&self) -> impl Iterator<Item = (&ObjectKey, ContentHash)> {
-        self.draft.hashes.iter().map(|(key, hash)| (key, *hash))
+        self.draft.hashes.by_key.iter().map(|(key, hash)| (key, *hash))
+    }
+
+    /// What a Commit has to say of what is held now, refused objects left out.
+    pub fn commit_hash(&self) -> ContentHash {
+        self.draft.hashes.sum.commit_hash()
     }
 
     /// Takes an update into the draft. An object that cannot be read is refused by name and the rest goes on; an error ends
@@ -131,7 +173,7 @@ impl Held {
             v1::object_update::Change::Segment(wire) => {
                 let read = Segment::try_from(wire).map(|segment| (hash::segment_hash(&segment), segment));
                 self.put(key, hash, read, |state, segment| {
-                    state.segments.insert(segment.id.clone(), Arc::new(segment));
+                    state.segments.insert(segment.id.clone(), segment);
                 })
             }
             v1::object_update::Change::Endpoint(wire) => {
@@ -140,7 +182,7 @@ impl Held {
                     Ok((hash::endpoint_hash(&endpoint), endpoint))
                 });
                 self.put(key, hash, read, |state, endpoint| {
-                    state.endpoints.insert(endpoint.id.clone(), Arc::new(endpoint));
+                    state.endpoints.insert(endpoint.id.clone(), endpoint);
                 })
             }
             v1::object_update::Change::Node(wire) => {
@@ -172,13 +214,7 @@ impl Held {
                 None => return Err(HeldError::Incomplete { key: key.clone() }),
             };
         }
-        let got = if refused.is_empty() {
-            hash::commit_hash(self.draft.hashes.iter().map(|(key, hash)| (key, *hash)))
-        } else {
-            let mut hashes: BTreeMap<&ObjectKey, ContentHash> = self.draft.hashes.iter().map(|(key, hash)| (key, *hash)).collect();
-            hashes.extend(refused);
-            hash::commit_hash(hashes.iter().map(|(key, hash)| (*key, *hash)))
-        };
+        let got = self.draft.hashes.commit_hash(&refused);
         if got != wanted {
             return Err(HeldError::CommitHash { generation, got, wanted });
         }
@@ -248,14 +284,13 @@ impl Held {
 
     fn change_group(&mut self, key: ObjectKey, id: GroupId, change: GroupChange) -> Result<(), HeldError> {
         let GroupChange { id: _, title, reset, add, remove, hash: wanted } = change;
-        let empty = || Arc::new(Group { id: id.clone(), title: String::new(), members: Members::default() });
-        let held = self.draft.state.groups.entry(id.clone()).or_insert_with(empty);
+        let empty = || Group { id: id.clone(), title: String::new(), members: Members::default() };
         let sum = self.draft.sums.entry(id.clone()).or_default();
         if reset {
-            *held = empty();
+            self.draft.state.groups.insert(id.clone(), empty());
             *sum = MemberSum::default();
         }
-        let group = Arc::make_mut(held);
+        let group = self.draft.state.groups.get_or_insert_with(&id, empty);
         group.title = title;
         for member in remove {
             if group.members.remove(&member) {
@@ -280,11 +315,11 @@ impl Held {
 
     /// Puts a group back to the version of the last Commit, after some of its parts were taken in.
     fn restore_group(&mut self, key: &ObjectKey, id: &GroupId) {
-        match self.committed.state.groups.get(id) {
+        match self.committed.state.groups.get_shared(id) {
             Some(group) => {
                 self.draft.sums.insert(id.clone(), MemberSum::of(&group.members));
                 self.draft.hashes.insert(key.clone(), hash::whole_group_hash(group));
-                self.draft.state.groups.insert(id.clone(), group.clone());
+                self.draft.state.groups.insert_shared(id.clone(), group.clone());
             }
             None => {
                 self.draft.sums.remove(id);

@@ -28,7 +28,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The version of the form. Another one is refused: an older agent does not guess, a newer one brings a reader for this one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// In which the Commit's hash was over all objects in order. The file's own checksum stands in for it.
+const ORDERED_HASH: u32 = 1;
 /// The largest file that is written or read: some 5 million members.
 pub const MAX_BYTES: usize = 256 << 20;
 
@@ -58,7 +60,7 @@ pub enum StateError {
         reason: String,
     },
     /// It is of another version of the agent.
-    #[error("{file}: written in version {found} of its form; this agent reads version {VERSION}")]
+    #[error("{file}: written in version {found} of its form; this agent reads versions {ORDERED_HASH} to {VERSION}")]
     Version {
         /// Which file.
         file: String,
@@ -184,7 +186,7 @@ pub fn decode(node: &NodeName, bytes: &[u8]) -> Result<Kept, StateError> {
     }
     // Before the checksum: another version may have another one.
     let version = u32::from_le_bytes(*version);
-    if version != VERSION {
+    if !(ORDERED_HASH..=VERSION).contains(&version) {
         return Err(StateError::Version { file: String::new(), found: version });
     }
     if u64::from_le_bytes(*length) != u64::try_from(body.len()).unwrap_or(u64::MAX) {
@@ -193,11 +195,11 @@ pub fn decode(node: &NodeName, bytes: &[u8]) -> Result<Kept, StateError> {
     if blake3::hash(content).as_bytes().as_slice() != checksum {
         return Err(damaged("its checksum does not fit"));
     }
-    replay(node, body)
+    replay(node, body, version)
 }
 
 /// Takes the frames as an agent that holds nothing takes the controller's messages.
-fn replay(node: &NodeName, mut body: &[u8]) -> Result<Kept, StateError> {
+fn replay(node: &NodeName, mut body: &[u8], version: u32) -> Result<Kept, StateError> {
     let mut held = Held::nothing(node.clone());
     let mut declared = None;
     let of_held = |error: HeldError| damaged(error.to_string());
@@ -213,7 +215,10 @@ fn replay(node: &NodeName, mut body: &[u8]) -> Result<Kept, StateError> {
                 declared = Some(read.map_err(|refusal| damaged(refusal.to_string()))?);
             }
             Some(Down::Update(update)) => update.updates.into_iter().try_for_each(|update| held.update(update)).map_err(of_held)?,
-            Some(Down::Commit(commit)) => {
+            Some(Down::Commit(mut commit)) => {
+                if version == ORDERED_HASH {
+                    commit.hash = held.commit_hash().to_wire();
+                }
                 let committed = held.commit(commit).map_err(of_held)?;
                 if let Some((key, refusal)) = committed.refused.first_key_value() {
                     return Err(StateError::OtherNode { file: String::new(), reason: format!("{key}: {refusal}") });

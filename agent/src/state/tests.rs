@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::session::{Applied, NodeStatus};
+use firebreak_policy::SharedMap;
 use firebreak_policy::model::{Revision, WorkloadId};
 use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Rulebook, Segment, SegmentId};
 use firebreak_proto::workload::Location;
@@ -31,9 +32,9 @@ fn kept(generation: u64) -> Kept {
     };
     let state = NodeState {
         addresses: ["192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap()].into(),
-        groups: BTreeMap::from([group("a", &["10.0.0.2", "fd00::2"]), group("empty", &[])]),
-        segments: BTreeMap::from([(segment.id.clone(), Arc::new(segment))]),
-        endpoints: BTreeMap::from([(id, Arc::new(endpoint))]),
+        groups: SharedMap::from([group("a", &["10.0.0.2", "fd00::2"]), group("empty", &[])]),
+        segments: SharedMap::from([(segment.id.clone(), Arc::new(segment))]),
+        endpoints: SharedMap::from([(id, Arc::new(endpoint))]),
     };
     let declared = DeclaredWorkload {
         container: "shop.db".into(),
@@ -122,12 +123,26 @@ fn a_file_with_a_right_checksum_and_wrong_contents_is_refused_all_the_same() {
 }
 
 #[test]
+fn a_file_of_the_version_whose_commit_hash_was_made_in_another_way_is_read() {
+    let whole = encode(&node(), &kept(3)).unwrap();
+    // The hash is the last field of the last frame, before the checksum.
+    let hash = whole.len() - 32 - 16;
+    let other_hash = |bytes: &mut Vec<u8>| bytes[hash..hash + 16].fill(7);
+    let first = resealed(whole.clone(), |bytes| {
+        bytes[16] = 1;
+        other_hash(bytes);
+    });
+    assert_eq!(decode(&node(), &first).unwrap(), kept(3));
+    assert_eq!(decode(&node(), &resealed(whole, other_hash)).unwrap_err().code(), "StateDamaged");
+}
+
+#[test]
 fn another_version_and_another_node_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = StateFile::new(folder.path(), node());
     let version = resealed(encode(&node(), &kept(3)).unwrap(), |bytes| bytes[16] = 9);
     for (bytes, code, words) in [
-        (version, "StateOfOtherVersion", ["version 9", "version 1"]),
+        (version, "StateOfOtherVersion", ["version 9", "versions 1 to 2"]),
         (encode(&NodeName::from("n2"), &kept(3)).unwrap(), "StateOfOtherNode", ["n2", "not this node's"]),
     ] {
         std::fs::write(file.path(), bytes).unwrap();

@@ -8,7 +8,7 @@ use firebreak_policy::model::{Inventory, NodeName, PolicySet, Revision, Workload
 use firebreak_policy::node_state::NodeState;
 use firebreak_policy::reserved::Given;
 use firebreak_policy::{Compiled, SharedMap};
-use firebreak_proto::hash::{ContentHash, Hashes, ObjectKey, commit_hash};
+use firebreak_proto::hash::{ContentHash, Hashes, ObjectKey};
 use firebreak_proto::workload::DeclaredWorkload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,16 +50,15 @@ pub(crate) struct Target {
 impl Target {
     /// What the index says that the node is to hold.
     pub(crate) fn held(holding: &Holding<Hashes>) -> Self {
-        let Holding { state, objects } = holding.clone();
-        let hash = commit_hash(objects.iter().map(|(key, hash)| (key, *hash)));
-        Self { state, objects, hash }
+        let Holding { state, objects, total } = holding.clone();
+        Self { state, objects, hash: total.commit_hash() }
     }
 
     /// What the node is to hold, with its hashes, from nothing.
     #[cfg(test)]
     pub(crate) fn of(node: &NodeName, state: &NodeState) -> Self {
         let objects = firebreak_proto::hash::objects_of(node, state);
-        let hash = commit_hash(objects.iter().map(|(key, hash)| (key, *hash)));
+        let hash = firebreak_proto::hash::commit_hash(objects.iter().map(|(key, hash)| (key, *hash)));
         Self { state: Arc::new(state.clone()), objects: Arc::new(objects), hash }
     }
 }

@@ -8,7 +8,8 @@ use super::stamps::Stamps;
 use super::written::Written;
 use crate::model::WorkloadId;
 use crate::node_state::{Group, GroupId, LocalEndpoint, NodeState, ObjectKey, ObjectKind, Segment, SegmentId};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::shared_map::SharedMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Everything one node needs, with the content hash of each object.
@@ -18,11 +19,19 @@ pub struct Holding<S: Stamps> {
     pub state: Arc<NodeState>,
     /// Key and hash of every object, the node itself among them, in key order.
     pub objects: Arc<Vec<(ObjectKey, S::Stamp)>>,
+    /// What stands for all of them.
+    pub total: S::Total,
 }
 
 impl<S: Stamps> Clone for Holding<S> {
     fn clone(&self) -> Self {
-        Self { state: self.state.clone(), objects: self.objects.clone() }
+        Self { state: self.state.clone(), objects: self.objects.clone(), total: self.total }
+    }
+}
+
+impl<S: Stamps> Default for Holding<S> {
+    fn default() -> Self {
+        Self { state: Arc::default(), objects: Arc::default(), total: S::Total::default() }
     }
 }
 
@@ -38,7 +47,7 @@ pub(super) struct NodeRecord<S: Stamps> {
 
 impl<S: Stamps> Default for NodeRecord<S> {
     fn default() -> Self {
-        Self { holding: Holding { state: Arc::default(), objects: Arc::default() }, there: false, own_groups: IdMap::default() }
+        Self { holding: Holding::default(), there: false, own_groups: IdMap::default() }
     }
 }
 
@@ -82,7 +91,7 @@ impl<S: Stamps> Written<S> {
         }
         let segments = self.segment_edits(number, record, &mut dirty.segments);
         let endpoints = self.endpoint_edits(running, &dirty);
-        let Holding { state, objects } = &mut record.holding;
+        let Holding { state, objects, total } = &mut record.holding;
         let mut stamps: Vec<(ObjectKey, Option<S::Stamp>)> = Vec::with_capacity(groups.len() + segments.len() + endpoints.len() + 1);
         apply(state, |it| &it.groups, |it| &mut it.groups, groups, &mut stamps, |id| ObjectKey::new(ObjectKind::Group, id.0.clone()));
         apply(
@@ -111,7 +120,7 @@ impl<S: Stamps> Written<S> {
                 }
             }
         }
-        restamp(objects, stamps)
+        restamp::<S>(objects, total, stamps)
     }
 
     /// What becomes of groups, and those of them whose ids on the node are others now.
@@ -214,8 +223,8 @@ impl<S: Stamps> Written<S> {
 /// Changes one of the maps of a state, which is copied first if somebody else has it too and something changes at all.
 fn apply<K: Ord + Clone, V: PartialEq, T>(
     state: &mut Arc<NodeState>,
-    map: impl Fn(&NodeState) -> &BTreeMap<K, Arc<V>>,
-    map_mut: impl Fn(&mut NodeState) -> &mut BTreeMap<K, Arc<V>>,
+    map: impl Fn(&NodeState) -> &SharedMap<K, V>,
+    map_mut: impl Fn(&mut NodeState) -> &mut SharedMap<K, V>,
     mut edits: Vec<Edit<K, V, T>>,
     stamps: &mut Vec<(ObjectKey, Option<T>)>,
     key: impl Fn(&K) -> ObjectKey,
@@ -247,14 +256,14 @@ fn apply<K: Ord + Clone, V: PartialEq, T>(
         return;
     }
     for (id, content) in edits {
-        let before = map(state).get(&id);
+        let before = map(state).get_shared(&id);
         match content {
             Some((content, stamp)) => {
                 if before.is_some_and(|before| Arc::ptr_eq(before, &content) || *before == content) {
                     continue;
                 }
                 stamps.push((key(&id), Some(stamp)));
-                map_mut(Arc::make_mut(state)).insert(id, content);
+                map_mut(Arc::make_mut(state)).insert_shared(id, content);
             }
             None => {
                 if before.is_some() {
@@ -266,14 +275,18 @@ fn apply<K: Ord + Clone, V: PartialEq, T>(
     }
 }
 
-/// Changes the sorted list of keys and hashes; of several words about one key the last counts. Gives the keys.
-fn restamp<T: Copy>(objects: &mut Arc<Vec<(ObjectKey, T)>>, mut edits: Vec<(ObjectKey, Option<T>)>) -> Vec<ObjectKey> {
+/// Changes the sorted list of keys and hashes, and what stands for them; of several words about one key the last counts. Gives the keys.
+fn restamp<S: Stamps>(
+    objects: &mut Arc<Vec<(ObjectKey, S::Stamp)>>,
+    total: &mut S::Total,
+    mut edits: Vec<(ObjectKey, Option<S::Stamp>)>,
+) -> Vec<ObjectKey> {
     if edits.is_empty() {
         return Vec::new();
     }
     // Stable, so that the last word about a key is the last of its run.
     edits.sort_by(|(one, _), (other, _)| one.cmp(other));
-    let mut last: Vec<(ObjectKey, Option<T>)> = Vec::with_capacity(edits.len());
+    let mut last: Vec<(ObjectKey, Option<S::Stamp>)> = Vec::with_capacity(edits.len());
     for edit in edits {
         match last.last_mut() {
             Some(before) if before.0 == edit.0 => *before = edit,
@@ -281,6 +294,14 @@ fn restamp<T: Copy>(objects: &mut Arc<Vec<(ObjectKey, T)>>, mut edits: Vec<(Obje
         }
     }
     let keys = last.iter().map(|(key, _)| key.clone()).collect();
+    for (key, stamp) in &last {
+        if let Ok(at) = objects.binary_search_by(|(it, _)| it.cmp(key)) {
+            S::went(total, key, objects[at].1);
+        }
+        if let Some(stamp) = stamp {
+            S::came(total, key, *stamp);
+        }
+    }
     if last.len() * 8 < objects.len() {
         let objects = Arc::make_mut(objects);
         for (key, stamp) in last {
