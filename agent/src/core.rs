@@ -101,7 +101,7 @@ impl Last {
     fn alive_with_groups_of(&self, state: &NodeState) -> NodeState {
         let mut alive = self.flattened.state().clone();
         let mut ids = self.state.groups.keys().zip(state.groups.keys());
-        let is_side_by_side = self.state.groups.len() == state.groups.len() && ids.all(|(id, of)| Arc::ptr_eq(&id.0, &of.0) || id == of);
+        let is_side_by_side = self.state.groups.len() == state.groups.len() && ids.all(|(id, of)| id == of);
         if is_side_by_side {
             for ((id, before), (_, after)) in self.state.groups.iter().zip(&state.groups) {
                 if !Arc::ptr_eq(before, after)
@@ -139,7 +139,7 @@ fn restrict_and_vacate(state: &NodeState, local: &LocalWorkloads) -> (NodeState,
             continue;
         }
         let addresses = effective_addresses(endpoint, workload, &rightful, local);
-        endpoints.insert(id.clone(), Arc::new(LocalEndpoint { addresses, ..LocalEndpoint::clone(endpoint) }));
+        endpoints.insert(id.clone(), Arc::new(LocalEndpoint { addresses: addresses.into(), ..LocalEndpoint::clone(endpoint) }));
     }
     // An address that the controller gave to an endpoint of this node, and that no endpoint holds of those it gave it to.
     let vacated: Vec<IpAddr> = listed.keys().copied().filter(|address| !rightful.contains(address)).collect();

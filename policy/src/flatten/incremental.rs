@@ -150,8 +150,8 @@ impl Flattened {
         // By side, the peers whose elements may come or go.
         let mut touched: BTreeMap<SideKey, BTreeSet<Member>> = BTreeMap::new();
         for ((id, before), (next_id, after)) in self.state.groups.iter().zip(&next.groups) {
-            // The names are looked at only where something may differ: of thousands of groups one has changed.
-            if Arc::ptr_eq(&id.0, &next_id.0) && Arc::ptr_eq(before, after) {
+            // Of thousands of groups one has changed, and ids that are the same memory are equal without a look at the text.
+            if id == next_id && Arc::ptr_eq(before, after) {
                 continue;
             }
             if id != next_id || before.title != after.title {

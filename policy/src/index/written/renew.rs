@@ -10,7 +10,7 @@ use crate::index::running::{Running, Touched};
 use crate::index::segments::{self, SegmentRecord, Variant};
 use crate::index::stamps::Stamps;
 use crate::index::template::PortName;
-use crate::node_state::{ObjectKey, Segment};
+use crate::node_state::ObjectKey;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -85,12 +85,13 @@ impl<S: Stamps> Written<S> {
                 }
                 let policies = record.policies.clone();
                 for Placed { id, title, variant, workloads } in placed {
-                    let known = self.segment_ids.get(&id).copied();
+                    let known = self.segment_ids.get(&id, |it| self.segments.get(it).is_some_and(|it| *it.id() == id));
                     let segment = known.unwrap_or_else(|| {
-                        self.segments.add(SegmentRecord::new(id.clone(), &title, policies.clone(), variant.into_ports()))
+                        let fresh = SegmentRecord::new(id.clone(), title, policies.clone(), variant.into_ports(), &self.no_rules);
+                        self.segments.add(fresh)
                     });
                     if known.is_none() {
-                        self.segment_ids.insert(id, segment);
+                        self.segment_ids.insert(&id, segment);
                     }
                     if *anew || known.is_none() {
                         if let Some(record) = self.segments.get_mut(segment) {
@@ -149,8 +150,8 @@ impl<S: Stamps> Written<S> {
         let runs: Vec<Vec<u32>> = numbers.chunk_by(|one, other| alike(one) == alike(other)).map(<[u32]>::to_vec).collect();
         for runs in runs.chunks(AT_ONCE) {
             let built = parallel::map(runs, |numbers| self.build_alike(numbers));
-            for (number, segment, stamp, groups) in built.into_iter().flatten() {
-                self.install_segment(number, segment, stamp, &groups, work);
+            for built in built.into_iter().flatten() {
+                self.install_segment(built, work);
             }
         }
     }
@@ -166,19 +167,22 @@ impl<S: Stamps> Written<S> {
         let of_rules = S::rules(&rules, audit.as_deref());
         let all = numbers.iter().filter_map(|number| Some((*number, self.segments.get(*number)?)));
         let build = |(number, record): (u32, &SegmentRecord<S>)| {
-            let (id, title) = (record.id.clone(), record.shared.title.clone());
-            let stamp = S::segment(&id, &title, &of_rules);
-            (number, Segment { id, title, rules: rules.clone(), audit: audit.clone() }, stamp, groups.clone())
+            let stamp = S::segment(record.id(), &record.shared.title, &of_rules);
+            Built { number, rules: rules.clone(), audit: audit.clone(), stamp, groups: groups.clone() }
         };
         all.map(build).collect()
     }
 
-    fn install_segment(&mut self, number: u32, built: Segment, stamp: S::Stamp, groups: &Arc<[u32]>, work: &mut Work) {
+    fn install_segment(&mut self, built: Built<S>, work: &mut Work) {
+        let Built { number, rules, audit, stamp, groups } = built;
         if let Some(segment) = self.segments.get_mut(number) {
-            if segment.stamp.is_none() || *segment.shared != built {
-                (segment.shared, segment.stamp) = (Arc::new(built), Some(stamp));
+            if segment.stamp.is_none() || segment.shared.rules != rules || segment.shared.audit != audit {
+                // A fresh one is nobody else's yet and is filled in where it is.
+                let shared = Arc::make_mut(&mut segment.shared);
+                (shared.rules, shared.audit) = (rules, audit);
+                segment.stamp = Some(stamp);
             }
-            let before = std::mem::replace(&mut segment.groups, groups.clone());
+            let before = std::mem::replace(&mut segment.groups, groups);
             for node in segment.nodes.iter() {
                 let dirty = work.nodes.entry(node).or_default();
                 // Its form on the node may be another even where the shared one is the same.
@@ -288,7 +292,7 @@ impl<S: Stamps> Written<S> {
             if self.segments.get(number).is_some_and(|segment| segment.nodes.is_empty())
                 && let Some(segment) = self.segments.take(number)
             {
-                self.segment_ids.remove(&segment.id);
+                self.segment_ids.remove(segment.id(), number);
                 self.segments.release(number);
             }
         }
