@@ -339,6 +339,8 @@ impl<S: Stamps> Written<S> {
                 self.subjects.register(&policy.subject, *number);
             }
         }
+        let mut joining: Vec<(u32, Vec<u32>)> = joining.into_iter().collect();
+        joining.sort_unstable_by_key(|(kind, _)| *kind);
         for (kind, joining) in joining {
             let mut policies: Vec<u32> = self.kinds[kind as usize].policies.iter().copied().chain(joining).collect();
             policies.sort_by(|one, other| self.order(*one, *other));

@@ -7,16 +7,19 @@ use crate::index::ids::{IdMap, IdSet, NONE};
 use crate::index::nodes::{Dirty, NodeRecord};
 use crate::index::parallel;
 use crate::index::running::{Running, Touched};
-use crate::index::segments::{self, SegmentRecord, Variant};
+use crate::index::segments::{self, Ports, SegmentRecord, Variant};
 use crate::index::stamps::Stamps;
 use crate::index::template::PortName;
 use crate::node_state::ObjectKey;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 impl<S: Stamps> Written<S> {
     pub(super) fn renew_groups(&mut self, running: &Running, work: &mut Work) {
-        let whole: Vec<u32> = work.whole.iter().copied().collect();
+        // In order, as they are in memory.
+        let mut whole: Vec<u32> = work.whole.iter().copied().collect();
+        whole.sort_unstable();
         for whole in whole.chunks(AT_ONCE) {
             let worked = parallel::map(whole, |number| self.groups.get(*number).map(|group| group.work_out(running, self.referents())));
             for (number, worked) in whole.iter().zip(worked) {
@@ -70,8 +73,9 @@ impl<S: Stamps> Written<S> {
                 kinds.insert(*number, kind.workloads.iter().copied().collect());
             }
         }
-        let kinds: Vec<(u32, Vec<u32>, bool)> =
+        let mut kinds: Vec<(u32, Vec<u32>, bool)> =
             kinds.into_iter().map(|(kind, workloads)| (kind, workloads, work.kinds.contains(&kind))).collect();
+        kinds.sort_unstable_by_key(|(kind, ..)| *kind);
         let (mut to_build, mut moves) = (IdSet::default(), Vec::new());
         for kinds in kinds.chunks(AT_ONCE) {
             let placed = parallel::map(kinds, |(kind, workloads, anew)| self.place(running, *kind, workloads, *anew));
@@ -144,10 +148,15 @@ impl<S: Stamps> Written<S> {
     }
 
     /// Builds segments as they are where every group is the shared one. Those with the same policies and ports share their rules.
-    fn build_segments(&mut self, mut numbers: Vec<u32>, work: &mut Work) {
-        let alike = |number: &u32| self.segments.get(*number).map(|it| (it.policies.as_ptr(), &it.ports));
-        numbers.sort_by(|one, other| alike(one).cmp(&alike(other)));
-        let runs: Vec<Vec<u32>> = numbers.chunk_by(|one, other| alike(one) == alike(other)).map(<[u32]>::to_vec).collect();
+    fn build_segments(&mut self, numbers: Vec<u32>, work: &mut Work) {
+        // Where the policies are in memory is all that mostly has to be compared; it is not looked for again in each comparison.
+        let mut alike: Vec<(*const u32, u32, &Ports)> = numbers
+            .iter()
+            .filter_map(|it| self.segments.get(*it).map(|segment| (segment.policies.as_ptr(), *it, &segment.ports)))
+            .collect();
+        alike.sort_unstable_by(|one, other| (one.0, one.2, one.1).cmp(&(other.0, other.2, other.1)));
+        let runs = alike.chunk_by(|one, other| (one.0, one.2) == (other.0, other.2));
+        let runs: Vec<Vec<u32>> = runs.map(|run| run.iter().map(|(_, number, _)| *number).collect()).collect();
         for runs in runs.chunks(AT_ONCE) {
             let built = parallel::map(runs, |numbers| self.build_alike(numbers));
             for built in built.into_iter().flatten() {
@@ -272,7 +281,11 @@ impl<S: Stamps> Written<S> {
         });
         for (number, _, _, keys) in jobs {
             if !keys.is_empty() {
-                self.changed.entry(number).or_default().extend(keys);
+                match self.changed.entry(number) {
+                    // In order already: the tree is packed at once.
+                    Entry::Vacant(free) => drop(free.insert(keys.into_iter().collect())),
+                    Entry::Occupied(mut said) => said.get_mut().extend(keys),
+                }
             }
         }
         self.nodes = nodes;
@@ -287,6 +300,7 @@ impl<S: Stamps> Written<S> {
                 self.groups.release(group);
             }
         }
+        let mut emptied = Vec::with_capacity(work.emptied.len());
         for number in work.emptied {
             // It may have been taken up again, or be named twice.
             if self.segments.get(number).is_some_and(|segment| segment.nodes.is_empty())
@@ -294,7 +308,11 @@ impl<S: Stamps> Written<S> {
             {
                 self.segment_ids.remove(segment.id(), number);
                 self.segments.release(number);
+                emptied.push(Some(segment));
             }
         }
+        // To give their memory back is much of what it costs to replace them.
+        let weight = emptied.len();
+        parallel::for_each(&mut emptied, weight, |segment| drop(segment.take()));
     }
 }
