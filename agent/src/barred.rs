@@ -41,7 +41,7 @@ impl Barred {
         let before = self.groups.len() + self.segments.len();
         match culprit {
             Culprit::Group(_) => {
-                for group in groups.iter().filter_map(|id| state.groups.get(id)) {
+                for group in groups.iter().filter_map(|id| state.groups.get_shared(id)) {
                     self.groups.entry(group.id.clone()).or_insert_with(|| (group.clone(), refusal.clone()));
                 }
             }
@@ -53,26 +53,28 @@ impl Barred {
 
     fn bar_segments_at(&mut self, state: &NodeState, at: impl Fn(&IpAddr) -> bool, refusal: &Refusal) {
         let there = state.endpoints.values().filter(|endpoint| endpoint.addresses.iter().any(&at));
-        for segment in there.filter_map(|endpoint| state.segments.get(&endpoint.segment)) {
+        for segment in there.filter_map(|endpoint| state.segments.get_shared(&endpoint.segment)) {
             self.segments.entry(segment.id.clone()).or_insert_with(|| (segment.clone(), refusal.clone()));
         }
     }
 
     /// The state without what is barred. What has another version now is barred no more.
     pub(crate) fn without(&mut self, state: &NodeState) -> NodeState {
-        self.groups.retain(|id, (refused, _)| state.groups.get(id).is_some_and(|now| Arc::ptr_eq(now, refused) || **now == **refused));
-        self.segments.retain(|id, (refused, _)| state.segments.get(id).is_some_and(|now| Arc::ptr_eq(now, refused) || **now == **refused));
-        let mut state = state.clone();
+        self.groups.retain(|id, (refused, _)| state.groups.get_shared(id).is_some_and(|now| Arc::ptr_eq(now, refused) || now == refused));
+        self.segments
+            .retain(|id, (refused, _)| state.segments.get_shared(id).is_some_and(|now| Arc::ptr_eq(now, refused) || now == refused));
+        let given = state;
+        let mut state = given.clone();
         for (id, (group, _)) in &self.groups {
             let empty = Group { id: id.clone(), title: group.title.clone(), members: Members::default() };
-            state.groups.insert(id.clone(), Arc::new(empty));
+            state.groups.insert(id.clone(), empty);
         }
         let by_tier = |segment: &Segment| segment.rules.named_by_tiers().any(|id| self.groups.contains_key(id));
-        for segment in state.segments.values_mut().filter(|segment| by_tier(segment)) {
-            *segment = Arc::new(closed(segment));
+        for (id, segment) in given.segments.iter().filter(|(_, segment)| by_tier(segment)) {
+            state.segments.insert(id.clone(), closed(segment));
         }
         for (id, (segment, _)) in &self.segments {
-            state.segments.insert(id.clone(), Arc::new(closed(segment)));
+            state.segments.insert(id.clone(), closed(segment));
         }
         state
     }

@@ -16,7 +16,8 @@ use crate::local::{LocalInterface, LocalWorkload, LocalWorkloads};
 use firebreak_policy::kernel_sets::{GroupSet, KernelSets};
 use firebreak_policy::model::{InterfaceName, Protocol, WorkloadId};
 use firebreak_policy::node_state::{CompiledPeers, Group, GroupId, LocalEndpoint, Member, NodeState, Segment, SegmentId};
-use firebreak_policy::{Flattened, Limits, Members, Step};
+use firebreak_policy::shared_map::Difference;
+use firebreak_policy::{Flattened, Limits, Members, SharedMap, Step};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -73,7 +74,7 @@ impl Core {
         if let Some(last) = self.last.as_mut().filter(goes_on) {
             let alive = last.alive_with_groups_of(state);
             let step = last.flattened.next(alive);
-            last.state.groups.clone_from(&state.groups);
+            last.state.groups = state.groups.clone();
             return match step {
                 Step::Delta(delta) => Change::Members(delta),
                 Step::Whole(sets) => Change::Whole(whole(last.flattened.state(), state, local, sets)),
@@ -100,23 +101,11 @@ impl Core {
 impl Last {
     fn alive_with_groups_of(&self, state: &NodeState) -> NodeState {
         let mut alive = self.flattened.state().clone();
-        let mut ids = self.state.groups.keys().zip(state.groups.keys());
-        let is_side_by_side = self.state.groups.len() == state.groups.len() && ids.all(|(id, of)| id == of);
-        if is_side_by_side {
-            for ((id, before), (_, after)) in self.state.groups.iter().zip(&state.groups) {
-                if !Arc::ptr_eq(before, after)
-                    && let Some(group) = alive.groups.get_mut(id)
-                {
-                    *group = without(after, &self.vacated);
-                }
-            }
-            return alive;
-        }
-        for (id, group) in &mut alive.groups {
-            match (self.state.groups.get(id), state.groups.get(id)) {
-                (Some(before), Some(after)) if Arc::ptr_eq(before, after) => {}
-                (_, Some(after)) => *group = without(after, &self.vacated),
-                (_, None) => *group = missing(id),
+        for Difference { key: id, before: _, now } in self.state.groups.differences(&state.groups) {
+            // Groups that no living workload's segment names are not there.
+            if alive.groups.contains_key(id) {
+                let group = now.map_or_else(|| missing(id), |group| without(group, &self.vacated));
+                alive.groups.insert_shared(id.clone(), group);
             }
         }
         alive
@@ -132,20 +121,20 @@ pub fn restrict(state: &NodeState, local: &LocalWorkloads) -> NodeState {
 fn restrict_and_vacate(state: &NodeState, local: &LocalWorkloads) -> (NodeState, Vec<IpAddr>) {
     let listed = claims(state);
     let rightful = rightful(&listed, local);
-    let mut endpoints = BTreeMap::new();
+    let mut endpoints = SharedMap::new();
     for (id, endpoint) in &state.endpoints {
         let Some(workload) = alive(local, id) else { continue };
         if !state.segments.get(&endpoint.segment).is_some_and(|segment| knows_whom_its_tiers_name(segment, state)) {
             continue;
         }
         let addresses = effective_addresses(endpoint, workload, &rightful, local);
-        endpoints.insert(id.clone(), Arc::new(LocalEndpoint { addresses: addresses.into(), ..LocalEndpoint::clone(endpoint) }));
+        endpoints.insert(id.clone(), LocalEndpoint { addresses: addresses.into(), ..endpoint.clone() });
     }
     // An address that the controller gave to an endpoint of this node, and that no endpoint holds of those it gave it to.
     let vacated: Vec<IpAddr> = listed.keys().copied().filter(|address| !rightful.contains(address)).collect();
     let named: BTreeSet<_> = endpoints.values().map(|endpoint| &endpoint.segment).collect();
-    let segments: BTreeMap<_, _> =
-        state.segments.iter().filter(|(id, _)| named.contains(id)).map(|(id, segment)| (id.clone(), segment.clone())).collect();
+    let segments: SharedMap<_, _> =
+        state.segments.iter_shared().filter(|(id, _)| named.contains(id)).map(|(id, segment)| (id.clone(), segment.clone())).collect();
     let groups = groups_of(state, &segments, &vacated);
     let addresses = local.node_addresses.union(&state.addresses).copied().collect();
     (NodeState { addresses, groups, segments, endpoints }, vacated)
@@ -192,19 +181,19 @@ fn effective_addresses(
 }
 
 /// The groups that the segments name, without members at vacated addresses.
-fn groups_of(state: &NodeState, segments: &BTreeMap<SegmentId, Arc<Segment>>, vacated: &[IpAddr]) -> BTreeMap<GroupId, Arc<Group>> {
+fn groups_of(state: &NodeState, segments: &SharedMap<SegmentId, Segment>, vacated: &[IpAddr]) -> SharedMap<GroupId, Group> {
     let mut groups = BTreeMap::new();
-    for id in segments.values().flat_map(|segment| named_groups(segment)) {
+    for id in segments.values().flat_map(named_groups) {
         if groups.contains_key(id) {
             continue;
         }
-        let group = match state.groups.get(id) {
+        let group = match state.groups.get_shared(id) {
             Some(group) => without(group, vacated),
             None => missing(id),
         };
         groups.insert(id.clone(), group);
     }
-    groups
+    groups.into_iter().collect()
 }
 
 fn missing(id: &GroupId) -> Arc<Group> {
@@ -242,7 +231,7 @@ fn without(group: &Arc<Group>, vacated: &[IpAddr]) -> Arc<Group> {
 
 fn interfaces(
     alive: &NodeState,
-    acknowledged: &BTreeMap<WorkloadId, Arc<LocalEndpoint>>,
+    acknowledged: &SharedMap<WorkloadId, LocalEndpoint>,
     local: &LocalWorkloads,
 ) -> BTreeMap<u32, ManagedInterface> {
     let refused = local.declared.iter().map(|(index, (name, title))| (*index, bound_to_nothing(name, title)));

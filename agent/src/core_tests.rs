@@ -16,9 +16,10 @@ pub(crate) fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState 
     let policy = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace: NamespaceName::new("shop"), name: "p".to_owned() };
     let group = GroupId("peers".into());
     let mut state = NodeState::default();
-    state
-        .groups
-        .insert(group.clone(), Arc::new(Group { id: group.clone(), title: "peers".to_owned(), members: peers.iter().copied().collect() }));
+    state.groups.insert_shared(
+        group.clone(),
+        Arc::new(Group { id: group.clone(), title: "peers".to_owned(), members: peers.iter().copied().collect() }),
+    );
     for (name, addresses) in endpoints {
         let segment = SegmentId((*name).into());
         let rule = CompiledRule {
@@ -27,7 +28,7 @@ pub(crate) fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState 
             services: CompiledServices::Any,
         };
         let isolation = Isolation { policies: vec![policy.clone()], host_access: HostAccess::Allow, rules: vec![rule] };
-        state.segments.insert(
+        state.segments.insert_shared(
             segment.clone(),
             Arc::new(Segment {
                 id: segment.clone(),
@@ -37,7 +38,7 @@ pub(crate) fn state(endpoints: &[(&str, &[u8])], peers: &[Member]) -> NodeState 
             }),
         );
         let id = WorkloadId::new("n1", *name);
-        state.endpoints.insert(
+        state.endpoints.insert_shared(
             id.clone(),
             Arc::new(LocalEndpoint {
                 id,
@@ -185,7 +186,6 @@ fn what_is_missing_allows_nothing() {
     let mut tiered = state(&[("a", &[2])], &[Member::Address(ip(3))]);
     let with_groups = tiered.groups.clone();
     for segment in tiered.segments.values_mut() {
-        let segment = Arc::make_mut(segment);
         let isolation = Arc::make_mut(&mut segment.rules).ingress.take().unwrap();
         let rule = &isolation.rules[0];
         Arc::make_mut(&mut segment.rules).admin.ingress.push(TierRule {

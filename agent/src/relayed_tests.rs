@@ -20,7 +20,7 @@ fn state(host_access: Option<HostAccess>, addresses: &[&str], host_address: Opti
         published_ports: vec![PublishedPort { protocol: Protocol::TCP, host_address, host_port: 15432, workload_port: 5432 }],
     };
     let mut state = NodeState::default();
-    state.segments.insert(
+    state.segments.insert_shared(
         segment.clone(),
         Arc::new(Segment {
             id: segment,
@@ -29,7 +29,7 @@ fn state(host_access: Option<HostAccess>, addresses: &[&str], host_address: Opti
             audit: None,
         }),
     );
-    state.endpoints.insert(id, Arc::new(endpoint));
+    state.endpoints.insert_shared(id, Arc::new(endpoint));
     state
 }
 

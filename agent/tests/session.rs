@@ -208,7 +208,7 @@ fn state_of(segments: &[&str]) -> NodeState {
 }
 
 fn updates_of(state: &NodeState) -> Vec<v1::ObjectUpdate> {
-    let segments = state.segments.values().map(|segment| state::segment_update(segment));
+    let segments = state.segments.values().map(state::segment_update);
     segments.chain([state::node_update(&node(), &state.addresses)]).collect()
 }
 

@@ -14,7 +14,6 @@ use firebreak_tests::lab::INTERFACES;
 use firebreak_tests::namespace::Namespace;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 use std::time::Duration;
 
 const SET: SetId = SetId { direction: Direction::Ingress, family: Family::V4, shape: Shape::PeerPort };
@@ -200,7 +199,7 @@ fn as_the_agent(report: &mut Report, dataplane: &mut Dataplane) -> anyhow::Resul
     let mut times: Vec<Duration> = Vec::new();
     for round in 0..8 {
         let group = state.groups.values_mut().find(|group| group.members.len() >= 4_000).context("no group of 4000")?;
-        let members = &mut Arc::make_mut(group).members;
+        let members = &mut group.members;
         if round % 2 == 0 {
             members.insert(peer);
         } else {

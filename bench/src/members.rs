@@ -93,9 +93,10 @@ fn state_of(size: Size) -> NodeState {
     for number in 0..size.groups {
         let group = GroupId(format!("group-{number:05}").into());
         let members: Members = (0..size.members).map(|of| member(number, of)).collect();
-        state
-            .groups
-            .insert(group.clone(), Arc::new(Group { id: group.clone(), title: format!("app=api-{number} in namespace shop"), members }));
+        state.groups.insert_shared(
+            group.clone(),
+            Arc::new(Group { id: group.clone(), title: format!("app=api-{number} in namespace shop"), members }),
+        );
         let service = CompiledService::Ports(Protocol::TCP, PortRange::single(5432));
         let of_segment = rules.entry(number % size.segments).or_default();
         of_segment.push(CompiledRule {
@@ -113,7 +114,7 @@ fn state_of(size: Size) -> NodeState {
             rules: Rulebook { ingress: Some(ingress), ..Rulebook::default() }.into(),
             audit: None,
         };
-        state.segments.insert(id, Arc::new(segment));
+        state.segments.insert_shared(id, Arc::new(segment));
     }
     for number in 0..size.locals {
         let id = WorkloadId::new(name(), &*format!("w{number}"));
@@ -125,13 +126,13 @@ fn state_of(size: Size) -> NodeState {
             addresses: [local_address(number)].into(),
             published_ports: Vec::new(),
         };
-        state.endpoints.insert(id, Arc::new(endpoint));
+        state.endpoints.insert_shared(id, Arc::new(endpoint));
     }
     state
 }
 
 fn locals(state: &NodeState) -> LocalWorkloads {
-    let workload = |(index, endpoint): (u32, &Arc<LocalEndpoint>)| {
+    let workload = |(index, endpoint): (u32, &LocalEndpoint)| {
         let addresses =
             endpoint.addresses.iter().map(|it| NetworkAddress { network: NetworkName::default_network(), address: *it }).collect();
         let workload = LocalWorkload {
@@ -211,9 +212,7 @@ impl Agent {
             };
             self.held.update(state::group_update(&whole))?;
         }
-        for update in
-            state.segments.values().map(|it| state::segment_update(it)).chain(state.endpoints.values().map(|it| state::endpoint_update(it)))
-        {
+        for update in state.segments.values().map(state::segment_update).chain(state.endpoints.values().map(state::endpoint_update)) {
             self.held.update(update)?;
         }
         self.held.update(state::node_update(&name(), &BTreeSet::new()))?;

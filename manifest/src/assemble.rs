@@ -87,7 +87,7 @@ pub fn build_all<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Result<Bu
             continue;
         }
         let empty = || Node { name: name.clone(), labels: Labels::default(), addresses: Vec::new() };
-        let Some(node) = inventory.nodes.get_or_insert_with(&name, empty) else { continue };
+        let node = inventory.nodes.get_or_insert_with(&name, empty);
         for address in addresses {
             if !node.addresses.contains(&address) {
                 node.addresses.push(address);

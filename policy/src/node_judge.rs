@@ -31,7 +31,7 @@ impl NodeJudge {
         let state = resolved(&state).map_or(state, Arc::new);
         let mut claimants: HashMap<IpAddr, Vec<Arc<LocalEndpoint>>> = HashMap::new();
         let mut published: HashMap<(Protocol, u16), Vec<_>> = HashMap::new();
-        for endpoint in state.endpoints.values() {
+        for endpoint in state.endpoints.values_shared() {
             for address in &endpoint.addresses {
                 claimants.entry(*address).or_default().push(endpoint.clone());
             }
@@ -103,7 +103,7 @@ impl NodeJudge {
             CompiledPeers::Groups(ids) => ids,
         };
         let groups = &self.state.groups;
-        ids.iter().filter_map(|id| groups.get(id)).map(AsRef::as_ref)
+        ids.iter().filter_map(|id| groups.get(id))
     }
 
     fn is_peer(&self, peers: &CompiledPeers, peer: IpAddr) -> bool {

@@ -5,9 +5,10 @@ use crate::address_set::AddressSet;
 use crate::id_text::IdText;
 use crate::members::Members;
 use crate::model::{Action, Direction, Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
+use crate::shared_map::SharedMap;
 use crate::tiers::rejects;
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,21 +19,17 @@ pub struct NodeState {
     /// The node's own addresses, as its agent reported them: what `host` is, and where published ports listen.
     pub addresses: BTreeSet<IpAddr>,
     /// Peer groups by id; every group that a segment names is here.
-    pub groups: BTreeMap<GroupId, Arc<Group>>,
+    pub groups: SharedMap<GroupId, Group>,
     /// Segments by id; every segment that an endpoint names is here.
-    pub segments: BTreeMap<SegmentId, Arc<Segment>>,
+    pub segments: SharedMap<SegmentId, Segment>,
     /// The node's own workloads.
-    pub endpoints: BTreeMap<WorkloadId, Arc<LocalEndpoint>>,
+    pub endpoints: SharedMap<WorkloadId, LocalEndpoint>,
 }
 
 impl NodeState {
     /// Whether nothing but the groups differs. Objects that are the same memory are equal without a look.
     pub fn differs_only_in_groups(&self, other: &Self) -> bool {
-        fn same<K: Ord, V: PartialEq>(one: &BTreeMap<K, Arc<V>>, other: &BTreeMap<K, Arc<V>>) -> bool {
-            let is_same = |one: &Arc<V>, other: &Arc<V>| Arc::ptr_eq(one, other) || one == other;
-            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.0 == other.0 && is_same(one.1, other.1))
-        }
-        self.addresses == other.addresses && same(&self.endpoints, &other.endpoints) && same(&self.segments, &other.segments)
+        self.addresses == other.addresses && self.endpoints == other.endpoints && self.segments == other.segments
     }
 
     /// Whether a segment has enforced rules of tiers: what an agent without the feature `tiers` would pass over.

@@ -140,14 +140,15 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     }
 
     /// The value under a key; made if there is none.
-    pub fn get_or_insert_with(&mut self, key: &K, make: impl FnOnce() -> V) -> Option<&mut V>
+    pub fn get_or_insert_with(&mut self, key: &K, make: impl FnOnce() -> V) -> &mut V
     where
         V: Clone,
     {
         if !self.contains_key(key) {
             self.insert(key.clone(), make());
         }
-        self.get_mut(key)
+        let (position, at) = self.find(key).unwrap_or_default();
+        Arc::make_mut(&mut Arc::make_mut(&mut self.pieces[position])[at].1)
     }
 
     /// The values in order, to be changed in this version only.
@@ -165,13 +166,18 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
 
     /// Puts a value under a key that others share; gives what was there.
     pub fn insert_shared(&mut self, key: K, value: Arc<V>) -> Option<Arc<V>> {
-        let position = self.piece_of(&key).unwrap_or(0);
-        let last = position + 1 >= self.pieces.len();
-        let Some(piece) = self.pieces.get_mut(position) else {
-            self.pieces.push(Arc::new(vec![(key, value)]));
-            self.len = 1;
+        let is_after_all = self.pieces.last().and_then(|piece| piece.last()).is_none_or(|(last, _)| *last < key);
+        if is_after_all {
+            // In order, as everything comes at first: full pieces stay full.
+            self.len += 1;
+            match self.pieces.last_mut() {
+                Some(piece) if piece.len() < PIECE => Arc::make_mut(piece).push((key, value)),
+                Some(_) | None => self.pieces.push(Arc::new(vec![(key, value)])),
+            }
             return None;
-        };
+        }
+        let position = self.piece_of(&key).unwrap_or(0);
+        let piece = &mut self.pieces[position];
         let at = match piece.binary_search_by(|(it, _)| it.cmp(&key)) {
             Ok(at) => return Some(std::mem::replace(&mut Arc::make_mut(piece)[at].1, value)),
             Err(at) => at,
@@ -179,9 +185,6 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         self.len += 1;
         if piece.len() < PIECE {
             Arc::make_mut(piece).insert(at, (key, value));
-        } else if last && at == piece.len() {
-            // In order, as everything comes at first: full pieces stay full.
-            self.pieces.push(Arc::new(vec![(key, value)]));
         } else {
             let piece = Arc::make_mut(piece);
             piece.insert(at, (key, value));
@@ -217,6 +220,11 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     /// Keys and values in order, in the memory that all versions share.
     pub fn iter_shared(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
         self.pieces.iter().flat_map(|piece| piece.iter()).map(|(key, value)| (key, value))
+    }
+
+    /// The values in the order of their keys, in the memory that all versions share.
+    pub fn values_shared(&self) -> impl Iterator<Item = &Arc<V>> {
+        self.pieces.iter().flat_map(|piece| piece.iter()).map(|(_, value)| value)
     }
 
     /// Keys and values from a key on, as far as the range goes.
@@ -341,6 +349,11 @@ impl<K: Ord + Clone, V> FromIterator<(K, Arc<V>)> for SharedMap<K, V> {
         for (key, value) in entries {
             map.insert_shared(key, value);
         }
+        // A controller has three such maps for each of thousands of nodes, with a last piece that is mostly not full.
+        map.pieces.shrink_to_fit();
+        if let Some(last) = map.pieces.last_mut().and_then(Arc::get_mut) {
+            last.shrink_to_fit();
+        }
         map
     }
 }
@@ -359,10 +372,24 @@ impl<K: Ord + Clone, V, const N: usize> From<[(K, V); N]> for SharedMap<K, V> {
     }
 }
 
+impl<K: Ord + Clone, V, const N: usize> From<[(K, Arc<V>); N]> for SharedMap<K, V> {
+    fn from(entries: [(K, Arc<V>); N]) -> Self {
+        entries.into_iter().collect()
+    }
+}
+
 impl<K: Ord + Clone, V> Extend<(K, V)> for SharedMap<K, V> {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
         for (key, value) in entries {
             self.insert(key, value);
+        }
+    }
+}
+
+impl<K: Ord + Clone, V> Extend<(K, Arc<V>)> for SharedMap<K, V> {
+    fn extend<I: IntoIterator<Item = (K, Arc<V>)>>(&mut self, entries: I) {
+        for (key, value) in entries {
+            self.insert_shared(key, value);
         }
     }
 }
@@ -382,10 +409,20 @@ where
 }
 
 impl<K: PartialEq, V: PartialEq> PartialEq for SharedMap<K, V> {
+    /// What is the same memory is equal without a look.
     fn eq(&self, other: &Self) -> bool {
-        let shared =
-            self.pieces.len() == other.pieces.len() && self.pieces.iter().zip(&other.pieces).all(|(one, other)| Arc::ptr_eq(one, other));
-        self.len == other.len && (shared || self.iter().eq(other.iter()))
+        if self.len != other.len {
+            return false;
+        }
+        let (mut left, mut right) = (Cursor::new(&self.pieces), Cursor::new(&other.pieces));
+        loop {
+            while left.skip_shared(&mut right) {}
+            match (left.next(), right.next()) {
+                (None, None) => return true,
+                (Some(mine), Some(theirs)) if mine.0 == theirs.0 && (Arc::ptr_eq(&mine.1, &theirs.1) || mine.1 == theirs.1) => {}
+                (Some(_) | None, _) => return false,
+            }
+        }
     }
 }
 

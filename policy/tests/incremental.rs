@@ -38,7 +38,7 @@ fn edits() -> impl Strategy<Value = Vec<Edit>> {
 fn edited(state: &NodeState, edit: &Edit) -> NodeState {
     let mut next = state.clone();
     let Some(id) = state.groups.keys().nth(edit.group % state.groups.len().max(1)).cloned() else { return next };
-    let group: &mut Group = Arc::make_mut(next.groups.get_mut(&id).unwrap());
+    let group: &mut Group = next.groups.get_mut(&id).unwrap();
     if edit.comes {
         group.members.insert(edit.member)
     } else {
@@ -118,7 +118,7 @@ fn a_change_of_one_member_of_a_shared_group_is_one_member_and_of_another_group_i
         let (mut flattened, _) = Flattened::new(state.clone(), limits);
         let mut next = state.clone();
         let id: GroupId = next.groups.keys().next().unwrap().clone();
-        Arc::make_mut(next.groups.get_mut(&id).unwrap()).members.insert(Member::Address("10.77.0.1".parse().unwrap()));
+        next.groups.get_mut(&id).unwrap().members.insert(Member::Address("10.77.0.1".parse().unwrap()));
         let Step::Delta(delta) = flattened.next(next) else { panic!("not a delta") };
         assert_eq!((delta.put.len(), delta.remove.len(), delta.groups.len()), (elements, 0, groups));
     }
@@ -178,7 +178,9 @@ fn node_with_groups(groups: u32, members: u32) -> NodeState {
         let id = GroupId(format!("group-{number:04}").into());
         let address = |of: u32| IpAddr::from(std::net::Ipv4Addr::from_bits(0x0b00_0000 + number * 1_024 + of));
         let members = (0..members).map(|of| Member::Address(address(of))).collect();
-        state.groups.insert(id.clone(), Arc::new(Group { id: id.clone(), title: format!("app=api-{number} in namespace shop"), members }));
+        state
+            .groups
+            .insert_shared(id.clone(), Arc::new(Group { id: id.clone(), title: format!("app=api-{number} in namespace shop"), members }));
         rules.push(CompiledRule {
             origin: RuleRef { policy: policy.clone(), index: number, name: None },
             peers: CompiledPeers::Groups(vec![id]),
@@ -187,7 +189,7 @@ fn node_with_groups(groups: u32, members: u32) -> NodeState {
     }
     let id = SegmentId("db".into());
     let ingress = Isolation { policies: vec![policy], host_access: HostAccess::Allow, rules };
-    state.segments.insert(
+    state.segments.insert_shared(
         id.clone(),
         Arc::new(Segment {
             id: id.clone(),
@@ -205,7 +207,7 @@ fn node_with_groups(groups: u32, members: u32) -> NodeState {
         addresses: [IpAddr::from([10, 9, 0, 1])].into(),
         published_ports: Vec::new(),
     };
-    state.endpoints.insert(workload, Arc::new(endpoint));
+    state.endpoints.insert_shared(workload, Arc::new(endpoint));
     state
 }
 

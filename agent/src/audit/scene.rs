@@ -70,9 +70,10 @@ fn with_audit_enforced(state: &NodeState) -> Option<NodeState> {
         return None;
     }
     let mut audited = state.clone();
-    for segment in audited.segments.values_mut() {
+    for segment in state.segments.values() {
         if let Some(rules) = &segment.audit {
-            *segment = Arc::new(Segment { id: segment.id.clone(), title: segment.title.clone(), rules: rules.clone(), audit: None });
+            let enforced = Segment { id: segment.id.clone(), title: segment.title.clone(), rules: rules.clone(), audit: None };
+            audited.segments.insert(segment.id.clone(), enforced);
         }
     }
     Some(audited)

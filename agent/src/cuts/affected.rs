@@ -1,9 +1,11 @@
 //! Which connections a change can concern. Pure.
 
-use firebreak_policy::node_state::{CompiledPeers, GroupId, NodeState, Segment};
+use firebreak_policy::SharedMap;
+use firebreak_policy::node_state::{CompiledPeers, GroupId, LocalEndpoint, NodeState, Segment};
+use firebreak_policy::shared_map::Difference;
 use std::collections::{BTreeSet, HashSet};
+use std::hash::Hash;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 /// What must be judged again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,29 +46,24 @@ pub fn affected(before: &NodeState, after: &NodeState) -> Affected {
     }
     let groups = changed(&before.groups, &after.groups);
     let mut segments = changed(&before.segments, &after.segments);
-    for (id, segment) in &after.segments {
-        if named(segment).any(|group| groups.contains(group)) {
-            segments.insert(id.clone());
-        }
+    if !groups.is_empty() {
+        let names = |segment: &Segment| named(segment).any(|group| groups.contains(group));
+        segments.extend(after.segments.iter().filter(|(_, segment)| names(segment)).map(|(id, _)| id.clone()));
     }
     let mut affected = Affected::default();
     let mut has_published = false;
-    for id in before.endpoints.keys().chain(after.endpoints.keys()) {
-        let (was, is) = (before.endpoints.get(id), after.endpoints.get(id));
-        let same = match (was, is) {
-            (Some(was), Some(is)) => {
-                let kept = Arc::ptr_eq(was, is)
-                    || (&was.segment, &was.addresses, &was.published_ports) == (&is.segment, &is.addresses, &is.published_ports);
-                kept && !segments.contains(&is.segment)
-            }
-            (Some(_), None) | (None, Some(_)) | (None, None) => false,
-        };
-        if !same {
-            for endpoint in was.into_iter().chain(is) {
-                affected.addresses.extend(&endpoint.addresses);
-                has_published |= !endpoint.published_ports.is_empty();
-            }
+    let mut concern = |endpoint: &LocalEndpoint| {
+        affected.addresses.extend(&endpoint.addresses);
+        has_published |= !endpoint.published_ports.is_empty();
+    };
+    for Difference { key: _, before: was, now: is } in before.endpoints.differences(&after.endpoints) {
+        let judged = |it: &LocalEndpoint| (it.segment.clone(), it.addresses.clone(), it.published_ports.clone());
+        if was.map(|it| judged(it)) != is.map(|it| judged(it)) {
+            was.into_iter().chain(is).for_each(|endpoint| concern(endpoint));
         }
+    }
+    if !segments.is_empty() {
+        after.endpoints.values().filter(|endpoint| segments.contains(&endpoint.segment)).for_each(&mut concern);
     }
     if has_published {
         affected.addresses.extend(&after.addresses);
@@ -74,15 +71,9 @@ pub fn affected(before: &NodeState, after: &NodeState) -> Affected {
     affected
 }
 
-fn changed<K: Ord + Clone + std::hash::Hash, V: PartialEq>(
-    before: &std::collections::BTreeMap<K, Arc<V>>,
-    after: &std::collections::BTreeMap<K, Arc<V>>,
-) -> HashSet<K> {
-    let differs = |key: &K| match (before.get(key), after.get(key)) {
-        (Some(was), Some(is)) => !Arc::ptr_eq(was, is) && was != is,
-        (Some(_), None) | (None, Some(_)) | (None, None) => true,
-    };
-    before.keys().chain(after.keys()).filter(|key| differs(key)).cloned().collect()
+fn changed<K: Ord + Clone + Hash, V: PartialEq>(before: &SharedMap<K, V>, after: &SharedMap<K, V>) -> HashSet<K> {
+    let differs = |it: &Difference<'_, K, V>| it.before != it.now;
+    before.differences(after).into_iter().filter(differs).map(|it| it.key.clone()).collect()
 }
 
 fn named(segment: &Segment) -> impl Iterator<Item = &GroupId> {

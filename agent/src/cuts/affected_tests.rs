@@ -1,6 +1,7 @@
 use super::*;
 use firebreak_policy::model::{HostAccess, NamespaceName, PolicyKey, PolicyKind, Protocol, PublishedPort, WorkloadId};
 use firebreak_policy::node_state::{CompiledRule, CompiledServices, Group, Isolation, LocalEndpoint, Member, RuleRef, Rulebook, SegmentId};
+use std::sync::Arc;
 
 fn ip(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 0, last])
@@ -23,7 +24,7 @@ fn state() -> NodeState {
             rules: Rulebook { ingress: group.map(isolation), ..Rulebook::default() }.into(),
             audit: None,
         };
-        state.segments.insert(segment.id.clone(), Arc::new(segment));
+        state.segments.insert_shared(segment.id.clone(), Arc::new(segment));
         let id = WorkloadId::new("n1", name);
         let published = PublishedPort { protocol: Protocol::TCP, host_address: None, host_port: 80, workload_port: 80 };
         let endpoint = LocalEndpoint {
@@ -34,12 +35,12 @@ fn state() -> NodeState {
             addresses: [ip(last)].into(),
             published_ports: if name == "db" { vec![published] } else { Vec::new() },
         };
-        state.endpoints.insert(id, Arc::new(endpoint));
+        state.endpoints.insert_shared(id, Arc::new(endpoint));
     }
     for name in ["api", "web"] {
         let id = GroupId(name.into());
         let group = Group { id: id.clone(), title: name.to_owned(), members: [Member::Address(ip(100))].into() };
-        state.groups.insert(id, Arc::new(group));
+        state.groups.insert_shared(id, Arc::new(group));
     }
     state
 }
@@ -49,7 +50,7 @@ fn a_change_concerns_those_whose_policy_peers_or_addresses_it_changes() {
     let member = |state: &mut NodeState, group: &str| {
         let id = GroupId(group.into());
         let group = Group { id: id.clone(), title: group.to_owned(), members: [Member::Address(ip(101))].into() };
-        state.groups.insert(id, Arc::new(group));
+        state.groups.insert_shared(id, Arc::new(group));
     };
     type Edit<'a> = Box<dyn Fn(&mut NodeState) + 'a>;
     let cases: Vec<(&str, Edit<'_>, Option<&[u8]>)> = vec![
@@ -63,7 +64,7 @@ fn a_change_concerns_those_whose_policy_peers_or_addresses_it_changes() {
                 let id = SegmentId("free".into());
                 let segment =
                     Segment { rules: Rulebook { ingress: isolated, ..Rulebook::default() }.into(), ..Segment::clone(&state.segments[&id]) };
-                state.segments.insert(id, Arc::new(segment));
+                state.segments.insert_shared(id, Arc::new(segment));
             }),
             Some(&[3]),
         ),
@@ -72,7 +73,7 @@ fn a_change_concerns_those_whose_policy_peers_or_addresses_it_changes() {
             Box::new(|state| {
                 let id = WorkloadId::new("n1", "free");
                 let endpoint = LocalEndpoint { addresses: [ip(4)].into(), ..LocalEndpoint::clone(&state.endpoints[&id]) };
-                state.endpoints.insert(id, Arc::new(endpoint));
+                state.endpoints.insert_shared(id, Arc::new(endpoint));
             }),
             Some(&[3, 4]),
         ),

@@ -173,7 +173,7 @@ impl Court for Opens {
         self.parts += 1;
         let mut open = state();
         for segment in open.segments.values_mut() {
-            *segment = Arc::new(Segment { rules: Rulebook::default().into(), ..Segment::clone(segment) });
+            segment.rules = Rulebook::default().into();
         }
         act(if self.parts == 2 { InForce::Newer(Arc::new(scene(2, open))) } else { InForce::Same });
     }

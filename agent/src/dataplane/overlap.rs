@@ -209,7 +209,7 @@ fn both<T: Copy + Ord>(one: Span<T>, other: Span<T>) -> Option<Span<T>> {
 }
 
 /// What a stage loses and gets.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Turn {
     goes: Vec<Pass>,
     comes: Vec<Pass>,
@@ -220,40 +220,27 @@ struct Turn {
 
 /// The elements that hold what both allow.
 fn common(plan: &Plan, actual: &KernelState) -> BTreeMap<SetId, BTreeSet<Element>> {
-    let before = |set: &GroupSet| actual.shared.groups.get(set).map(|group| &group.members);
-    let after = |set: &GroupSet| plan.members.iter().find(|(of, _)| of == set).map(|(_, members)| members).or_else(|| before(set));
-    let mut found = Found { elements: BTreeSet::new(), work: 0, ranged: ranged(plan, actual) };
-    for (stage, turn) in turns(plan, actual) {
-        // Most of what comes is for one peer; only that is looked at for what goes of the same peer.
-        let mut by_peer: BTreeMap<IpAddr, Vec<Pass>> = BTreeMap::new();
-        let mut wide = Vec::new();
-        for pass in &turn.comes {
-            match pass.peer() {
-                Some(peer) => by_peer.entry(peer).or_default().push(*pass),
-                None => wide.push(*pass),
-            }
-        }
-        for going in &turn.goes {
-            match going.peer() {
-                Some(peer) => {
-                    for coming in by_peer.get(&peer).into_iter().flatten().chain(&wide) {
-                        found.add(stage, going, coming, &after);
-                    }
-                }
-                None => turn.comes.iter().for_each(|coming| found.add(stage, going, coming, &after)),
-            }
-        }
-        for going in &turn.replaced {
-            for coming in turn.comes.iter().filter(|coming| matches!(coming.peers, Peers::Span(_))) {
-                found.add(stage, going, coming, &before);
-            }
-        }
-    }
     let mut by_set: BTreeMap<SetId, BTreeSet<Element>> = BTreeMap::new();
-    for (id, element) in found.elements {
+    for (id, element) in found(plan, actual).elements {
         by_set.entry(id).or_default().insert(element);
     }
     by_set
+}
+
+fn found(plan: &Plan, actual: &KernelState) -> Found {
+    let before = |set: &GroupSet| actual.shared.groups.get(set).map(|group| &group.members);
+    let after = |set: &GroupSet| plan.members.iter().find(|(of, _)| of == set).map(|(_, members)| members).or_else(|| before(set));
+    let mut found = Found { elements: BTreeSet::new(), work: 0, ranged: ranged(plan, actual) };
+    let turning = Turning::of(plan, actual);
+    for stage in turning.stages() {
+        if found.is_enough() {
+            break;
+        }
+        let turn = turning.turn(stage);
+        found.work += turn.goes.len() + turn.comes.len() + turn.replaced.len();
+        found.stage(stage, &turn, &before, &after);
+    }
+    found
 }
 
 /// The stages at which interval sets hold something, or will: another element there could overlap with it, which the kernel refuses.
@@ -279,9 +266,59 @@ fn ranged(plan: &Plan, actual: &KernelState) -> BTreeSet<(SetId, IpAddr)> {
     held.chain(coming).collect()
 }
 
-fn turns(plan: &Plan, actual: &KernelState) -> BTreeMap<Stage, Turn> {
+/// What the stages lose and get, in the form in which it is small: members of a group are named once, however many local addresses they are of.
+struct Turning<'a> {
+    plan: &'a Plan,
+    actual: &'a KernelState,
+    elements: BTreeMap<Stage, Turn>,
+    groups: Moved,
+    led: BTreeMap<Stage, Option<Chain>>,
+}
+
+impl<'a> Turning<'a> {
+    fn of(plan: &'a Plan, actual: &'a KernelState) -> Self {
+        let (elements, mut groups, led) = of_changes(plan);
+        keep_moved(&mut groups, &elements, &led);
+        Self { plan, actual, elements, groups, led }
+    }
+
+    fn stages(&self) -> BTreeSet<Stage> {
+        let led = self.actual.shared.segments.keys().chain(self.led.keys());
+        self.elements.keys().chain(led).copied().collect()
+    }
+
+    fn turn(&self, stage: Stage) -> Turn {
+        let Self { plan, actual, elements, groups, led } = self;
+        let mut turn = elements.get(&stage).cloned().unwrap_or_default();
+        let held = actual.shared.segments.get(&stage).map(|(chain, _)| chain);
+        let old = held.and_then(|chain| actual.shared.chains.get(chain)).map_or(&[][..], Vec::as_slice);
+        for (rule, (gone, come)) in old.iter().filter_map(|rule| Some((rule, groups.get(&rule.group()?)?))) {
+            turn.goes.extend(gone.iter().filter_map(|key| Pass::of_key(*key, rule)));
+            if !led.contains_key(&stage) {
+                turn.comes.extend(come.iter().filter_map(|key| Pass::of_key(*key, rule)));
+            }
+        }
+        if let Some(to) = led.get(&stage) {
+            turn.replaced.extend(old.iter().filter_map(Pass::of_rule));
+            let new = to.iter().flat_map(|chain| rules_of(plan, actual, chain));
+            turn.comes.extend(new.clone().filter_map(Pass::of_rule));
+            // What comes into an interval set that is there may be seen later than the chain.
+            for (rule, set) in new.filter_map(|rule| Some((rule, rule.group()?))).filter(|(_, set)| set.form == GroupForm::Blocks) {
+                let come = groups.get(&set).into_iter().flat_map(|(_, come)| come);
+                turn.comes.extend(come.filter_map(|key| Pass::of_key(*key, rule)));
+            }
+        }
+        turn
+    }
+}
+
+/// By group, the members that go and those that come.
+type Moved = BTreeMap<GroupSet, (Vec<GroupKey>, Vec<GroupKey>)>;
+
+/// What the plan says of elements, of members of groups, and of chains that stages are led to.
+fn of_changes(plan: &Plan) -> (BTreeMap<Stage, Turn>, Moved, BTreeMap<Stage, Option<Chain>>) {
     let mut turns: BTreeMap<Stage, Turn> = BTreeMap::new();
-    let mut groups: BTreeMap<GroupSet, (Vec<GroupKey>, Vec<GroupKey>)> = BTreeMap::new();
+    let mut groups = Moved::new();
     let mut led: BTreeMap<Stage, Option<Chain>> = BTreeMap::new();
     for change in &plan.changes {
         match change.set {
@@ -319,38 +356,11 @@ fn turns(plan: &Plan, actual: &KernelState) -> BTreeMap<Stage, Turn> {
             SetRef::Segments(Asked::Answer, ..) | SetRef::KnownInterfaces(_) | SetRef::Workloads(_) | SetRef::Bound(..) => {}
         }
     }
-    keep_moved(&mut groups, &turns, &led);
-    let stages: BTreeSet<Stage> = actual.shared.segments.keys().copied().chain(led.keys().copied()).collect();
-    for stage in stages {
-        let held = actual.shared.segments.get(&stage).map(|(chain, _)| chain);
-        let turn = turns.entry(stage).or_default();
-        let old = held.and_then(|chain| actual.shared.chains.get(chain)).map_or(&[][..], Vec::as_slice);
-        for (rule, (gone, come)) in old.iter().filter_map(|rule| Some((rule, groups.get(&rule.group()?)?))) {
-            turn.goes.extend(gone.iter().filter_map(|key| Pass::of_key(*key, rule)));
-            if !led.contains_key(&stage) {
-                turn.comes.extend(come.iter().filter_map(|key| Pass::of_key(*key, rule)));
-            }
-        }
-        if let Some(to) = led.get(&stage) {
-            turn.replaced.extend(old.iter().filter_map(Pass::of_rule));
-            let new = to.iter().flat_map(|chain| rules_of(plan, actual, chain));
-            turn.comes.extend(new.clone().filter_map(Pass::of_rule));
-            // What comes into an interval set that is there may be seen later than the chain.
-            for (rule, set) in new.filter_map(|rule| Some((rule, rule.group()?))).filter(|(_, set)| set.form == GroupForm::Blocks) {
-                let come = groups.get(&set).into_iter().flat_map(|(_, come)| come);
-                turn.comes.extend(come.filter_map(|key| Pass::of_key(*key, rule)));
-            }
-        }
-    }
-    turns
+    (turns, groups, led)
 }
 
 /// Of members that come or go, those that do the other somewhere else too: there may be many, and each would be looked at for each local address.
-fn keep_moved(
-    groups: &mut BTreeMap<GroupSet, (Vec<GroupKey>, Vec<GroupKey>)>,
-    turns: &BTreeMap<Stage, Turn>,
-    led: &BTreeMap<Stage, Option<Chain>>,
-) {
+fn keep_moved(groups: &mut Moved, turns: &BTreeMap<Stage, Turn>, led: &BTreeMap<Stage, Option<Chain>>) {
     let peers_of = |passes: &mut dyn Iterator<Item = &Pass>| -> (BTreeSet<IpAddr>, bool) {
         let (mut peers, mut wide) = (BTreeSet::new(), false);
         for pass in passes {
@@ -401,13 +411,48 @@ struct Found {
 }
 
 impl Found {
-    fn add<'a>(&mut self, stage: Stage, going: &Pass, coming: &Pass, members: &impl Fn(&GroupSet) -> Option<&'a Members>) {
+    /// What goes and comes at one stage, until it is enough.
+    fn stage<'a>(
+        &mut self,
+        stage: Stage,
+        turn: &Turn,
+        before: &impl Fn(&GroupSet) -> Option<&'a Members>,
+        after: &impl Fn(&GroupSet) -> Option<&'a Members>,
+    ) {
+        // Most of what comes is for one peer; only that is looked at for what goes of the same peer.
+        let mut by_peer: BTreeMap<IpAddr, Vec<&Pass>> = BTreeMap::new();
+        let mut wide = Vec::new();
+        for pass in &turn.comes {
+            match pass.peer() {
+                Some(peer) => by_peer.entry(peer).or_default().push(pass),
+                None => wide.push(pass),
+            }
+        }
+        for going in &turn.goes {
+            let mut pairs: Box<dyn Iterator<Item = &Pass>> = match going.peer() {
+                Some(peer) => Box::new(by_peer.get(&peer).into_iter().flatten().chain(&wide).copied()),
+                None => Box::new(turn.comes.iter()),
+            };
+            if pairs.any(|coming| !self.add(stage, going, coming, after)) {
+                return;
+            }
+        }
+        for going in &turn.replaced {
+            let mut spans = turn.comes.iter().filter(|coming| matches!(coming.peers, Peers::Span(_)));
+            if spans.any(|coming| !self.add(stage, going, coming, before)) {
+                return;
+            }
+        }
+    }
+
+    /// What both allow; `false` when no more is looked at.
+    fn add<'a>(&mut self, stage: Stage, going: &Pass, coming: &Pass, members: &impl Fn(&GroupSet) -> Option<&'a Members>) -> bool {
         self.work += 1;
         if self.is_enough() {
-            return;
+            return false;
         }
         let family = Family::of(stage.1);
-        let Some(service) = going.service.and(coming.service, family) else { return };
+        let Some(service) = going.service.and(coming.service, family) else { return true };
         match (going.peers, coming.peers) {
             (Peers::Any, Peers::Any) => self.put(stage, None, service),
             (Peers::Any, Peers::Span(span)) | (Peers::Span(span), Peers::Any) => self.put(stage, Some(span), service),
@@ -417,7 +462,7 @@ impl Found {
                 }
             }
             (Peers::In(set), other) | (other, Peers::In(set)) => {
-                let Some(members) = members(&set) else { return };
+                let Some(members) = members(&set) else { return true };
                 let within = match other {
                     Peers::Span(span) => Some(span),
                     // The members of two sets, of a chain that another takes the place of.
@@ -426,6 +471,7 @@ impl Found {
                 self.members(stage, set, members, within, service);
             }
         }
+        true
     }
 
     fn is_enough(&self) -> bool {
@@ -557,8 +603,9 @@ impl Found {
                     return self.range((direction, local), peers, protocol.0, ports);
                 }
                 // Beside another range only exact elements have a place.
-                for peer in addresses.filter(|_| usize::from(ports.last - ports.first) < MANY) {
-                    (ports.first..=ports.last).for_each(|port| add(Shape::PeerPort, Element::PeerPort(local, peer, protocol, port)));
+                if usize::from(ports.last - ports.first) < MANY {
+                    let each = addresses.flat_map(|peer| (ports.first..=ports.last).map(move |port| (peer, port)));
+                    self.exact((direction, local), Shape::PeerPort, each, |(peer, port)| Element::PeerPort(local, peer, protocol, port));
                 }
             }
             Service::Icmp(kinds, codes) => {
@@ -566,12 +613,26 @@ impl Found {
                 if !one && is_free(Shape::IcmpRange) {
                     return self.icmp_range((direction, local), peers, kinds, codes);
                 }
-                for peer in addresses {
-                    for kind in kinds.first..=kinds.last {
-                        (codes.first..=codes.last).for_each(|code| add(Shape::PeerIcmp, Element::PeerIcmp(local, peer, kind, code)));
-                    }
+                let types =
+                    move || (kinds.first..=kinds.last).flat_map(move |kind| (codes.first..=codes.last).map(move |code| (kind, code)));
+                // "Any" is 65,536 of them, for each address.
+                if types().take(MANY + 1).count() <= MANY {
+                    let each = addresses.flat_map(|peer| types().map(move |(kind, code)| (peer, kind, code)));
+                    self.exact((direction, local), Shape::PeerIcmp, each, |(peer, kind, code)| Element::PeerIcmp(local, peer, kind, code));
                 }
             }
+        }
+    }
+
+    /// Each one, until it is enough.
+    fn exact<T>(&mut self, (direction, local): Stage, shape: Shape, each: impl Iterator<Item = T>, element: impl Fn(T) -> Element) {
+        let id = SetId { direction, family: Family::of(local), shape };
+        for one in each {
+            if self.is_enough() {
+                return;
+            }
+            self.work += 1;
+            self.elements.insert((id, element(one)));
         }
     }
 }

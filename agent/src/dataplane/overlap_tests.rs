@@ -269,6 +269,36 @@ fn ranges_of_both_directions_of_one_workload_are_held_each_in_its_own_set() {
     assert_eq!(found.elements, expected.into());
 }
 
+/// A feed of addresses that turns over: 5,000 blocks go and 5,000 come, in a chain that 50 workloads are led to, and with types of ICMP beside
+/// ranges. Every pair would be 25 million steps for each workload, every type 65,536 for each address.
+#[test]
+fn of_a_change_that_is_too_large_to_look_at_whole_only_so_much_is_looked_at() {
+    let blocks = |second: u16| -> Members {
+        (0..5_000_u16).map(|n| Member::Block(format!("{second}.{}.{}.0/24", n / 250, n % 250).parse().unwrap())).collect()
+    };
+    let state = |second: u16, types: u8| {
+        let one = sets(true, BTreeSet::new(), vec![(2, 0)], &[BTreeSet::new(), BTreeSet::new(), [0].into()], None);
+        let mut all = one.clone();
+        let led = *one.shared.segments.values().next().map(|(chain, _)| chain).unwrap();
+        for number in 0..50 {
+            let local = IpAddr::V4(Ipv4Addr::new(10, 0, 3, number));
+            all.sets.entry(id(Shape::Isolated)).or_default().insert(Element::Local(local), "a".into());
+            all.shared.segments.insert((Direction::Ingress, local), (led, "web".into()));
+        }
+        let peers = Span { first: IpAddr::from([10, 32, 0, 0]), last: IpAddr::from([10, 32, 15 + types, 255]) };
+        let ping = Element::IcmpRange(LOCAL, peers, EVERY_BYTE, EVERY_BYTE);
+        all.sets.entry(id(Shape::IcmpRange)).or_default().insert(ping, "a".into());
+        all.shared.groups.values_mut().for_each(|(members, _)| *members = blocks(second));
+        all
+    };
+    let desired = Desired { sets: state(12, 16), ..Desired::default() };
+    let old = held(&state(11, 0));
+    let looked = found(&plan(&old, &desired), &old);
+    // Whole pieces of work are begun while there is room: the turn of one more workload, the addresses of one more span.
+    assert!((5_000..=MOST_WORK + 20_000).contains(&looked.work), "{}", looked.work);
+    assert!(looked.elements.len() <= MOST);
+}
+
 /// What tiers make: thousands of wide blocks that go and come, each for many services. It ends, and soon.
 #[test]
 fn wide_blocks_are_not_written_out_and_the_work_is_bounded() {

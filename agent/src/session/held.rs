@@ -173,7 +173,7 @@ impl Held {
             v1::object_update::Change::Segment(wire) => {
                 let read = Segment::try_from(wire).map(|segment| (hash::segment_hash(&segment), segment));
                 self.put(key, hash, read, |state, segment| {
-                    state.segments.insert(segment.id.clone(), Arc::new(segment));
+                    state.segments.insert(segment.id.clone(), segment);
                 })
             }
             v1::object_update::Change::Endpoint(wire) => {
@@ -182,7 +182,7 @@ impl Held {
                     Ok((hash::endpoint_hash(&endpoint), endpoint))
                 });
                 self.put(key, hash, read, |state, endpoint| {
-                    state.endpoints.insert(endpoint.id.clone(), Arc::new(endpoint));
+                    state.endpoints.insert(endpoint.id.clone(), endpoint);
                 })
             }
             v1::object_update::Change::Node(wire) => {
@@ -284,14 +284,13 @@ impl Held {
 
     fn change_group(&mut self, key: ObjectKey, id: GroupId, change: GroupChange) -> Result<(), HeldError> {
         let GroupChange { id: _, title, reset, add, remove, hash: wanted } = change;
-        let empty = || Arc::new(Group { id: id.clone(), title: String::new(), members: Members::default() });
-        let held = self.draft.state.groups.entry(id.clone()).or_insert_with(empty);
+        let empty = || Group { id: id.clone(), title: String::new(), members: Members::default() };
         let sum = self.draft.sums.entry(id.clone()).or_default();
         if reset {
-            *held = empty();
+            self.draft.state.groups.insert(id.clone(), empty());
             *sum = MemberSum::default();
         }
-        let group = Arc::make_mut(held);
+        let group = self.draft.state.groups.get_or_insert_with(&id, empty);
         group.title = title;
         for member in remove {
             if group.members.remove(&member) {
@@ -316,11 +315,11 @@ impl Held {
 
     /// Puts a group back to the version of the last Commit, after some of its parts were taken in.
     fn restore_group(&mut self, key: &ObjectKey, id: &GroupId) {
-        match self.committed.state.groups.get(id) {
+        match self.committed.state.groups.get_shared(id) {
             Some(group) => {
                 self.draft.sums.insert(id.clone(), MemberSum::of(&group.members));
                 self.draft.hashes.insert(key.clone(), hash::whole_group_hash(group));
-                self.draft.state.groups.insert(id.clone(), group.clone());
+                self.draft.state.groups.insert_shared(id.clone(), group.clone());
             }
             None => {
                 self.draft.sums.remove(id);

@@ -55,9 +55,9 @@ fn whole(group: &Group) -> v1::ObjectUpdate {
 }
 
 fn all_of(state: &NodeState) -> Vec<v1::ObjectUpdate> {
-    let groups = state.groups.values().map(|group| whole(group));
-    let segments = state.segments.values().map(|segment| state::segment_update(segment));
-    let endpoints = state.endpoints.values().map(|endpoint| state::endpoint_update(endpoint));
+    let groups = state.groups.values().map(whole);
+    let segments = state.segments.values().map(state::segment_update);
+    let endpoints = state.endpoints.values().map(state::endpoint_update);
     groups.chain(segments).chain(endpoints).chain([state::node_update(&node(), &state.addresses)]).collect()
 }
 

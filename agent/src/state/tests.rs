@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::session::{Applied, NodeStatus};
+use firebreak_policy::SharedMap;
 use firebreak_policy::model::{Revision, WorkloadId};
 use firebreak_policy::node_state::{Group, GroupId, LocalEndpoint, Member, NodeState, Rulebook, Segment, SegmentId};
 use firebreak_proto::workload::Location;
@@ -31,9 +32,9 @@ fn kept(generation: u64) -> Kept {
     };
     let state = NodeState {
         addresses: ["192.0.2.1".parse().unwrap(), "fd00::1".parse().unwrap()].into(),
-        groups: BTreeMap::from([group("a", &["10.0.0.2", "fd00::2"]), group("empty", &[])]),
-        segments: BTreeMap::from([(segment.id.clone(), Arc::new(segment))]),
-        endpoints: BTreeMap::from([(id, Arc::new(endpoint))]),
+        groups: SharedMap::from([group("a", &["10.0.0.2", "fd00::2"]), group("empty", &[])]),
+        segments: SharedMap::from([(segment.id.clone(), Arc::new(segment))]),
+        endpoints: SharedMap::from([(id, Arc::new(endpoint))]),
     };
     let declared = DeclaredWorkload {
         container: "shop.db".into(),

@@ -132,16 +132,16 @@ fn object(
             let base = step.from.and_then(|_| holding.sent.as_ref()?.state.groups.get(&GroupId(key.id.clone())));
             let Some(group) = state.groups.get(&GroupId(key.id.clone())) else { return Ok(()) };
             let from = step.from.filter(|_| base.is_some());
-            let make = || Ok(group_parts(group, hash, base.map(|base| &**base)).iter().map(group_update).collect());
+            let make = || Ok(group_parts(group, hash, base).iter().map(group_update).collect());
             frames.extend(&encoded.pieces(Step { from, ..step.clone() }, make)?);
         }
         ObjectKind::Segment => {
-            let make = || whole(state.segments.get(&SegmentId(key.id.clone())).map(|segment| segment_update(segment)));
+            let make = || whole(state.segments.get(&SegmentId(key.id.clone())).map(segment_update));
             frames.extend(&encoded.pieces(Step { from: None, ..step.clone() }, make)?);
         }
         ObjectKind::Endpoint => {
             let endpoint = state.endpoints.get(&WorkloadId::new(node.clone(), &*key.id));
-            frames.extend(&whole(endpoint.map(|endpoint| endpoint_update(endpoint)))?.iter().map(piece).collect::<Vec<_>>());
+            frames.extend(&whole(endpoint.map(endpoint_update))?.iter().map(piece).collect::<Vec<_>>());
         }
         ObjectKind::Node => frames.extend(&whole(Some(node_update(node, &state.addresses)))?.iter().map(piece).collect::<Vec<_>>()),
     }

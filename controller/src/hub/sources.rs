@@ -486,14 +486,13 @@ impl Sources {
         }
         for (name, reported) in &self.reported {
             let empty = || Node { name: name.clone(), labels: Labels::default(), addresses: Vec::new() };
-            if let Some(node) = inventory.nodes.get_or_insert_with(name, empty) {
-                for (key, value) in &reported.labels.0 {
-                    node.labels.0.entry(key.clone()).or_insert_with(|| value.clone());
-                }
-                node.addresses.extend(&reported.addresses);
-                node.addresses.sort_unstable();
-                node.addresses.dedup();
+            let node = inventory.nodes.get_or_insert_with(name, empty);
+            for (key, value) in &reported.labels.0 {
+                node.labels.0.entry(key.clone()).or_insert_with(|| value.clone());
             }
+            node.addresses.extend(&reported.addresses);
+            node.addresses.sort_unstable();
+            node.addresses.dedup();
             for workload in reported.workloads.values() {
                 let image = Some(workload.image.clone()).filter(|image| !image.is_empty());
                 images.insert(workload.workload.id.clone(), image.into_iter().collect());

@@ -12,7 +12,6 @@ use firebreak_proto::v1::controller_message::Message as Down;
 use prost::Message as _;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -223,22 +222,21 @@ fn put(state: &mut NodeState, update: v1::ObjectUpdate) {
     match update.change.unwrap() {
         v1::object_update::Change::Group(part) => {
             let change = GroupChange::try_from(part).unwrap();
-            let empty = || Arc::new(Group { id: change.id.clone(), title: change.title.clone(), members: Default::default() });
-            let group = state.groups.entry(change.id.clone()).or_insert_with(empty);
+            let empty = || Group { id: change.id.clone(), title: change.title.clone(), members: Default::default() };
             if change.reset {
-                *group = empty();
+                state.groups.insert(change.id.clone(), empty());
             }
-            let group = Arc::make_mut(group);
+            let group = state.groups.get_or_insert_with(&change.id, empty);
             change.remove.iter().for_each(|member| assert!(group.members.remove(member)));
             change.add.into_iter().for_each(|member| assert!(group.members.insert(member)));
         }
         v1::object_update::Change::Segment(segment) => {
             let segment = Segment::try_from(segment).unwrap();
-            state.segments.insert(segment.id.clone(), Arc::new(segment));
+            state.segments.insert(segment.id.clone(), segment);
         }
         v1::object_update::Change::Endpoint(endpoint) => {
             let endpoint = LocalEndpoint::try_from(endpoint).unwrap();
-            state.endpoints.insert(endpoint.id.clone(), Arc::new(endpoint));
+            state.endpoints.insert(endpoint.id.clone(), endpoint);
         }
         v1::object_update::Change::Node(node) => state.addresses = node_from_wire(node).unwrap().1,
         v1::object_update::Change::Removed(removed) => match v1::ObjectKind::try_from(removed.kind).unwrap() {

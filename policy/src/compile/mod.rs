@@ -95,7 +95,7 @@ pub fn compile(policies: &PolicySet, inventory: &Inventory) -> Compiled {
         if !state.segments.contains_key(&segment_id) {
             let (segment, used) = builder.build(segment_id.clone(), &mut groups);
             state.groups.extend(used.into_iter().map(|group| (group.id.clone(), group)));
-            state.segments.insert(segment_id.clone(), Arc::new(segment));
+            state.segments.insert(segment_id.clone(), segment);
         }
         let endpoint = LocalEndpoint {
             id: workload.id.clone(),
@@ -105,7 +105,7 @@ pub fn compile(policies: &PolicySet, inventory: &Inventory) -> Compiled {
             addresses: workload.addresses.iter().filter(|at| at.network.reaches(&workload.id.node)).map(|at| at.address).collect(),
             published_ports: workload.published_ports.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect(),
         };
-        state.endpoints.insert(workload.id.clone(), Arc::new(endpoint));
+        state.endpoints.insert(workload.id.clone(), endpoint);
     }
     Compiled { nodes: nodes.into_iter().collect(), conflicts: Arc::new(book.conflicts().clone()), problems: Arc::new(problems(policies)) }
 }

@@ -8,11 +8,11 @@ use crate::model::{Family, PortRange, Protocol};
 use crate::node_state::{
     CompiledPeers, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, SegmentId,
 };
+use crate::shared_map::SharedMap;
 use crate::shared_sets::single;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 /// The smallest part of a rule that is decided by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -307,7 +307,7 @@ impl Merged {
         format!("{} groups", self.groups.len())
     }
 
-    fn members(&self, set: &GroupSet, groups: &BTreeMap<GroupId, Arc<Group>>) -> Members {
+    fn members(&self, set: &GroupSet, groups: &SharedMap<GroupId, Group>) -> Members {
         let all = self.groups.iter().filter_map(|id| groups.get(id)).flat_map(|group| &group.members);
         let members: Members = all.filter_map(|member| set.key(*member)).map(GroupKey::member).collect();
         if self.form != GroupForm::Blocks {
@@ -490,7 +490,7 @@ fn suits(service: &CompiledService, family: Family) -> bool {
 }
 
 /// The addresses of one family and form among a group's members.
-pub(super) fn spans(group: &Arc<Group>, family: Family) -> impl Iterator<Item = (Span<IpAddr>, bool)> + '_ {
+pub(super) fn spans(group: &Group, family: Family) -> impl Iterator<Item = (Span<IpAddr>, bool)> + '_ {
     let blocks = group.members.iter().filter_map(|member| match member {
         Member::Block(block) => Some(*block),
         Member::Address(_) | Member::Service(..) => None,

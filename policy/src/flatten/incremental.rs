@@ -7,12 +7,12 @@ use crate::kernel_sets::{Comment, Element, GroupForm, GroupKey, GroupSet, Kernel
 use crate::members::{Changes, Members};
 use crate::model::{Direction, Family};
 use crate::node_state::{Group, GroupId, Isolation, Member, NodeState};
+use crate::shared_map::Difference;
 use crate::shared_sets::{holds, single};
 use crate::tiers::{rejects, resolved};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 /// A state that was flattened, with what it takes to go on from it.
 #[derive(Clone, Debug)]
@@ -149,16 +149,10 @@ impl Flattened {
         let mut learnt = Learnt { facts: BTreeMap::new(), ladder: self.layout.ladder.clone(), unions: BTreeMap::new() };
         // By side, the peers whose elements may come or go.
         let mut touched: BTreeMap<SideKey, BTreeSet<Member>> = BTreeMap::new();
-        for ((id, before), (next_id, after)) in self.state.groups.iter().zip(&next.groups) {
-            // Of thousands of groups one has changed, and ids that are the same memory are equal without a look at the text.
-            if id == next_id && Arc::ptr_eq(before, after) {
-                continue;
-            }
-            if id != next_id || before.title != after.title {
+        for Difference { key: id, before, now } in self.state.groups.differences(&next.groups) {
+            let (Some(before), Some(after)) = (before, now) else { return None };
+            if before.title != after.title {
                 return None;
-            }
-            if Arc::ptr_eq(before, after) {
-                continue;
             }
             let changes = before.members.changes_to(&after.members);
             if changes == Changes::default() {

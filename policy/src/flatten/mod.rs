@@ -13,13 +13,13 @@ use crate::model::{Direction, Family, HostAccess, Protocol};
 use crate::node_state::{
     CompiledPeers, CompiledRule, CompiledService, CompiledServices, Group, GroupId, Isolation, LocalEndpoint, Member, NodeState, Segment,
 };
+use crate::shared_map::SharedMap;
 use crate::shared_sets::single;
 use crate::tiers::resolved;
 use grants::{Grant, GrantPeers, GrantService, Layout, few};
 use rectangles::{Rectangle, disjoint};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 pub use incremental::{Flattened, SetsDelta, Step};
 
@@ -102,7 +102,7 @@ fn add(sets: &mut KernelSets, elements: Elements) {
 
 /// One address of one endpoint in one isolated direction, and what its rules come to.
 struct Local<'a> {
-    groups: &'a BTreeMap<GroupId, Arc<Group>>,
+    groups: &'a SharedMap<GroupId, Group>,
     endpoint: &'a LocalEndpoint,
     address: IpAddr,
     direction: Direction,

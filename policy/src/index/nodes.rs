@@ -8,7 +8,8 @@ use super::stamps::Stamps;
 use super::written::Written;
 use crate::model::WorkloadId;
 use crate::node_state::{Group, GroupId, LocalEndpoint, NodeState, ObjectKey, ObjectKind, Segment, SegmentId};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::shared_map::SharedMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Everything one node needs, with the content hash of each object.
@@ -225,8 +226,8 @@ impl<S: Stamps> Written<S> {
 /// Changes one of the maps of a state, which is copied first if somebody else has it too and something changes at all.
 fn apply<K: Ord + Clone, V: PartialEq, T>(
     state: &mut Arc<NodeState>,
-    map: impl Fn(&NodeState) -> &BTreeMap<K, Arc<V>>,
-    map_mut: impl Fn(&mut NodeState) -> &mut BTreeMap<K, Arc<V>>,
+    map: impl Fn(&NodeState) -> &SharedMap<K, V>,
+    map_mut: impl Fn(&mut NodeState) -> &mut SharedMap<K, V>,
     mut edits: Vec<Edit<K, V, T>>,
     stamps: &mut Vec<(ObjectKey, Option<T>)>,
     key: impl Fn(&K) -> ObjectKey,
@@ -258,14 +259,14 @@ fn apply<K: Ord + Clone, V: PartialEq, T>(
         return;
     }
     for (id, content) in edits {
-        let before = map(state).get(&id);
+        let before = map(state).get_shared(&id);
         match content {
             Some((content, stamp)) => {
                 if before.is_some_and(|before| Arc::ptr_eq(before, &content) || *before == content) {
                     continue;
                 }
                 stamps.push((key(&id), Some(stamp)));
-                map_mut(Arc::make_mut(state)).insert(id, content);
+                map_mut(Arc::make_mut(state)).insert_shared(id, content);
             }
             None => {
                 if before.is_some() {

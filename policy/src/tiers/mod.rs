@@ -24,7 +24,7 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// The state without tiers that lets through exactly what this one does; `None` where it has no tiers and is that state itself.
 pub fn resolved(state: &NodeState) -> Option<NodeState> {
-    let tiered: Vec<&Arc<Segment>> = state.segments.values().filter(|segment| DIRECTIONS.iter().any(|it| segment.has_tiers(*it))).collect();
+    let tiered: Vec<&Segment> = state.segments.values().filter(|segment| DIRECTIONS.iter().any(|it| segment.has_tiers(*it))).collect();
     if tiered.is_empty() {
         return None;
     }
@@ -35,14 +35,14 @@ pub fn resolved(state: &NodeState) -> Option<NodeState> {
         for direction in DIRECTIONS.into_iter().filter(|it| segment.has_tiers(*it)) {
             let mut side = Side::of(segment, direction);
             let isolation = side.resolve(&mut sources);
-            next.groups.extend(side.groups.into_iter().map(|group| (group.id.clone(), Arc::new(group))));
+            next.groups.extend(side.groups.into_iter().map(|group| (group.id.clone(), group)));
             match direction {
                 Direction::Ingress => rules.ingress = Some(isolation),
                 Direction::Egress => rules.egress = Some(isolation),
             }
         }
         let plain = Segment { id: segment.id.clone(), title: segment.title.clone(), rules: rules.into(), audit: segment.audit.clone() };
-        next.segments.insert(segment.id.clone(), Arc::new(plain));
+        next.segments.insert(segment.id.clone(), plain);
     }
     Some(next)
 }
