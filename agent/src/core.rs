@@ -128,7 +128,7 @@ fn restrict_and_vacate(state: &NodeState, local: &LocalWorkloads) -> (NodeState,
             continue;
         }
         let addresses = effective_addresses(endpoint, workload, &rightful, local);
-        endpoints.insert(id.clone(), LocalEndpoint { addresses, ..endpoint.clone() });
+        endpoints.insert(id.clone(), LocalEndpoint { addresses: addresses.into(), ..endpoint.clone() });
     }
     // An address that the controller gave to an endpoint of this node, and that no endpoint holds of those it gave it to.
     let vacated: Vec<IpAddr> = listed.keys().copied().filter(|address| !rightful.contains(address)).collect();

@@ -4,12 +4,14 @@
 //! controller, the agent, the command line and the tests judge with the same engine.
 #![forbid(unsafe_code)]
 
+mod address_set;
 #[cfg(feature = "arbitrary")]
 pub mod arbitrary;
 mod compile;
 mod engine;
 pub mod evaluate;
 mod flatten;
+mod id_text;
 pub mod index;
 pub mod judge;
 pub mod kernel_sets;
@@ -24,9 +26,11 @@ pub mod shared_map;
 mod shared_sets;
 mod tiers;
 
+pub use address_set::AddressSet;
 pub use compile::{Compiled, Problem, compile};
 pub use engine::{Engine, EvaluateError, FlowVerdict};
 pub use flatten::{Flattened, Limits, SetsDelta, Step, flatten, flatten_with};
+pub use id_text::IdText;
 pub use members::{Changes, Members};
 pub use shared_map::SharedMap;
 pub use tiers::resolved;

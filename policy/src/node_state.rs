@@ -1,6 +1,8 @@
 //! What one node needs: groups, segments and its own endpoints, by content. This is what goes over the wire, what
 //! `flatten` turns into kernel sets, and what the agent keeps on disk.
 
+use crate::address_set::AddressSet;
+use crate::id_text::IdText;
 use crate::members::Members;
 use crate::model::{Action, Direction, Family, HostAccess, NamespaceName, PolicyKey, PortRange, Protocol, PublishedPort, WorkloadId};
 use crate::shared_map::SharedMap;
@@ -48,11 +50,11 @@ impl NodeState {
 
 /// A peer group's id: stable for one meaning (selector and scope), whoever its members are.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GroupId(pub Arc<str>);
+pub struct GroupId(pub IdText);
 
 /// A segment's id: stable for one set of policies acting in one way, whoever its members are.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SegmentId(pub Arc<str>);
+pub struct SegmentId(pub IdText);
 
 impl fmt::Debug for GroupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -280,7 +282,7 @@ pub struct LocalEndpoint {
     /// Its segment.
     pub segment: SegmentId,
     /// Its addresses, whatever their network: on one node an address means one thing.
-    pub addresses: BTreeSet<IpAddr>,
+    pub addresses: AddressSet,
     /// Ports of this node that lead to it.
     pub published_ports: Vec<PublishedPort>,
 }
@@ -316,12 +318,12 @@ pub struct ObjectKey {
     /// Its kind.
     pub kind: ObjectKind,
     /// Group id, segment id, container id, or the node's name.
-    pub id: Arc<str>,
+    pub id: IdText,
 }
 
 impl ObjectKey {
     /// A key of its two parts.
-    pub fn new(kind: ObjectKind, id: impl Into<Arc<str>>) -> Self {
+    pub fn new(kind: ObjectKind, id: impl Into<IdText>) -> Self {
         Self { kind, id: id.into() }
     }
 }

@@ -349,6 +349,11 @@ impl<K: Ord + Clone, V> FromIterator<(K, Arc<V>)> for SharedMap<K, V> {
         for (key, value) in entries {
             map.insert_shared(key, value);
         }
+        // A controller has three such maps for each of thousands of nodes, with a last piece that is mostly not full.
+        map.pieces.shrink_to_fit();
+        if let Some(last) = map.pieces.last_mut().and_then(Arc::get_mut) {
+            last.shrink_to_fit();
+        }
         map
     }
 }

@@ -1,10 +1,11 @@
 //! The index is what a fresh compile of its state is, whatever the events were that led there: straight, reversed, squashed, split, with empty
-//! states between; and what it says changed is all that changed. 1,200 random sequences, ten times as many at `FIREBREAK_SCALE=full`.
+//! states between; and what it says changed is all that changed. 1,200 random sequences, ten times as many at `FIREBREAK_SCALE=full`, and
+//! every transition between two of the named states. Planted mistakes are found.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use firebreak_policy::arbitrary::{inventories, strangers, tiered_clusters, transports};
 use firebreak_policy::evaluate::PeerView;
-use firebreak_policy::index::{Holding, Index, Running, Stamps, Unstamped, Written};
+use firebreak_policy::index::{Forgotten, Holding, Index, Running, Stamps, Unstamped, Written};
 use firebreak_policy::model::*;
 use firebreak_policy::node_state::{GroupId, LocalEndpoint, Member, NodeState, ObjectKey, ObjectKind, Rulebook, SegmentId};
 use firebreak_policy::reference::Reference;
@@ -15,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+mod named_states;
 
 type State = (PolicySet, Inventory);
 
@@ -158,7 +161,13 @@ impl Followed {
     }
 
     fn settle(&mut self) {
-        let touched = self.running.take_touched();
+        self.settle_but(None);
+    }
+
+    /// Settles; an index with a planted mistake does not look at all that was touched.
+    fn settle_but(&mut self, forgotten: Option<Forgotten>) {
+        let mut touched = self.running.take_touched();
+        forgotten.into_iter().for_each(|it| touched.forget(it));
         self.written.settle(&mut self.running, &touched);
         for (node, keys) in self.written.take_changed(&self.running) {
             let Some(holding) = self.written.node(&self.running, &node) else {
@@ -350,6 +359,165 @@ fn agrees(compiled: &Compiled, (policies, inventory): &State, transports: &[Tran
         }
     }
     Ok(())
+}
+
+#[test]
+fn every_named_state_is_what_the_reference_says() {
+    let transports = [Transport::Port(Protocol::TCP, 80), Transport::Port(Protocol::TCP, 8080), Transport::Other(Protocol(47))];
+    for (name, state) in named_states::all() {
+        let index = Index::<Unstamped>::of(&state.0, &state.1);
+        agrees(&index.compiled(), &state, &transports).unwrap_or_else(|failure| panic!("{name}: {failure}"));
+    }
+}
+
+#[test]
+fn every_transition_between_two_named_states_ends_in_a_fresh_compile_however_it_is_told() {
+    let states = named_states::all();
+    let names: BTreeSet<&str> = states.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names.len(), states.len(), "two states of one name");
+    for (at, (one, before)) in states.iter().enumerate() {
+        for (other, after) in &states[at + 1..] {
+            assert_ne!(before, after, "{one} is {other}");
+            every_way(&[before.clone(), after.clone()]).unwrap_or_else(|failure| panic!("{one} and {other}: {failure}"));
+        }
+    }
+    let walk: Vec<State> = states.iter().map(|(_, state)| state.clone()).collect();
+    every_way(&walk).unwrap_or_else(|failure| panic!("all of them: {failure}"));
+    println!("{} states, {} transitions", states.len(), states.len() * (states.len() - 1));
+}
+
+/// Tells a transition to an index with a planted mistake, which may be that an event is lost.
+fn mistaken(before: &State, after: &State, forgotten: Option<Forgotten>, lost: impl Fn(&Event) -> bool) -> TestCaseResult {
+    let mut index = Followed::default();
+    events(&State::default(), before).iter().for_each(|event| index.tell(event));
+    index.settle();
+    events(before, after).iter().filter(|event| !lost(event)).for_each(|event| index.tell(event));
+    index.settle_but(forgotten);
+    index.is(after).map(drop)
+}
+
+/// In how many transitions between named states a mistake is found.
+fn found(forgotten: Option<Forgotten>, lost: impl Fn(&Event) -> bool) -> usize {
+    let states = named_states::all();
+    let pairs = states.iter().flat_map(|(_, before)| states.iter().map(move |(_, after)| (before, after)));
+    // An index that is wrong may break off too.
+    let is_found = |before, after| {
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| mistaken(before, after, forgotten, &lost)));
+        told.is_err() || told.is_ok_and(|told| told.is_err())
+    };
+    pairs.filter(|(before, after)| is_found(before, after)).count()
+}
+
+#[test]
+fn an_index_that_does_not_look_at_a_part_of_what_was_touched_is_found_out() {
+    assert_eq!(found(None, |_| false), 0, "without a mistake");
+    for forgotten in [
+        Forgotten::Workloads,
+        Forgotten::Gone,
+        Forgotten::Kinds,
+        Forgotten::Namespaces,
+        Forgotten::Places,
+        Forgotten::GivenUp,
+        Forgotten::Nodes,
+        Forgotten::NodeFacts,
+        Forgotten::Ambiguous,
+    ] {
+        let found = found(Some(forgotten), |_| false);
+        println!("{forgotten:?}: found in {found} transitions");
+        assert!(found > 0, "{forgotten:?} is not missed by anybody");
+    }
+}
+
+/// Whether an event is lost.
+type Loses = fn(&Event) -> bool;
+
+#[test]
+fn an_index_that_loses_events_of_one_kind_is_found_out() {
+    let kinds: [(&str, Loses); 9] = [
+        ("workloads that come", |it| matches!(it, Event::Workload(_, Some(_)))),
+        ("workloads that go", |it| matches!(it, Event::Workload(_, None))),
+        ("namespaces", |it| matches!(it, Event::Namespace(..))),
+        ("nodes", |it| matches!(it, Event::Node(..))),
+        ("policies that come", |it| matches!(it, Event::Policy(_, Some(_)))),
+        ("policies that go", |it| matches!(it, Event::Policy(_, None))),
+        ("policies of tiers", |it| matches!(it, Event::Tiered(..))),
+        ("address groups", |it| matches!(it, Event::AddressGroup(..))),
+        ("cluster networks", |it| matches!(it, Event::ClusterNetworks(_))),
+    ];
+    for (what, lost) in kinds {
+        assert!(found(None, lost) > 0, "{what} are not missed by anybody");
+    }
+}
+
+#[test]
+fn a_policy_set_that_joins_a_filled_inventory_is_a_fresh_one_and_leaves_nothing_behind() {
+    let shape = (sequences(), sequences(), any::<u64>());
+    check("joining", 150, shape, |(one, other, seed)| {
+        let mut dice = Dice(seed);
+        let mut index = Followed::default();
+        let mut second: Option<(Written<Unstamped>, PolicySet)> = None;
+        let mut before = State::default();
+        for (state, (policies, _)) in one.iter().zip(&other) {
+            events(&before, state).iter().for_each(|event| index.tell(event));
+            before = state.clone();
+            second = match (second, dice.roll(3)) {
+                // Before the others have taken what was touched, or after.
+                (None, at @ (0 | 1)) => {
+                    if at == 0 {
+                        index.settle();
+                    }
+                    let mut fresh = Written::default();
+                    let all = (policies.clone(), state.1.clone());
+                    events(&State::default(), &all).iter().for_each(|event| tell_written(&mut fresh, event));
+                    fresh.join(&mut index.running);
+                    prop_assert_eq!(fresh.compiled(&index.running), compile(policies, &state.1));
+                    Some((fresh, policies.clone()))
+                }
+                (Some((gone, _)), 0) => {
+                    gone.leave(&mut index.running);
+                    None
+                }
+                (second, _) => second,
+            };
+            let touched = index.running.take_touched();
+            index.written.settle(&mut index.running, &touched);
+            prop_assert_eq!(index.written.compiled(&index.running), compile(&state.0, &state.1));
+            if let Some((written, policies)) = &mut second {
+                written.settle(&mut index.running, &touched);
+                prop_assert_eq!(written.compiled(&index.running), compile(policies, &state.1));
+            }
+        }
+        if let Some((gone, _)) = second {
+            gone.leave(&mut index.running);
+        }
+        let fresh = Index::<Unstamped>::of(&before.0, &before.1);
+        prop_assert_eq!(index.running.texts(), fresh.running().texts(), "texts of labels and selectors are left behind");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_policy_set_joins_and_leaves_between_any_two_named_states() {
+    let states = named_states::all();
+    for (name, (_, inventory)) in &states {
+        let (mut running, mut first) = (Running::default(), Written::<Unstamped>::default());
+        for event in events(&State::default(), &(PolicySet::default(), inventory.clone())) {
+            tell_running(&mut running, &event);
+        }
+        let touched = running.take_touched();
+        first.settle(&mut running, &touched);
+        let alone = running.texts();
+        for (other, (others, _)) in &states {
+            let mut second = Written::<Printed>::default();
+            let all = (others.clone(), Inventory::default());
+            events(&State::default(), &all).iter().for_each(|event| tell_written(&mut second, event));
+            second.join(&mut running);
+            assert_eq!(second.compiled(&running), compile(others, inventory), "policies of {other} join {name}");
+            second.leave(&mut running);
+            assert_eq!(running.texts(), alone, "policies of {other} leave {name}");
+        }
+        assert_eq!(first.compiled(&running), compile(&PolicySet::default(), inventory), "{name}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 fn address() -> impl Strategy<Value = IpAddr> {
@@ -125,7 +125,7 @@ fn endpoint() -> impl Strategy<Value = LocalEndpoint> {
             name,
             namespace: NamespaceName::from(namespace),
             segment: SegmentId(segment.into()),
-            addresses,
+            addresses: addresses.into(),
             published_ports,
         },
     )
@@ -354,7 +354,7 @@ fn a_broken_endpoint_is_refused_by_the_name_of_its_field() {
             name: "db".to_owned(),
             namespace: NamespaceName::new("shop"),
             segment: SegmentId("s".into()),
-            addresses: BTreeSet::from([IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2))]),
+            addresses: [IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2))].into(),
             published_ports: vec![PublishedPort { protocol: Protocol::TCP, host_address: None, host_port: 80, workload_port: 8080 }],
         })
     };

@@ -28,7 +28,7 @@ fn endpoint(id: &str, segment: &str) -> Arc<LocalEndpoint> {
         name: "db".to_owned(),
         namespace: NamespaceName::new("shop"),
         segment: SegmentId(segment.into()),
-        addresses: BTreeSet::from([IpAddr::from([10, 0, 0, 2])]),
+        addresses: [IpAddr::from([10, 0, 0, 2])].into(),
         published_ports: Vec::new(),
         id,
     })

@@ -1,11 +1,11 @@
 //! Ids by meaning: one text for one meaning, hashed. Members never enter, so that ids stay when members change.
 
+use crate::id_text::IdText;
 use crate::model::{CidrBlock, Entity, LabelSelector, NamespaceName, NamespaceScope, NodeName, Operator, Peer, Protocol, Requirement};
 use crate::node_state::{GroupId, SegmentId};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 /// Whose members a group has, besides those of the default network that every node shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,7 +152,7 @@ fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
 }
 
 /// 16 bytes of BLAKE3 as 32 hexadecimal digits.
-fn hash(text: &str) -> Arc<str> {
+fn hash(text: &str) -> IdText {
     let digest = blake3::hash(text.as_bytes()).to_hex();
-    Arc::from(&digest.as_str()[..32])
+    IdText::from(&digest.as_str()[..32])
 }

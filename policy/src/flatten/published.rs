@@ -59,7 +59,7 @@ fn may_reach(sets: &KernelSets, source: &LocalEndpoint, target: &LocalEndpoint, 
     let judged = if preferred.is_empty() { same_family } else { preferred };
     if judged.is_empty() {
         // The relay changes families, so no rule speaks of this pair: only where nothing is isolated is it allowed.
-        let open = |direction, addresses: &std::collections::BTreeSet<IpAddr>| addresses.iter().all(|it| !sets.is_isolated(direction, *it));
+        let open = |direction, addresses: &[IpAddr]| addresses.iter().all(|it| !sets.is_isolated(direction, *it));
         return open(Direction::Egress, &source.addresses) && open(Direction::Ingress, &target.addresses);
     }
     judged

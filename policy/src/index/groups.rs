@@ -30,7 +30,8 @@ pub(super) struct GroupRecord<S: Stamps> {
     pub(super) meaning: Meaning,
     /// The members that mean the same on every node.
     pub(super) shared: Arc<Group>,
-    pub(super) stamp: S::Stamp,
+    /// `None` before it was worked out for the first time.
+    stamp: Option<S::Stamp>,
     sum: S::Sum,
     /// Members in hidden networks, by the node that owns the network.
     hidden: BTreeMap<u32, BTreeSet<Member>>,
@@ -181,7 +182,8 @@ pub(super) fn scope(own: &NamespaceName, namespaces: &NamespaceScope, workloads:
 /// The members of a group, worked out.
 #[derive(Debug)]
 pub(super) struct Worked<S: Stamps> {
-    members: Members,
+    /// The shared members with their hash, where they are others than before.
+    shared: Option<(Arc<Group>, S::Stamp)>,
     sum: S::Sum,
     /// Of the nodes for which it was worked out; all others keep theirs, or with `whole` have none.
     hidden: BTreeMap<u32, BTreeSet<Member>>,
@@ -205,23 +207,26 @@ pub(super) enum View<S: Stamps> {
 
 impl<S: Stamps> GroupRecord<S> {
     /// A group that has no members yet.
-    pub(super) fn new(namespace: &NamespaceName, wanted: &Wanted<'_>, running: &mut Running) -> Self {
-        let Wanted { subject, claim, text, id } = wanted;
-        let title = canonical_title(namespace, *subject);
-        let sum = S::Sum::default();
-        let stamp = S::group(id, &title, &sum);
+    pub(super) fn new(namespace: &NamespaceName, wanted: Wanted<'_>, running: &mut Running) -> Self {
+        let Wanted { subject, claim, text, id, title } = wanted;
+        let title = title.unwrap_or_else(|| canonical_title(namespace, subject));
         Self {
-            text: text.as_str().into(),
-            claim: *claim,
-            meaning: Meaning::of(namespace, *subject, running),
-            shared: Arc::new(Group { id: id.clone(), title, members: Members::default() }),
-            stamp,
-            sum,
+            text: text.into(),
+            claim,
+            meaning: Meaning::of(namespace, subject, running),
+            shared: Arc::new(Group { id, title, members: Members::default() }),
+            stamp: None,
+            sum: S::Sum::default(),
             hidden: BTreeMap::new(),
             kinds: Vec::new(),
             nodes: Counts::default(),
             uses: 0,
         }
+    }
+
+    /// The hash of the shared members.
+    pub(super) fn stamp(&self) -> S::Stamp {
+        self.stamp.unwrap_or_else(|| S::group(&self.shared.id, &self.shared.title, &self.sum))
     }
 
     /// All its members, from nothing.
@@ -260,33 +265,42 @@ impl<S: Stamps> GroupRecord<S> {
         let members: Members = shared.into_iter().collect();
         let mut sum = S::Sum::default();
         members.iter().for_each(|member| S::add(&mut sum, member));
-        Worked { members, sum, hidden, whole: true, within }
+        Worked { shared: self.other(members, &sum), sum, hidden, whole: true, within }
+    }
+
+    /// The shared part with these members, if it has others now or has no hash yet.
+    fn other(&self, members: Members, sum: &S::Sum) -> Option<(Arc<Group>, S::Stamp)> {
+        let Group { id, title, members: before } = &*self.shared;
+        if *before == members {
+            return self.stamp.is_none().then(|| (self.shared.clone(), self.stamp()));
+        }
+        Some((Arc::new(Group { id: id.clone(), title: title.clone(), members }), S::group(id, title, sum)))
     }
 
     /// Its members after the claims at these places changed.
     pub(super) fn work_out_at(&self, running: &Running, places: &[Place]) -> Worked<S> {
-        let mut worked =
-            Worked { members: self.shared.members.clone(), sum: self.sum, hidden: BTreeMap::new(), whole: false, within: None };
+        let (mut members, mut sum) = (self.shared.members.clone(), self.sum);
+        let mut elsewhere: BTreeMap<u32, BTreeSet<Member>> = BTreeMap::new();
         for place in places {
             let now = self.at(running, place);
             if place.owner != NONE {
                 let before = || self.hidden.get(&place.owner).cloned().unwrap_or_default();
-                let hidden = worked.hidden.entry(place.owner).or_insert_with(before);
+                let hidden = elsewhere.entry(place.owner).or_insert_with(before);
                 hidden.retain(|member| !is_of(member, place.address));
                 hidden.extend(now);
                 continue;
             }
-            let before: Vec<Member> = members_at(&worked.members, place.address).collect();
+            let before: Vec<Member> = members_at(&members, place.address).collect();
             for gone in before.iter().filter(|member| !now.contains(member)) {
-                worked.members.remove(gone);
-                S::remove(&mut worked.sum, gone);
+                members.remove(gone);
+                S::remove(&mut sum, gone);
             }
             for come in now.into_iter().filter(|member| !before.contains(member)) {
-                worked.members.insert(come);
-                S::add(&mut worked.sum, &come);
+                members.insert(come);
+                S::add(&mut sum, &come);
             }
         }
-        worked
+        Worked { shared: self.other(members, &sum), sum, hidden: elsewhere, whole: false, within: None }
     }
 
     /// The members that the claims at a place come to.
@@ -314,19 +328,16 @@ impl<S: Stamps> GroupRecord<S> {
 
     /// Takes in what was worked out and says where that makes a difference.
     pub(super) fn install(&mut self, worked: Worked<S>) -> Moved {
-        let Worked { members, sum, hidden, whole, within } = worked;
+        let Worked { shared, sum, hidden, whole, within } = worked;
         if let (Meaning::Workloads(workloads), Some(blocks)) = (&mut self.meaning, within)
             && let Some((_, kept)) = &mut workloads.within
         {
             *kept = blocks;
         }
         let mut moved = Moved::default();
-        if self.shared.members != members {
-            let Group { id, title, members: _ } = &*self.shared;
-            self.stamp = S::group(id, title, &sum);
-            self.shared = Arc::new(Group { id: id.clone(), title: title.clone(), members });
-            self.sum = sum;
-            moved.shared = true;
+        if let Some((group, stamp)) = shared {
+            moved.shared = self.shared.members != group.members;
+            (self.shared, self.stamp, self.sum) = (group, Some(stamp), sum);
         }
         if whole {
             let gone: Vec<u32> = self.hidden.keys().filter(|node| !hidden.contains_key(node)).copied().collect();
@@ -384,7 +395,7 @@ impl<S: Stamps> GroupRecord<S> {
         if members.is_empty() {
             return View::Shared;
         }
-        View::Own(vec![(self.shared.clone(), self.stamp), self.part(Part::HiddenOn(&host.name), members.into(), None)])
+        View::Own(vec![(self.shared.clone(), self.stamp()), self.part(Part::HiddenOn(&host.name), members.into(), None)])
     }
 
     fn part(&self, part: Part<'_>, members: Members, sum: Option<S::Sum>) -> (Arc<Group>, S::Stamp) {

@@ -17,6 +17,10 @@ pub(super) struct Texts {
 }
 
 impl Texts {
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
     fn hold(&mut self, text: &str) -> u32 {
         if let Some(number) = self.ids.get(text) {
             self.slots[*number as usize].1 += 1;

@@ -16,6 +16,8 @@ mod template;
 mod written;
 
 pub use nodes::Holding;
+#[cfg(feature = "arbitrary")]
+pub use running::Forgotten;
 pub use running::{Running, Touched};
 pub use stamps::{Stamps, Unstamped};
 pub use written::Written;

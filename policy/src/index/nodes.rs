@@ -90,6 +90,9 @@ impl<S: Stamps> Written<S> {
             dirty.segments.extend(self.segment_numbers_on(running, number).into_iter().filter(|it| self.segment(*it).is_some_and(uses)));
         }
         let segments = self.segment_edits(number, record, &mut dirty.segments);
+        // Said both of a workload that changed and of one that moved.
+        dirty.endpoints.sort_unstable();
+        dirty.endpoints.dedup();
         let endpoints = self.endpoint_edits(running, &dirty);
         let Holding { state, objects, total } = &mut record.holding;
         let mut stamps: Vec<(ObjectKey, Option<S::Stamp>)> = Vec::with_capacity(groups.len() + segments.len() + endpoints.len() + 1);
@@ -142,7 +145,7 @@ impl<S: Stamps> Written<S> {
             let mut own = None;
             if known.nodes.contains(number) {
                 match known.on_node(number, running) {
-                    View::Shared => now.push((known.shared.id.clone(), Some((known.shared.clone(), known.stamp)))),
+                    View::Shared => now.push((known.shared.id.clone(), Some((known.shared.clone(), known.stamp())))),
                     View::Own(groups) => {
                         own = Some(groups.iter().map(|(group, _)| group.id.clone()).collect::<Box<[GroupId]>>());
                         now.extend(groups.into_iter().map(|(group, stamp)| (group.id.clone(), Some((group, stamp)))));
@@ -172,7 +175,7 @@ impl<S: Stamps> Written<S> {
         let mut edits = Vec::with_capacity(dirty.len());
         for segment in dirty.iter().filter_map(|segment| self.segment(*segment)) {
             if !segment.nodes.contains(number) {
-                edits.push((segment.id.clone(), None));
+                edits.push((segment.id().clone(), None));
                 continue;
             }
             let is_own = |group: &u32| record.own_groups.contains_key(group);
@@ -185,12 +188,12 @@ impl<S: Stamps> Written<S> {
                         None => ids.extend(self.group(group).map(|known| known.shared.id.clone())),
                     };
                     let (rules, audit) = self.build(segment, &ids);
-                    let stamp = S::segment(&segment.id, &segment.shared.title, &S::rules(&rules, audit.as_deref()));
+                    let stamp = S::segment(segment.id(), &segment.shared.title, &S::rules(&rules, audit.as_deref()));
                     let title = segment.shared.title.clone();
-                    (Arc::new(Segment { id: segment.id.clone(), title, rules, audit }), stamp)
+                    (Arc::new(Segment { id: segment.id().clone(), title, rules, audit }), stamp)
                 }
             };
-            edits.push((segment.id.clone(), Some(content)));
+            edits.push((segment.id().clone(), Some(content)));
         }
         edits
     }
@@ -209,7 +212,7 @@ impl<S: Stamps> Written<S> {
                 id: workload.id.clone(),
                 name: workload.name.clone(),
                 namespace: workload.namespace.clone(),
-                segment: segment.id.clone(),
+                segment: segment.id().clone(),
                 addresses: reaching.map(|at| at.address).collect(),
                 published_ports,
             };

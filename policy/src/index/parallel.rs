@@ -1,7 +1,7 @@
 //! Work on many objects at once, on all cores where there are enough of them to be worth a thread.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 /// Below this a thread costs more than it saves.
@@ -11,7 +11,9 @@ fn threads(items: usize) -> usize {
     if items < WORTH_A_THREAD {
         return 1;
     }
-    thread::available_parallelism().map_or(1, std::num::NonZero::get).min(16)
+    // The operating system reads files to answer.
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| thread::available_parallelism().map_or(1, std::num::NonZero::get).min(16))
 }
 
 /// What `work` makes of each item, in their order.

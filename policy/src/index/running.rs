@@ -4,7 +4,7 @@
 //! is there asks no selector at all.
 
 use super::claims::{Claim, Claims, DEFAULT_NETWORK, Place};
-use super::ids::{IdMap, IdSet, NONE, Slots, id};
+use super::ids::{Directory, IdMap, IdSet, NONE, Slots, id};
 use super::labels::{Handle, Home, LabelSets, Pair, Scope, Selector, Texts, handles};
 use crate::compile::takes_part;
 use crate::model::{Labels, Namespace, NamespaceName, NetworkAddress, NetworkName, Node, NodeName, Workload, WorkloadId};
@@ -27,7 +27,7 @@ pub struct Running {
     kind_ids: IdMap<(u32, u32), u32>,
     kinds_by_pair: IdMap<Pair, BTreeSet<u32>>,
     workloads: Slots<Held>,
-    workload_ids: HashMap<WorkloadId, u32>,
+    workload_ids: Directory<WorkloadId>,
     pub(super) claims: Claims,
     conflicts: Arc<BTreeMap<NetworkAddress, BTreeSet<WorkloadId>>>,
     touched: Touched,
@@ -109,6 +109,48 @@ impl Touched {
     }
 }
 
+/// A part of [`Touched`] that a test leaves out: what an index would be that did not look at it.
+#[cfg(feature = "arbitrary")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forgotten {
+    /// Workloads that came or changed.
+    Workloads,
+    /// Workloads that went.
+    Gone,
+    /// Kinds that came or went.
+    Kinds,
+    /// Namespaces whose labels changed.
+    Namespaces,
+    /// Addresses whose claims changed.
+    Places,
+    /// That a workload of another kind gave an address up.
+    GivenUp,
+    /// Nodes that came, changed or went.
+    Nodes,
+    /// That a node's labels or addresses changed.
+    NodeFacts,
+    /// Nodes on which other addresses are ambiguous.
+    Ambiguous,
+}
+
+#[cfg(feature = "arbitrary")]
+impl Touched {
+    /// Plants a mistake: a test of the index has to find it.
+    pub fn forget(&mut self, what: Forgotten) {
+        match what {
+            Forgotten::Workloads => self.workloads.clear(),
+            Forgotten::Gone => self.gone.clear(),
+            Forgotten::Kinds => self.kinds.clear(),
+            Forgotten::Namespaces => self.namespaces.clear(),
+            Forgotten::Places => self.places.clear(),
+            Forgotten::GivenUp => self.places.iter_mut().for_each(|(_, gave_up)| *gave_up = None),
+            Forgotten::Nodes => self.nodes.clear(),
+            Forgotten::NodeFacts => self.node_facts = false,
+            Forgotten::Ambiguous => self.ambiguous.clear(),
+        }
+    }
+}
+
 impl Default for Running {
     fn default() -> Self {
         Self {
@@ -124,7 +166,7 @@ impl Default for Running {
             kind_ids: IdMap::default(),
             kinds_by_pair: IdMap::default(),
             workloads: Slots::default(),
-            workload_ids: HashMap::new(),
+            workload_ids: Directory::default(),
             claims: Claims::default(),
             conflicts: Arc::default(),
             touched: Touched::default(),
@@ -139,7 +181,7 @@ impl Running {
             self.remove_workload(&workload.id);
             return;
         }
-        let Some(number) = self.workload_ids.get(&workload.id).copied() else { return self.add_workload(workload) };
+        let Some(number) = self.number_of_workload(&workload.id) else { return self.add_workload(workload) };
         let Some(Held { workload: before, kind: old_kind, .. }) = self.workloads.get(number) else { return };
         let (before, old_kind) = (before.clone(), *old_kind);
         if Arc::ptr_eq(&before, &workload) {
@@ -180,12 +222,16 @@ impl Running {
         }
     }
 
+    fn number_of_workload(&self, id: &WorkloadId) -> Option<u32> {
+        self.workload_ids.get(id, |number| self.workloads.get(number).is_some_and(|held| held.workload.id == *id))
+    }
+
     fn add_workload(&mut self, workload: Arc<Workload>) {
         let (node, kind) = (self.node_id(&workload.id.node), self.kind_of(&workload));
         let places = self.places_of(&workload);
-        let number_of = workload.id.clone();
+        let id = workload.id.clone();
         let number = self.workloads.add(Held { workload, node, kind });
-        self.workload_ids.insert(number_of, number);
+        self.workload_ids.insert(&id, number);
         if let Some(kind) = self.kinds.get_mut(kind) {
             kind.workloads.insert(number);
         }
@@ -198,7 +244,8 @@ impl Running {
 
     /// A workload went.
     pub fn remove_workload(&mut self, id: &WorkloadId) {
-        let Some(number) = self.workload_ids.remove(id) else { return };
+        let Some(number) = self.number_of_workload(id) else { return };
+        self.workload_ids.remove(id, number);
         let Some(Held { workload, node, kind }) = self.workloads.take(number) else { return };
         self.leave_kind(kind, number);
         self.nodes[node as usize].workloads.remove(&number);
@@ -289,6 +336,22 @@ impl Running {
             self.workloads.release(*workload);
         }
         touched
+    }
+
+    /// All there is: what a policy set has to be told that was not there when it came.
+    pub(super) fn everything(&self) -> Touched {
+        let there = (0_u32..).zip(&self.nodes).filter(|(_, host)| host.is_there());
+        Touched {
+            workloads: self.workloads.iter().map(|(number, _)| number).collect(),
+            kinds: self.kinds.iter().map(|(number, _)| number).collect(),
+            nodes: there.map(|(number, _)| number).collect(),
+            ..Touched::default()
+        }
+    }
+
+    /// How many texts of labels and selectors are held.
+    pub fn texts(&self) -> usize {
+        self.texts.len()
     }
 
     fn places_of(&mut self, workload: &Workload) -> Vec<(Place, u32)> {

@@ -20,7 +20,6 @@ pub(super) type Ports = Box<[(PortName, Box<[u16]>)]>;
 /// A segment that some workload is in.
 #[derive(Debug)]
 pub(super) struct SegmentRecord<S: Stamps> {
-    pub(super) id: SegmentId,
     /// The policies that select its workloads, in order.
     pub(super) policies: Arc<[u32]>,
     pub(super) ports: Ports,
@@ -35,10 +34,14 @@ pub(super) struct SegmentRecord<S: Stamps> {
 }
 
 impl<S: Stamps> SegmentRecord<S> {
+    pub(super) fn id(&self) -> &SegmentId {
+        &self.shared.id
+    }
+
     /// A segment that is not built yet and has no workloads.
-    pub(super) fn new(id: SegmentId, title: &str, policies: Arc<[u32]>, ports: Ports) -> Self {
-        let shared = Arc::new(Segment { id: id.clone(), title: title.to_owned(), rules: Arc::default(), audit: None });
-        Self { id, policies, ports, shared, stamp: None, groups: Arc::default(), nodes: Counts::default() }
+    pub(super) fn new(id: SegmentId, title: Box<str>, policies: Arc<[u32]>, ports: Ports, no_rules: &Arc<Rulebook>) -> Self {
+        let shared = Arc::new(Segment { id, title: title.into(), rules: no_rules.clone(), audit: None });
+        Self { policies, ports, shared, stamp: None, groups: Arc::default(), nodes: Counts::default() }
     }
 }
 

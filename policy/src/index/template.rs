@@ -1,6 +1,7 @@
 //! A policy with its peers as numbers of groups: what every segment with that policy is built from.
 
 use crate::compile::canonical::{Claim, Part, Subject, group_id_of, group_text};
+use crate::compile::groups::canonical_title;
 use crate::model::{
     Action, Answer, Direction, GroupName, Mode, Peer, Peers, Policy, PolicyKey, Protocol, Service, Services, Tier, TieredPolicy, TieredRule,
 };
@@ -120,8 +121,8 @@ pub(super) enum ServiceTemplate {
 /// A template whose groups are not numbered yet.
 #[derive(Debug)]
 pub(super) struct Draft<'a> {
-    template: Template,
-    /// The groups, by position.
+    /// In it, groups are named by their position in `groups`.
+    pub(super) template: Template,
     pub(super) groups: Vec<Wanted<'a>>,
 }
 
@@ -132,12 +133,14 @@ pub(super) struct Wanted<'a> {
     pub(super) claim: Claim,
     pub(super) text: String,
     pub(super) id: GroupId,
+    /// In words, where the group is not there yet.
+    pub(super) title: Option<String>,
 }
 
-impl Draft<'_> {
+impl Template {
     /// Puts in the numbers of the groups, which are given by position.
-    pub(super) fn numbered(self, numbers: &[u32]) -> Template {
-        let mut template = self.template;
+    pub(super) fn numbered(self, numbers: &[u32]) -> Self {
+        let mut template = self;
         for rule in [&mut template.ingress, &mut template.egress].into_iter().flatten().flatten() {
             if let Some(peers) = &mut rule.peers {
                 peers.iter_mut().for_each(|group| *group = numbers[*group as usize]);
@@ -151,9 +154,9 @@ impl Draft<'_> {
     }
 }
 
-/// Resolves a policy. `missing` says of an address group that it is not there.
-pub(super) fn draft<'a>(item: &'a Item, missing: &dyn Fn(&GroupName) -> bool) -> Draft<'a> {
-    let mut maker = Maker { key: item.key(), groups: Vec::new() };
+/// Resolves a policy. `missing` says of an address group that it is not there, `known` of a group that it is.
+pub(super) fn draft<'a>(item: &'a Item, missing: &dyn Fn(&GroupName) -> bool, known: &dyn Fn(&GroupId) -> bool) -> Draft<'a> {
+    let mut maker = Maker { key: item.key(), known, groups: Vec::new() };
     let PolicyKey { kind, namespace, name } = item.key();
     let line = format!("{} {namespace:?} {name:?}\n", kind.as_str()).into();
     let mut template = Template { line, ..Template::default() };
@@ -190,12 +193,13 @@ pub(super) fn draft<'a>(item: &'a Item, missing: &dyn Fn(&GroupName) -> bool) ->
     Draft { template, groups: maker.groups }
 }
 
-struct Maker<'a> {
+struct Maker<'a, 'k> {
     key: &'a PolicyKey,
+    known: &'k dyn Fn(&GroupId) -> bool,
     groups: Vec<Wanted<'a>>,
 }
 
-impl<'a> Maker<'a> {
+impl<'a> Maker<'a, '_> {
     fn rule(
         &mut self,
         direction: Direction,
@@ -239,7 +243,8 @@ impl<'a> Maker<'a> {
     fn group(&mut self, subject: Subject<'a>, claim: Claim) -> u32 {
         let text = group_text(&self.key.namespace, subject, claim);
         let id = group_id_of(&text, Part::Shared);
-        self.groups.push(Wanted { subject, claim, text, id });
+        let title = (!(self.known)(&id)).then(|| canonical_title(&self.key.namespace, subject));
+        self.groups.push(Wanted { subject, claim, text, id, title });
         super::ids::id(self.groups.len() - 1)
     }
 }

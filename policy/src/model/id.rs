@@ -1,6 +1,7 @@
 //! Names and ids, each with a type of its own: two strings in a row are a bug in waiting.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -116,7 +117,7 @@ impl NetworkName {
 }
 
 /// A workload's id: its node and what tells it from the others there. Its name is for people and may repeat.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct WorkloadId {
     /// The node that runs it.
     pub node: NodeName,
@@ -128,6 +129,23 @@ impl WorkloadId {
     /// An id of its two parts.
     pub fn new(node: impl Into<NodeName>, container: impl Into<ContainerId>) -> Self {
         Self { node: node.into(), container: container.into() }
+    }
+}
+
+impl Ord for WorkloadId {
+    /// By node, then by container. Mostly the node is the same memory, and then its name is not looked at.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let nodes = match Arc::ptr_eq(self.node.shared(), other.node.shared()) {
+            true => Ordering::Equal,
+            false => self.node.cmp(&other.node),
+        };
+        nodes.then_with(|| self.container.cmp(&other.container))
+    }
+}
+
+impl PartialOrd for WorkloadId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

@@ -7,7 +7,7 @@ mod policies;
 mod renew;
 
 use super::groups::{GroupRecord, Referents};
-use super::ids::{IdMap, IdSet, NONE, Slots};
+use super::ids::{Directory, IdMap, IdSet, NONE, Slots};
 use super::labels::{Anchors, Scope};
 use super::nodes::{Dirty, Holding, NodeRecord};
 use super::running::{Running, Touched};
@@ -16,7 +16,7 @@ use super::stamps::Stamps;
 use super::template::{Item, PortName, Template};
 use crate::compile::Problem;
 use crate::model::{AddressGroup, GroupName, NodeName, Policy, PolicyKey, Tier, TieredPolicy};
-use crate::node_state::{GroupId, ObjectKey, Rulebook, Segment, SegmentId};
+use crate::node_state::{GroupId, ObjectKey, Rulebook, SegmentId};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Written<S: Stamps> {
     policies: Slots<PolicyRecord>,
-    policy_ids: HashMap<Key, u32>,
+    policy_ids: Directory<Key>,
     subjects: Anchors,
     address_groups: BTreeMap<GroupName, Arc<AddressGroup>>,
     cluster_networks: Vec<IpNet>,
@@ -34,14 +34,16 @@ pub struct Written<S: Stamps> {
     ranks: BTreeMap<(Tier, u16), BTreeSet<u32>>,
     problems: Arc<BTreeMap<PolicyKey, Vec<Problem>>>,
     groups: Slots<GroupRecord<S>>,
-    group_ids: HashMap<GroupId, u32>,
+    group_ids: Directory<GroupId>,
     peers: Anchors,
     /// The groups that are made of blocks of an address group.
     of_address_groups: HashMap<GroupName, BTreeSet<u32>>,
     of_world: BTreeSet<u32>,
     of_nodes: BTreeSet<u32>,
     segments: Slots<SegmentRecord<S>>,
-    segment_ids: HashMap<SegmentId, u32>,
+    segment_ids: Directory<SegmentId>,
+    /// What a segment has before it is built.
+    no_rules: Arc<Rulebook>,
     kinds: Vec<KindRecord>,
     /// The segment of each workload.
     workload_segments: Vec<u32>,
@@ -56,9 +58,26 @@ const AT_ONCE: usize = 8_192;
 /// What was said since it was last settled.
 #[derive(Debug, Default)]
 struct Pending {
-    policies: BTreeMap<Key, Option<Item>>,
+    /// In the order in which it was said: of several words about one policy the last counts.
+    policies: Vec<Said>,
     address_groups: BTreeMap<GroupName, Option<Arc<AddressGroup>>>,
     cluster_networks: Option<Vec<IpNet>>,
+}
+
+/// A word about a policy.
+#[derive(Debug)]
+enum Said {
+    Put(Item),
+    Remove(Key),
+}
+
+impl Said {
+    fn key(&self) -> (bool, &PolicyKey) {
+        match self {
+            Self::Put(item) => (item.rank().is_some(), item.key()),
+            Self::Remove((tiered, key)) => (*tiered, key),
+        }
+    }
 }
 
 /// Policies of namespaces and those of tiers are kept apart, as in a `PolicySet`.
@@ -104,8 +123,14 @@ struct Work {
     emptied: Vec<u32>,
 }
 
-/// A segment's number, content and hash, and the groups that it names.
-type Built<S> = (u32, Segment, <S as Stamps>::Stamp, Arc<[u32]>);
+/// A segment's rules and hash, and the groups that it names.
+struct Built<S: Stamps> {
+    number: u32,
+    rules: Arc<Rulebook>,
+    audit: Option<Arc<Rulebook>>,
+    stamp: S::Stamp,
+    groups: Arc<[u32]>,
+}
 
 /// The workloads of one segment, found for one kind.
 struct Placed {
@@ -119,7 +144,7 @@ impl<S: Stamps> Default for Written<S> {
     fn default() -> Self {
         Self {
             policies: Slots::default(),
-            policy_ids: HashMap::new(),
+            policy_ids: Directory::default(),
             subjects: Anchors::default(),
             address_groups: BTreeMap::new(),
             cluster_networks: Vec::new(),
@@ -127,13 +152,14 @@ impl<S: Stamps> Default for Written<S> {
             ranks: BTreeMap::new(),
             problems: Arc::default(),
             groups: Slots::default(),
-            group_ids: HashMap::new(),
+            group_ids: Directory::default(),
             peers: Anchors::default(),
             of_address_groups: HashMap::new(),
             of_world: BTreeSet::new(),
             of_nodes: BTreeSet::new(),
             segments: Slots::default(),
-            segment_ids: HashMap::new(),
+            segment_ids: Directory::default(),
+            no_rules: Arc::default(),
             kinds: Vec::new(),
             workload_segments: Vec::new(),
             nodes: Vec::new(),
@@ -147,22 +173,22 @@ impl<S: Stamps> Default for Written<S> {
 impl<S: Stamps> Written<S> {
     /// A policy of a namespace came or changed.
     pub fn put_policy(&mut self, policy: Arc<Policy>) {
-        self.pending.policies.insert((false, policy.key.clone()), Some(Item::Namespaced(policy)));
+        self.pending.policies.push(Said::Put(Item::Namespaced(policy)));
     }
 
     /// A policy of a namespace went.
     pub fn remove_policy(&mut self, key: &PolicyKey) {
-        self.pending.policies.insert((false, key.clone()), None);
+        self.pending.policies.push(Said::Remove((false, key.clone())));
     }
 
     /// A policy of a tier came or changed.
     pub fn put_tiered(&mut self, policy: Arc<TieredPolicy>) {
-        self.pending.policies.insert((true, policy.key.clone()), Some(Item::Tiered(policy)));
+        self.pending.policies.push(Said::Put(Item::Tiered(policy)));
     }
 
     /// A policy of a tier went.
     pub fn remove_tiered(&mut self, key: &PolicyKey) {
-        self.pending.policies.insert((true, key.clone()), None);
+        self.pending.policies.push(Said::Remove((true, key.clone())));
     }
 
     /// An address group came or changed.
@@ -229,6 +255,15 @@ impl<S: Stamps> Written<S> {
         Builder { policies, ports: &segment.ports, ids }.build()
     }
 
+    fn policy_number(&self, key: &Key) -> Option<u32> {
+        let has = |it: &PolicyRecord| it.item.rank().is_some() == key.0 && *it.item.key() == key.1;
+        self.policy_ids.get(key, |number| self.policies.get(number).is_some_and(has))
+    }
+
+    fn group_number(&self, id: &GroupId) -> Option<u32> {
+        self.group_ids.get(id, |number| self.groups.get(number).is_some_and(|it| it.shared.id == *id))
+    }
+
     fn selecting<'a>(&'a self, policies: &'a [u32]) -> impl Iterator<Item = (&'a Item, &'a Template)> {
         policies.iter().filter_map(|policy| self.policies.get(*policy)).map(|policy| (&policy.item, &policy.template))
     }
@@ -240,6 +275,19 @@ impl<S: Stamps> Written<S> {
 
 /// Settling.
 impl<S: Stamps> Written<S> {
+    /// Brings a policy set up to date that was told its policies and nothing of what runs: one that comes to an inventory which is there
+    /// already. From then on it follows by [`Self::settle`]; to be told once more of what was not taken yet does no harm.
+    pub fn join(&mut self, running: &mut Running) {
+        let everything = running.everything();
+        self.settle(running, &everything);
+    }
+
+    /// Lets go of what it holds in an inventory that goes on without it.
+    pub fn leave(self, running: &mut Running) {
+        self.policies.iter().for_each(|(_, policy)| policy.subject.let_go(&mut running.texts));
+        self.groups.iter().filter_map(|(_, group)| group.meaning.scope()).for_each(|scope| scope.let_go(&mut running.texts));
+    }
+
     /// Brings everything up to date after events. Whatever `running` was told since this was last called has to be in `touched`.
     pub fn settle(&mut self, running: &mut Running, touched: &Touched) {
         let mut work = Work::default();

@@ -1,6 +1,6 @@
 //! The first half of settling: which policies select which kinds of workload, and which groups mean them.
 
-use super::{AT_ONCE, KindRecord, PolicyRecord, Work, Written};
+use super::{AT_ONCE, KindRecord, PolicyRecord, Said, Work, Written};
 use crate::compile::Problem;
 use crate::index::claims::Place;
 use crate::index::groups::{GroupRecord, Source, scope};
@@ -9,7 +9,7 @@ use crate::index::labels::Scope;
 use crate::index::parallel;
 use crate::index::running::{Running, Touched};
 use crate::index::stamps::Stamps;
-use crate::index::template::{Item, Wanted, draft};
+use crate::index::template::{Draft, Item, Wanted, draft};
 use crate::model::{NamespaceScope, Peer, PolicyKey};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,12 +29,9 @@ impl<S: Stamps> Written<S> {
             }
             if before.is_some() != group.is_some() {
                 // Rules that deny say something else while what they name is missing.
-                for policy in self.referring.get(&name).into_iter().flatten() {
-                    if let Some(record) = self.policies.get(*policy) {
-                        let key = (record.item.rank().is_some(), record.item.key().clone());
-                        self.pending.policies.entry(key).or_insert_with(|| Some(record.item.clone()));
-                    }
-                }
+                let referring = self.referring.get(&name).into_iter().flatten().filter_map(|it| self.policies.get(*it));
+                // In front: what was said of them counts more.
+                self.pending.policies.splice(0..0, referring.map(|it| Said::Put(it.item.clone())));
             }
             work.whole.extend(self.of_address_groups.get(&name).into_iter().flatten());
             match group {
@@ -49,11 +46,24 @@ impl<S: Stamps> Written<S> {
         let mut coming = Vec::new();
         let mut leaving: IdMap<u32, IdSet<u32>> = IdMap::default();
         let mut gone = Vec::new();
-        for (key, item) in std::mem::take(&mut self.pending.policies) {
-            let number = match &item {
-                Some(_) => self.policy_ids.get(&key).copied(),
-                None => self.policy_ids.remove(&key),
+        let mut said = std::mem::take(&mut self.pending.policies);
+        // Stable: the last word about a policy is the last of its run.
+        said.sort_by(|one, other| one.key().cmp(&other.key()));
+        let mut said = said.into_iter().peekable();
+        while let Some(word) = said.next() {
+            if said.peek().is_some_and(|next| next.key() == word.key()) {
+                continue;
+            }
+            let (tiered, key) = word.key();
+            let key = (tiered, key.clone());
+            let number = self.policy_number(&key);
+            let item = match word {
+                Said::Put(item) => Some(item),
+                Said::Remove(_) => None,
             };
+            if let Some(number) = number.filter(|_| item.is_none()) {
+                self.policy_ids.remove(&key, number);
+            }
             if let Some(number) = number
                 && let Some(record) = self.policies.take(number)
             {
@@ -117,11 +127,10 @@ impl<S: Stamps> Written<S> {
         let same = record.item.rank().and_then(|rank| self.ranks.get(&rank));
         let others = same.into_iter().flatten().filter(|other| **other != number).filter_map(|other| self.policies.get(*other));
         found.extend(others.map(|other| Problem::SamePriority(other.item.key().clone())));
-        let key = record.item.key().clone();
-        if found.is_empty() {
-            self.forget_problems(&key);
-        } else {
-            Arc::make_mut(&mut self.problems).insert(key, found.into_iter().collect());
+        if !found.is_empty() {
+            Arc::make_mut(&mut self.problems).insert(record.item.key().clone(), found.into_iter().collect());
+        } else if self.problems.contains_key(record.item.key()) {
+            Arc::make_mut(&mut self.problems).remove(record.item.key());
         }
     }
 
@@ -232,10 +241,13 @@ impl<S: Stamps> Written<S> {
     pub(super) fn bring_in_policies(&mut self, coming: Vec<(Option<u32>, Item)>, running: &mut Running, work: &mut Work) {
         let (mut numbers, mut fresh) = (Vec::with_capacity(coming.len()), Vec::new());
         for coming in coming.chunks(AT_ONCE) {
-            let drafts = parallel::map(coming, |(_, item)| draft(item, &|name| !self.address_groups.contains_key(name)));
+            let drafts = parallel::map(coming, |(_, item)| {
+                draft(item, &|name| !self.address_groups.contains_key(name), &|group| self.group_number(group).is_some())
+            });
             for ((number, item), draft) in coming.iter().zip(drafts) {
-                let groups: Vec<u32> = draft.groups.iter().map(|wanted| self.hold_group(item.key(), wanted, running, &mut fresh)).collect();
-                let template = draft.numbered(&groups);
+                let Draft { template, groups } = draft;
+                let groups: Vec<u32> = groups.into_iter().map(|wanted| self.hold_group(item.key(), wanted, running, &mut fresh)).collect();
+                let template = template.numbered(&groups);
                 for group in &template.groups {
                     if let Some(group) = self.groups.get_mut(*group) {
                         group.uses += 1;
@@ -248,9 +260,12 @@ impl<S: Stamps> Written<S> {
                         self.policies.put(*number, record);
                         *number
                     }
-                    None => self.policies.add(record),
+                    None => {
+                        let number = self.policies.add(record);
+                        self.policy_ids.insert(&(item.rank().is_some(), item.key().clone()), number);
+                        number
+                    }
                 };
-                self.policy_ids.insert((item.rank().is_some(), item.key().clone()), number);
                 for name in item.referents() {
                     self.referring.entry(name).or_default().insert(number);
                 }
@@ -274,12 +289,13 @@ impl<S: Stamps> Written<S> {
     }
 
     /// The number of a group, which is there afterwards.
-    fn hold_group(&mut self, key: &PolicyKey, wanted: &Wanted<'_>, running: &mut Running, fresh: &mut Vec<u32>) -> u32 {
-        if let Some(number) = self.group_ids.get(&wanted.id) {
-            return *number;
+    fn hold_group(&mut self, key: &PolicyKey, wanted: Wanted<'_>, running: &mut Running, fresh: &mut Vec<u32>) -> u32 {
+        if let Some(number) = self.group_number(&wanted.id) {
+            return number;
         }
+        let id = wanted.id.clone();
         let number = self.groups.add(GroupRecord::new(&key.namespace, wanted, running));
-        self.group_ids.insert(wanted.id.clone(), number);
+        self.group_ids.insert(&id, number);
         fresh.push(number);
         number
     }
@@ -323,6 +339,8 @@ impl<S: Stamps> Written<S> {
                 self.subjects.register(&policy.subject, *number);
             }
         }
+        let mut joining: Vec<(u32, Vec<u32>)> = joining.into_iter().collect();
+        joining.sort_unstable_by_key(|(kind, _)| *kind);
         for (kind, joining) in joining {
             let mut policies: Vec<u32> = self.kinds[kind as usize].policies.iter().copied().chain(joining).collect();
             policies.sort_by(|one, other| self.order(*one, *other));
@@ -356,7 +374,7 @@ impl<S: Stamps> Written<S> {
             }
             self.of_world.remove(&number);
             self.of_nodes.remove(&number);
-            self.group_ids.remove(&group.shared.id);
+            self.group_ids.remove(&group.shared.id, number);
             work.whole.remove(&number);
             // Its slot is needed until the nodes have let go of it too.
             work.freed_groups.push(number);

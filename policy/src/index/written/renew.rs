@@ -7,16 +7,19 @@ use crate::index::ids::{IdMap, IdSet, NONE};
 use crate::index::nodes::{Dirty, NodeRecord};
 use crate::index::parallel;
 use crate::index::running::{Running, Touched};
-use crate::index::segments::{self, SegmentRecord, Variant};
+use crate::index::segments::{self, Ports, SegmentRecord, Variant};
 use crate::index::stamps::Stamps;
 use crate::index::template::PortName;
-use crate::node_state::{ObjectKey, Segment};
+use crate::node_state::ObjectKey;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 impl<S: Stamps> Written<S> {
     pub(super) fn renew_groups(&mut self, running: &Running, work: &mut Work) {
-        let whole: Vec<u32> = work.whole.iter().copied().collect();
+        // In order, as they are in memory.
+        let mut whole: Vec<u32> = work.whole.iter().copied().collect();
+        whole.sort_unstable();
         for whole in whole.chunks(AT_ONCE) {
             let worked = parallel::map(whole, |number| self.groups.get(*number).map(|group| group.work_out(running, self.referents())));
             for (number, worked) in whole.iter().zip(worked) {
@@ -70,8 +73,9 @@ impl<S: Stamps> Written<S> {
                 kinds.insert(*number, kind.workloads.iter().copied().collect());
             }
         }
-        let kinds: Vec<(u32, Vec<u32>, bool)> =
+        let mut kinds: Vec<(u32, Vec<u32>, bool)> =
             kinds.into_iter().map(|(kind, workloads)| (kind, workloads, work.kinds.contains(&kind))).collect();
+        kinds.sort_unstable_by_key(|(kind, ..)| *kind);
         let (mut to_build, mut moves) = (IdSet::default(), Vec::new());
         for kinds in kinds.chunks(AT_ONCE) {
             let placed = parallel::map(kinds, |(kind, workloads, anew)| self.place(running, *kind, workloads, *anew));
@@ -85,12 +89,13 @@ impl<S: Stamps> Written<S> {
                 }
                 let policies = record.policies.clone();
                 for Placed { id, title, variant, workloads } in placed {
-                    let known = self.segment_ids.get(&id).copied();
+                    let known = self.segment_ids.get(&id, |it| self.segments.get(it).is_some_and(|it| *it.id() == id));
                     let segment = known.unwrap_or_else(|| {
-                        self.segments.add(SegmentRecord::new(id.clone(), &title, policies.clone(), variant.into_ports()))
+                        let fresh = SegmentRecord::new(id.clone(), title, policies.clone(), variant.into_ports(), &self.no_rules);
+                        self.segments.add(fresh)
                     });
                     if known.is_none() {
-                        self.segment_ids.insert(id, segment);
+                        self.segment_ids.insert(&id, segment);
                     }
                     if *anew || known.is_none() {
                         if let Some(record) = self.segments.get_mut(segment) {
@@ -143,14 +148,19 @@ impl<S: Stamps> Written<S> {
     }
 
     /// Builds segments as they are where every group is the shared one. Those with the same policies and ports share their rules.
-    fn build_segments(&mut self, mut numbers: Vec<u32>, work: &mut Work) {
-        let alike = |number: &u32| self.segments.get(*number).map(|it| (it.policies.as_ptr(), &it.ports));
-        numbers.sort_by(|one, other| alike(one).cmp(&alike(other)));
-        let runs: Vec<Vec<u32>> = numbers.chunk_by(|one, other| alike(one) == alike(other)).map(<[u32]>::to_vec).collect();
+    fn build_segments(&mut self, numbers: Vec<u32>, work: &mut Work) {
+        // Where the policies are in memory is all that mostly has to be compared; it is not looked for again in each comparison.
+        let mut alike: Vec<(*const u32, u32, &Ports)> = numbers
+            .iter()
+            .filter_map(|it| self.segments.get(*it).map(|segment| (segment.policies.as_ptr(), *it, &segment.ports)))
+            .collect();
+        alike.sort_unstable_by(|one, other| (one.0, one.2, one.1).cmp(&(other.0, other.2, other.1)));
+        let runs = alike.chunk_by(|one, other| (one.0, one.2) == (other.0, other.2));
+        let runs: Vec<Vec<u32>> = runs.map(|run| run.iter().map(|(_, number, _)| *number).collect()).collect();
         for runs in runs.chunks(AT_ONCE) {
             let built = parallel::map(runs, |numbers| self.build_alike(numbers));
-            for (number, segment, stamp, groups) in built.into_iter().flatten() {
-                self.install_segment(number, segment, stamp, &groups, work);
+            for built in built.into_iter().flatten() {
+                self.install_segment(built, work);
             }
         }
     }
@@ -166,19 +176,22 @@ impl<S: Stamps> Written<S> {
         let of_rules = S::rules(&rules, audit.as_deref());
         let all = numbers.iter().filter_map(|number| Some((*number, self.segments.get(*number)?)));
         let build = |(number, record): (u32, &SegmentRecord<S>)| {
-            let (id, title) = (record.id.clone(), record.shared.title.clone());
-            let stamp = S::segment(&id, &title, &of_rules);
-            (number, Segment { id, title, rules: rules.clone(), audit: audit.clone() }, stamp, groups.clone())
+            let stamp = S::segment(record.id(), &record.shared.title, &of_rules);
+            Built { number, rules: rules.clone(), audit: audit.clone(), stamp, groups: groups.clone() }
         };
         all.map(build).collect()
     }
 
-    fn install_segment(&mut self, number: u32, built: Segment, stamp: S::Stamp, groups: &Arc<[u32]>, work: &mut Work) {
+    fn install_segment(&mut self, built: Built<S>, work: &mut Work) {
+        let Built { number, rules, audit, stamp, groups } = built;
         if let Some(segment) = self.segments.get_mut(number) {
-            if segment.stamp.is_none() || *segment.shared != built {
-                (segment.shared, segment.stamp) = (Arc::new(built), Some(stamp));
+            if segment.stamp.is_none() || segment.shared.rules != rules || segment.shared.audit != audit {
+                // A fresh one is nobody else's yet and is filled in where it is.
+                let shared = Arc::make_mut(&mut segment.shared);
+                (shared.rules, shared.audit) = (rules, audit);
+                segment.stamp = Some(stamp);
             }
-            let before = std::mem::replace(&mut segment.groups, groups.clone());
+            let before = std::mem::replace(&mut segment.groups, groups);
             for node in segment.nodes.iter() {
                 let dirty = work.nodes.entry(node).or_default();
                 // Its form on the node may be another even where the shared one is the same.
@@ -268,7 +281,11 @@ impl<S: Stamps> Written<S> {
         });
         for (number, _, _, keys) in jobs {
             if !keys.is_empty() {
-                self.changed.entry(number).or_default().extend(keys);
+                match self.changed.entry(number) {
+                    // In order already: the tree is packed at once.
+                    Entry::Vacant(free) => drop(free.insert(keys.into_iter().collect())),
+                    Entry::Occupied(mut said) => said.get_mut().extend(keys),
+                }
             }
         }
         self.nodes = nodes;
@@ -283,14 +300,19 @@ impl<S: Stamps> Written<S> {
                 self.groups.release(group);
             }
         }
+        let mut emptied = Vec::with_capacity(work.emptied.len());
         for number in work.emptied {
             // It may have been taken up again, or be named twice.
             if self.segments.get(number).is_some_and(|segment| segment.nodes.is_empty())
                 && let Some(segment) = self.segments.take(number)
             {
-                self.segment_ids.remove(&segment.id);
+                self.segment_ids.remove(segment.id(), number);
                 self.segments.release(number);
+                emptied.push(Some(segment));
             }
         }
+        // To give their memory back is much of what it costs to replace them.
+        let weight = emptied.len();
+        parallel::for_each(&mut emptied, weight, |segment| drop(segment.take()));
     }
 }
