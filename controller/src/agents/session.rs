@@ -68,6 +68,8 @@ pub(super) struct Session {
     /// The target that does not fit into messages, so that it is told of once.
     unsendable: Option<ContentHash>,
     declared: Option<Arc<Vec<DeclaredWorkload>>>,
+    /// Until when an order that waits to be sent may be: whoever gave it was then told that the node does not do so.
+    order_until: std::time::Instant,
 }
 
 /// The generation that was sent last.
@@ -106,6 +108,7 @@ impl Session {
             again: false,
             unsendable: None,
             declared: None,
+            order_until: std::time::Instant::now(),
         }
     }
 
@@ -140,7 +143,11 @@ impl Session {
                     self.publish()?;
                     self.settle_unless_sent(before);
                 }
-                Some(order) = orders.recv(), if self.declared.is_some() => self.pending.push_back(Frame::Message(Down::Observe(order))),
+                // Not behind others, where it would wait for longer than whoever gave it.
+                Some((order, until)) = orders.recv(), if self.declared.is_some() && self.pending.is_empty() => {
+                    self.order_until = until;
+                    self.pending.push_back(Frame::Message(Down::Observe(order)));
+                }
                 () = tokio::time::sleep_until(self.patience.unwrap_or_else(Instant::now)), if self.patience.is_some() => {
                     tracing::warn!(node = %self.caller.node, "an agent did not say what it runs; its node gets the state that is known");
                     self.send_newest();
@@ -151,8 +158,12 @@ impl Session {
                 }
                 permit = outgoing.reserve(), if !self.pending.is_empty() => {
                     let permit = permit.map_err(|_| Status::cancelled("the agent does not listen any more"))?;
-                    if let Some(frame) = self.pending.pop_front() {
-                        permit.send(Ok(frame));
+                    match self.pending.pop_front() {
+                        Some(Frame::Message(Down::Observe(_))) if self.order_until < std::time::Instant::now() => {
+                            tracing::warn!(node = %self.caller.node, "an order to observe is dropped: the agent does not read");
+                        }
+                        Some(frame) => permit.send(Ok(frame)),
+                        None => {}
                     }
                     // What has room goes along, into one write of the connection.
                     while !self.pending.is_empty() && let Ok(permit) = outgoing.try_reserve() {
@@ -395,7 +406,7 @@ impl Session {
                 return;
             }
         }
-        (self.patience, self.retry, self.again) = (None, None, false);
+        self.patience = None;
         let frames = if let Some(what) = self.caller.lacks(&target.state) {
             // It would pass over fields that it does not know, and let through what they deny.
             Err(format!("agent {} does not know {what}, which are about its workloads: upgrade it", self.caller.version))
@@ -412,7 +423,8 @@ impl Session {
                 return;
             }
         };
-        self.unsendable = None;
+        // What was due to be tried again stays due while it cannot be sent.
+        (self.unsendable, self.retry, self.again) = (None, None, false);
         self.generation = Generation(self.generation.0 + 1);
         self.pending.extend(frames);
         self.pending.push_back(Frame::Message(Down::Commit(v1::Commit {

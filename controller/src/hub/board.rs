@@ -23,19 +23,22 @@ pub(crate) struct Board {
     nodes: Arc<Mutex<BTreeMap<NodeName, Progress>>>,
     waits: Arc<Mutex<Waits>>,
     /// Where orders to a node's session go.
-    orders: Arc<Mutex<BTreeMap<NodeName, mpsc::Sender<v1::Observe>>>>,
+    orders: Arc<Mutex<BTreeMap<NodeName, mpsc::Sender<Order>>>>,
 }
+
+/// An order, and until when it may be passed on.
+pub(crate) type Order = (v1::Observe, Instant);
 
 impl Board {
     /// The orders that a node's new session is to pass on.
-    pub(crate) fn take_orders(&self, node: &NodeName) -> mpsc::Receiver<v1::Observe> {
+    pub(crate) fn take_orders(&self, node: &NodeName) -> mpsc::Receiver<Order> {
         let (sender, receiver) = mpsc::channel(4);
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), sender);
         receiver
     }
 
     /// Hands an order to the node's session; `false` when there is none, or others wait before it.
-    pub(crate) fn order(&self, node: &NodeName, order: v1::Observe) -> bool {
+    pub(crate) fn order(&self, node: &NodeName, order: Order) -> bool {
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         orders.get(node).is_some_and(|session| session.try_send(order).is_ok())
     }

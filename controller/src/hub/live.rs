@@ -13,6 +13,7 @@ use firebreak_policy::model::{
     Direction, Endpoint, Family, Flow, NetworkAddress, NetworkName, NodeName, PolicyKey, PolicySet, Revision, Transport, Workload,
     WorkloadId, WorkloadSource,
 };
+use firebreak_policy::node_state::CompiledPeers;
 use firebreak_policy::reserved::RESERVED_PREFIX;
 use firebreak_proto::convert::{address_to_wire, addresses_to_wire};
 use firebreak_proto::hash::{ContentHash, ObjectKey as HeldKey, ObjectKind};
@@ -62,7 +63,9 @@ impl Live for Hub {
 
     async fn observe(&self, node: NodeName, order: v1::Observe) -> Result<Option<v1::Observing>, LiveError> {
         let remedy = "`firebreak-agent observe` on the node does the same without a controller";
-        if !self.board().of(&node).is_some_and(|progress| progress.connected) || !self.board().order(&node, order.clone()) {
+        // Told of by then as not done, it must not be done later.
+        let until = Instant::now() + OBSERVE_PATIENCE;
+        if !self.board().of(&node).is_some_and(|progress| progress.connected) || !self.board().order(&node, (order.clone(), until)) {
             return Err(LiveError::NotReady(format!("node {node} is not connected; {remedy}")));
         }
         let mut publications = self.publications();
@@ -199,7 +202,11 @@ impl Hub {
         let target = published.targets.get(node)?;
         match &progress.acked {
             None => Some(format!("node {node} has not acked a generation yet{lost}")),
-            Some(acked) if concerns(acked, &workload.id, target) => None,
+            Some(acked) if concerns(acked, &workload.id, target) => {
+                // Who is in a group may have changed.
+                let late = self.board().lag(node, Instant::now()).filter(|lag| *lag > LATE);
+                late.map(|lag| format!("node {node} lacks a change for {} s{lost}", lag.as_secs()))
+            }
             Some(_) => Some(format!("node {node} is at generation {}, which lacks the newest change{lost}", progress.acked_generation)),
         }
         .or_else(|| refused(&progress, &workload.id, target))
@@ -241,6 +248,9 @@ impl Hub {
         }
     }
 }
+
+/// A node that lacks any change for so long is not said to enforce what its workloads are to have.
+const LATE: Duration = Duration::from_secs(10);
 
 /// For how long a node may take to say that it observes.
 const OBSERVE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -327,8 +337,16 @@ fn concerns(acked: &Target, id: &WorkloadId, target: &Target) -> bool {
 
 fn refused(progress: &Progress, id: &WorkloadId, target: &Target) -> Option<String> {
     let endpoint = target.state.endpoints.get(id)?;
-    let own: BTreeSet<&str> = BTreeSet::from([id.container.as_str(), &*endpoint.segment.0]);
-    let refused = progress.refused.iter().find(|it| own.contains(it.id.as_str()))?;
+    let segment = target.state.segments.get(&endpoint.segment);
+    let names_group = |of: &str| {
+        let peers = segment.into_iter().flat_map(|segment| segment.rules.peers());
+        peers.into_iter().any(|peers| match peers {
+            CompiledPeers::Any => false,
+            CompiledPeers::Groups(groups) => groups.iter().any(|group| &*group.0 == of),
+        })
+    };
+    let is_own = |of: &str| of == id.container.as_str() || of == &*endpoint.segment.0 || names_group(of);
+    let refused = progress.refused.iter().find(|it| is_own(&it.id))?;
     Some(format!("its node refused {}: {}", refused.id, refused.reason))
 }
 
