@@ -55,7 +55,7 @@ impl Encoded {
                 None => {
                     let place = Arc::default();
                     kept.steps.insert(step.clone(), Arc::clone(&place));
-                    kept.order.push_back(step);
+                    kept.order.push_back(step.clone());
                     place
                 }
             }
@@ -68,7 +68,10 @@ impl Encoded {
         if is_new {
             self.made.inc();
             let bytes = pieces.as_ref().map_or(0, |pieces| pieces.iter().map(Bytes::len).sum());
-            self.kept.lock().unwrap_or_else(PoisonError::into_inner).make_room(bytes);
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            // One that was dropped while it was being made is nobody's to be dropped again.
+            let is_kept = kept.steps.get(&step).is_some_and(|kept| Arc::ptr_eq(kept, &place));
+            kept.make_room(if is_kept { bytes } else { 0 });
         } else {
             self.shared.inc();
         }

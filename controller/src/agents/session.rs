@@ -15,9 +15,10 @@ use firebreak_proto::hash::{ContentHash, ObjectKey, ObjectKind, WireKind as _};
 use firebreak_proto::v1::agent_message::Message as Up;
 use firebreak_proto::v1::controller_message::Message as Down;
 use firebreak_proto::workload::DeclaredWorkload;
-use firebreak_proto::{PROTOCOL_VERSION, Refusal, v1};
+use firebreak_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION, Refusal, v1};
 use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
+use prost::Message as _;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +30,14 @@ use tonic::Status;
 /// More objects than a node's state has.
 const MOST_HELD: usize = 1_000_000;
 
-/// Declared workloads in one message; each is bounded by its manifest.
-const DECLARED_PER_PART: usize = 200;
+/// Declared workloads in one message have so many bytes, but for one that has more by itself.
+const DECLARED_BYTES: usize = 64 * 1024;
+
+/// One that is larger leaves no room for the rest of its message.
+const LARGEST_DECLARED: usize = MAX_MESSAGE_BYTES - 4_096;
+
+/// What a field takes beside its content, at most.
+const FRAME_BYTES: usize = 8;
 
 /// How long a generation is held back that takes workloads from an agent which did not say yet what it runs.
 const REPORT_PATIENCE: Duration = Duration::from_secs(15);
@@ -353,12 +360,22 @@ impl Session {
         if self.declared.as_ref() == Some(&declared) {
             return;
         }
-        let mut parts: Vec<v1::Declared> = declared
-            .chunks(DECLARED_PER_PART)
-            .map(|some| v1::Declared { workloads: some.iter().map(Into::into).collect(), reset: false, last: false })
-            .collect();
-        if parts.is_empty() {
-            parts.push(v1::Declared::default());
+        let mut parts = vec![v1::Declared::default()];
+        let mut bytes = 0;
+        for workload in declared.iter().map(v1::DeclaredWorkload::from) {
+            let more = workload.encoded_len() + FRAME_BYTES;
+            if more > LARGEST_DECLARED {
+                tracing::error!(node = %self.caller.node, workload = %workload.name, bytes = more, "a declared workload does not fit into a message; its node does not look for it");
+                continue;
+            }
+            bytes += more;
+            match parts.last_mut() {
+                Some(part) if bytes <= DECLARED_BYTES => part.workloads.push(workload),
+                Some(_) | None => {
+                    bytes = more;
+                    parts.push(v1::Declared { workloads: vec![workload], ..v1::Declared::default() });
+                }
+            }
         }
         if let Some(first) = parts.first_mut() {
             first.reset = true;

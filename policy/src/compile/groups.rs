@@ -155,15 +155,25 @@ fn everywhere() -> NamespaceScope {
     NamespaceScope::Matching(LabelSelector::everything())
 }
 
+/// Nobody reads more of a title, and it travels with every part of its group.
+const LONGEST_TITLE: usize = 512;
+
 /// The title of a group. Rules that spell one selector differently share a group: its title must not depend on which of them comes first.
+/// A long one says how long it is, and not all of it.
 pub(crate) fn canonical_title(namespace: &NamespaceName, subject: Subject<'_>) -> String {
-    match subject {
+    let mut whole = match subject {
         Subject::Peer(peer) => title(namespace, Subject::Peer(&canonical_peer(peer))),
         Subject::NamedPort(peer, protocol, name) => {
             let peer = peer.map(canonical_peer);
             title(namespace, Subject::NamedPort(peer.as_deref(), protocol, name))
         }
+    };
+    if whole.len() > LONGEST_TITLE {
+        let bytes = whole.len();
+        whole.truncate(whole.floor_char_boundary(LONGEST_TITLE - 32));
+        whole.push_str(&format!("... ({bytes} bytes)"));
     }
+    whole
 }
 
 fn canonical_peer(peer: &Peer) -> Cow<'_, Peer> {
@@ -237,4 +247,19 @@ fn ambiguous(inventory: &Inventory) -> BTreeMap<NodeName, BTreeSet<IpAddr>> {
         }
     }
     ambiguous
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_title_is_never_longer_than_anybody_reads() {
+        let except = (0..5_000_u16).map(|n| format!("10.{}.{}.1/32", n / 250, n % 250).parse().unwrap()).collect();
+        let peer = Peer::Cidr(CidrBlock { cidr: "10.0.0.0/8".parse().unwrap(), except });
+        let title = canonical_title(&NamespaceName::new("shop"), Subject::Peer(&peer));
+        assert!(title.starts_with("10.0.0.0/8 except 10.0.0.1/32,") && title.ends_with(" bytes)"), "{title}");
+        assert!(title.len() <= LONGEST_TITLE, "{}", title.len());
+    }
 }
