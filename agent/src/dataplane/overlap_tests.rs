@@ -5,8 +5,9 @@ use super::super::moves;
 use super::super::names::Layer;
 use super::super::plan::{Plan, plan};
 use super::super::shared::split_prepared;
+use super::pass::{EVERY_BYTE, EVERY_PORT};
 use super::*;
-use firebreak_policy::kernel_sets::{KernelSets, Shared, ShortName};
+use firebreak_policy::kernel_sets::{KernelSets, Shared, SharedPeers, SharedService, ShortName};
 use firebreak_policy::model::Transport;
 use proptest::prelude::*;
 
