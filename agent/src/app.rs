@@ -133,6 +133,8 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let task = tell_start(opened, refused, enforce, records.clone(), applied.clone(), stop.clone());
     spawn(&mut tasks, "start", task.map(Ok));
 
+    let task = enforce::shield(kernel_thread.clone(), stop.clone());
+    spawn(&mut tasks, "denied floods", async move { Ok(task.await?) });
     let enforced = committed.clone();
     let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };
     let task = enforce::run(kernel_thread, links, stop.clone());

@@ -142,6 +142,9 @@ options! {
     /// Seconds after the first install in which TCP in the middle of a connection passes if policy allows either direction; 0 for a node whose
     /// workloads start later. Default: 120
     midstream_grace: u32 = "FIREBREAK_MIDSTREAM_GRACE", "SECONDS";
+    /// From so many denied packets a second in one direction those of known flows are dropped before anything else is done with them; until there
+    /// are few, every packet pays for being asked about. Default: 10000
+    flood_rate: u64 = "FIREBREAK_FLOOD_RATE", "PACKETS";
     /// Whether net.netfilter.nf_conntrack_acct may be turned on, so that cuts are told with packets and bytes. Default: true
     #[arg(action = clap::ArgAction::Set)]
     set_conntrack_acct: bool = "FIREBREAK_SET_CONNTRACK_ACCT", "BOOL";
@@ -258,6 +261,7 @@ impl Config {
             shared_from,
             cut_label,
             midstream_grace,
+            flood_rate,
             set_conntrack_acct,
             set_bridge_sysctls,
             nft,
@@ -294,6 +298,7 @@ impl Config {
             nflog_group: nflog_group.unwrap_or(defaults.nflog_group),
             cut_label: cut_label.unwrap_or(defaults.cut_label),
             midstream_grace: midstream_grace.map_or(defaults.midstream_grace, |seconds| Duration::from_secs(seconds.into())),
+            flood_rate: flood_rate.unwrap_or(defaults.flood_rate),
             set_bridge_sysctls: set_bridge_sysctls.unwrap_or(defaults.set_bridge_sysctls),
             nft: nft.map_or_else(|| defaults.nft.clone(), Into::into),
             absent,

@@ -96,6 +96,14 @@ pub trait Kernel: Send + 'static {
     fn pass_by_cuts(&mut self, _nothing_is_cut: bool) -> Result<bool, CommitError> {
         Ok(false)
     }
+
+    /// Puts up or takes away what drops known denied packets first of all, by how much is denied.
+    ///
+    /// # Errors
+    /// As [`Dataplane::shield`].
+    fn shield(&mut self) -> Result<(), CommitError> {
+        Ok(())
+    }
 }
 
 impl Kernel for Dataplane {
@@ -133,6 +141,10 @@ impl Kernel for Dataplane {
 
     fn pass_by_cuts(&mut self, nothing_is_cut: bool) -> Result<bool, CommitError> {
         Dataplane::pass_by_cuts(self, nothing_is_cut)
+    }
+
+    fn shield(&mut self) -> Result<(), CommitError> {
+        Dataplane::shield(self)
     }
 }
 
@@ -200,6 +212,9 @@ enum Job {
     PassByCuts {
         nothing_is_cut: bool,
         reply: oneshot::Sender<Result<bool, CommitError>>,
+    },
+    Shield {
+        reply: oneshot::Sender<Result<(), CommitError>>,
     },
 }
 
@@ -353,6 +368,9 @@ impl<K: Kernel> Worker<K> {
             Job::PassByCuts { nothing_is_cut, reply } => {
                 let _ = reply.send(self.kernel.pass_by_cuts(nothing_is_cut));
             }
+            Job::Shield { reply } => {
+                let _ = reply.send(self.kernel.shield());
+            }
         }
     }
 
@@ -465,6 +483,28 @@ fn note_as(marker: &mut Option<Marker>, epoch: &str, generation: Generation) -> 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the dataplane's thread has ended")]
 pub struct KernelGone;
+
+/// How often is looked at how much is denied.
+const SHIELD_EVERY: Duration = Duration::from_millis(500);
+
+/// Follows how much is denied, until `shutdown`, so that in a flood what is known to be denied is dropped first of all.
+///
+/// # Errors
+/// When the dataplane's thread is gone.
+pub async fn shield(kernel: KernelThread, shutdown: CancellationToken) -> Result<(), KernelGone> {
+    let mut has_failed = false;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(SHIELD_EVERY) => {}
+        }
+        let done = kernel.ask(|reply| Job::Shield { reply }).await?;
+        if let (Err(error), false) = (&done, has_failed) {
+            tracing::warn!(error = error as &dyn std::error::Error, "what is known to be denied is dropped no sooner in a flood than else");
+        }
+        has_failed = done.is_err();
+    }
+}
 
 /// Enforces until `shutdown`. A change under way is finished first.
 ///

@@ -50,7 +50,7 @@ pub(super) fn rules(socket: &mut NetfilterSocket, layers: &[Layer]) -> Result<Ru
             let Some(name) = text(received, chain::NAME) else { return };
             if is_port(*layer, &name) {
                 ports.insert(name, (ports::is_right_chain(received), Vec::new()));
-            } else {
+            } else if *layer != Layer::Inet || !shortcuts.takes_chain(received) {
                 let hasher = chains.entry(name).or_default();
                 // Not its handle, its counters, or how often it is used.
                 for kind in [chain::HOOK, chain::POLICY, chain::TYPE] {

@@ -17,6 +17,8 @@ pub struct DataplaneConfig {
     pub denied_timeout: Duration,
     /// How many denied flows each of the sets holds.
     pub denied_size: u32,
+    /// So many denied packets a second in one direction are a flood: the known ones of them are then dropped before anything else is done with them.
+    pub flood_rate: u64,
     /// For how long after a first install TCP connections that are older may be picked up in the middle.
     pub midstream_grace: Duration,
     /// The bit of the conntrack label that says that a connection was cut, 0 to 127. Labels are also used by Open vSwitch, in zones of its own.
@@ -44,6 +46,7 @@ impl Default for DataplaneConfig {
             nflog_group: 5,
             denied_timeout: Duration::from_secs(300),
             denied_size: 65_536,
+            flood_rate: 10_000,
             midstream_grace: Duration::from_secs(120),
             cut_label: 127,
             set_bridge_sysctls: true,

@@ -12,6 +12,7 @@ mod element;
 mod element_text;
 mod error;
 mod feature;
+mod flood;
 mod guard_counts;
 mod install;
 mod literal;

@@ -79,6 +79,16 @@ pub fn revoked(family: Family) -> String {
     format!("revoked{}", family_digit(family))
 }
 
+/// While a flood is denied: the packets with ports that were denied a moment ago in this direction, by both their ends.
+pub fn shield(direction: Direction, family: Family) -> String {
+    format!("shield_{}{}", direction_word(direction), family_digit(family))
+}
+
+/// While a flood is denied: the answers to connections that were let through a moment ago, by both their ends.
+pub fn opened(family: Family) -> String {
+    format!("opened{}", family_digit(family))
+}
+
 /// Which table: its netfilter family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Layer {

@@ -4,6 +4,7 @@
 use super::element::{put_comment, read_comment, tidy};
 use super::error::{ObserveError, Refusal};
 use super::names::{FAMILIES, Layer, SET_MIDSTREAM, SET_OBSERVE, TABLE};
+use super::shortcut;
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::{self, DUMP_ATTEMPTS};
 use super::wire::{CREATE, DATA_VALUE, LIST_ELEMENT, Message, Received, Writer, element};
@@ -133,6 +134,10 @@ pub fn observe_without_agent(wanted: Option<(Duration, &str)>) -> Result<(), Obs
     let found = found.ok_or(ObserveError::NoTable)?;
     if found.persists() {
         tables::adopt(&mut socket, Layer::Inet).map_err(|error| ObserveError::Table(error.to_string()))?;
+    }
+    if wanted.is_some() {
+        // What an agent left that died in a flood: it refuses for a second more at most.
+        let _ = shortcut::unshield(&mut socket);
     }
     write(&mut socket, wanted)
 }

@@ -178,8 +178,9 @@ pub(super) mod chain {
     pub(crate) const HOOK_DEVICE: u16 = 3;
     /// `NF_NETDEV_INGRESS`.
     pub(crate) const INGRESS: u32 = 0;
-    /// `NF_DROP`.
+    /// `NF_DROP`, `NF_ACCEPT`.
     pub(crate) const DROP: u32 = 0;
+    pub(crate) const ACCEPT: u32 = 1;
 }
 
 /// `NFTA_GEN_*`.

@@ -13,5 +13,6 @@ mod namespace;
 mod ownership;
 mod packets;
 mod preflight;
+mod shield;
 mod shortcuts;
 mod upgrade;

@@ -61,7 +61,7 @@ fn changes_that_do_not_concern_a_pair_are_not_seen_by_it() {
 }
 
 /// Ingress of `srv` over one more port, for `open`.
-fn extra(allowed: bool) -> String {
+pub(crate) fn extra(allowed: bool) -> String {
     let port = if allowed { crate::metronome::PORT } else { 1 };
     segment(
         "extra",

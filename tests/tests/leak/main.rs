@@ -11,5 +11,6 @@ mod kept;
 mod metronome;
 mod races;
 mod restarts;
+mod shielded;
 mod storms;
 mod upgrades;

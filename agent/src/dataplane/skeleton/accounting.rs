@@ -243,7 +243,7 @@ fn rejected(direction: Direction, family: Family, key: DeniedKey) -> Statement<'
     in_set(concat(fields), &names::policy_set(SetId { direction, family, shape }))
 }
 
-fn flow(family: Family, key: DeniedKey) -> Expression<'static> {
+pub(super) fn flow(family: Family, key: DeniedKey) -> Expression<'static> {
     let mut fields = vec![field(ip(family), "saddr"), field(ip(family), "daddr")];
     match key {
         DeniedKey::Port => fields.extend([l4proto(), field("th", "dport")]),

@@ -132,12 +132,12 @@ pub(super) fn revoked_guard(family: Family, hook: &str) -> [Statement<'static>; 
 }
 
 /// The packet's own ends.
-fn itself(family: Family) -> Expression<'static> {
+pub(super) fn itself(family: Family) -> Expression<'static> {
     ends(family, "saddr", "sport", "daddr", "dport")
 }
 
 /// The ends of its answer.
-fn answer(family: Family) -> Expression<'static> {
+pub(super) fn answer(family: Family) -> Expression<'static> {
     ends(family, "daddr", "dport", "saddr", "sport")
 }
 

@@ -7,6 +7,7 @@ mod guard;
 mod policy;
 mod sets;
 mod shape;
+mod shield;
 mod unknown;
 mod words;
 
@@ -16,6 +17,7 @@ use super::names::{
 };
 use super::ports;
 pub(super) use policy::{SHORTCUTS, judged_name};
+pub(super) use shield::{Part as ShieldPart, chain as shield_chain, fill_place};
 use serde::Serialize;
 use serde_json::{Value, json};
 pub(super) use sets::{INTEGER_32, INTEGER_48, INTEGER_128};
@@ -98,7 +100,9 @@ impl Skeleton {
                 policy::add(&mut rules, config.cut_label);
                 cut::add(&mut rules, config.cut_label);
                 accounting::add(&mut rules, config);
+                shield::add(&mut rules);
                 counted.extend(sets::counted(config));
+                counted.extend(sets::shield_sets());
                 kept = sets::revoked_sets();
                 timed = vec![sets::observe()];
                 midstream = Some((sets::midstream(config, true), sets::midstream(config, false)));

@@ -3,8 +3,8 @@
 
 use crate::dataplane::config::DataplaneConfig;
 use crate::dataplane::names::{
-    BoundForm, DeniedKey, DeniedSet, FAMILIES, GuardReason, Layer, SET_GUARD_OUT, SET_KNOWN_IF, SET_MIDSTREAM, SET_OBSERVE, SetRef, TABLE,
-    revoked,
+    BoundForm, DIRECTIONS, DeniedKey, DeniedSet, FAMILIES, GuardReason, Layer, SET_GUARD_OUT, SET_KNOWN_IF, SET_MIDSTREAM, SET_OBSERVE, SetRef, TABLE,
+    opened, revoked, shield,
 };
 use firebreak_policy::kernel_sets::{GroupForm, Shape};
 use firebreak_policy::model::Family;
@@ -252,6 +252,38 @@ pub(super) fn revoked_sets() -> Vec<SetSpec> {
         }
     };
     FAMILIES.map(set).to_vec()
+}
+
+/// For how long a denied packet's like is refused unjudged.
+const SHIELD_SECONDS: u64 = 1;
+/// How long an answer is judged whatever the shield holds: longer than what the shield may have held when the connection was opened.
+const OPENED_SECONDS: u64 = 2;
+const SHIELD_SIZE: u32 = 65_536;
+
+/// The sets of [`super::shield`]; the kernel writes them.
+///
+/// ```text
+/// set shield_in4 {
+///     type ipv4_addr . inet_service . ipv4_addr . inet_service . inet_proto
+///     size 65536; flags dynamic,timeout; timeout 1s
+/// }
+/// set opened4 { ...; timeout 2s }
+/// ```
+pub(super) fn shield_sets() -> Vec<SetSpec> {
+    let set = |family, name, seconds| {
+        let end = address(family);
+        SetSpec {
+            flags: vec!["timeout"],
+            timeout: Some(seconds),
+            size: Some(SHIELD_SIZE),
+            ..SetSpec::plain(Layer::Inet, name, vec![end, "inet_service", end, "inet_service", "inet_proto"])
+        }
+    };
+    let of = |family| {
+        let shields = DIRECTIONS.map(|direction| set(family, shield(direction, family), SHIELD_SECONDS));
+        shields.into_iter().chain([set(family, opened(family), OPENED_SECONDS)])
+    };
+    FAMILIES.into_iter().flat_map(of).collect()
 }
 
 /// `set observe { type nf_proto; flags timeout; }`: while it holds a family, what policy denies of it is let through and told.

@@ -2,7 +2,7 @@
 
 use crate::dataplane::names::{Layer, TABLE};
 use nftables::expr::{
-    BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadBase, PayloadField,
+    BinaryOperation, CT, Expression, Exthdr, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadBase, PayloadField,
     PayloadRaw, Prefix, SetItem, Verdict,
 };
 use nftables::schema::{Chain, Counter, NfListObject, Rule};
@@ -307,6 +307,23 @@ pub(super) fn count(name: &str) -> Statement<'static> {
 /// `update @SET { KEY }`
 pub(super) fn update(set: &str, key: Expression<'static>) -> Statement<'static> {
     Statement::Set(stmt::Set { op: SetOp::Update, elem: key, set: format!("@{set}").into() })
+}
+
+/// `add @SET { KEY }`: an element that is there is left as it is.
+pub(super) fn add(set: &str, key: Expression<'static>) -> Statement<'static> {
+    Statement::Set(stmt::Set { op: SetOp::Add, elem: key, set: format!("@{set}").into() })
+}
+
+/// `ip frag-off & 0x3fff != 0`: a part of a packet, the first one too.
+pub(super) fn is_fragment4() -> Statement<'static> {
+    let part = BinaryOperation::AND(field("ip", "frag-off"), Expression::Number(0x3fff));
+    matches(Expression::BinaryOperation(Box::new(part)), Operator::NEQ, Expression::Number(0))
+}
+
+/// `exthdr frag exists`
+pub(super) fn is_fragment6() -> Statement<'static> {
+    let header = Expression::Named(NamedExpression::Exthdr(Exthdr { name: "frag".into(), field: None, offset: None }));
+    matches(header, Operator::EQ, Expression::Boolean(true))
 }
 
 /// `log prefix "TEXT" group N snaplen BYTES`

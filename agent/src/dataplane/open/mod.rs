@@ -1,9 +1,12 @@
 //! The tables, held open: found or installed at start, changed by commits.
 
+mod shortcuts;
+
 use super::check::{self, Check, Prints};
 use super::config::DataplaneConfig;
 use super::desired::Desired;
 use super::error::{CommitError, ObserveError, OpenError, ReadBackError};
+use super::flood::Floods;
 use super::install::{InstallError, Site, Standing, Which, bring_about, survey};
 use super::names::{Layer, SetRef};
 use super::observe::{self, ObserveElement};
@@ -13,12 +16,13 @@ use super::render::{Batch, locate, render};
 use super::report::{CommitReport, Delta, Opened, SkeletonState};
 use super::revoked::{self, Revoked};
 use super::shared::{plan_tidy, split_prepared};
-use super::shortcut::{self, Placed, Shortcuts};
+use super::shortcut::Shortcuts;
 use super::socket::{Complaint, NetfilterSocket, Outcome};
 use super::walk::{Stands, Walk};
 use super::{mark, tables};
 use super::{moves, overlap};
 use nix::errno::Errno;
+use shortcuts::SHORTCUTS_CHANGED;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -27,8 +31,6 @@ const PART: Duration = Duration::from_millis(20);
 
 /// A set that changed too often in so many rounds is compared in one go, however long that takes: some half an hour without a look is enough.
 const MOST_LEFT: u32 = 5;
-
-const SHORTCUTS_CHANGED: &str = "table inet firebreak: rules about bridges and cut connections in its base chains: changed";
 
 /// The kernel's tables, held open. One per network namespace; dropping it leaves them in force.
 #[derive(Debug)]
@@ -47,6 +49,10 @@ pub struct Dataplane {
     shortcuts: Option<Shortcuts>,
     /// Whether those may be there that pass by what asks for cut connections.
     nothing_is_cut: bool,
+    /// In which directions so much is denied that known packets are dropped first of all.
+    floods: Floods,
+    /// Until when the node observes, whoever said so, as far as is known: until then nothing is dropped so.
+    observes_until: Option<Instant>,
     /// Until when TCP may be picked up in the middle; `None` while that was not read.
     grace: Option<Instant>,
     /// Whether there are chains or sets that nothing leads to any more.
@@ -105,6 +111,8 @@ impl Dataplane {
             prints: Prints::new(),
             shortcuts: None,
             nothing_is_cut: false,
+            floods: Floods::new(config.flood_rate, BTreeSet::new()),
+            observes_until: None,
             grace: None,
             leftover: false,
             late: Vec::new(),
@@ -177,7 +185,7 @@ impl Dataplane {
             self.is_outdated = false;
             tracing::info!("the tables of another version were replaced in one transaction");
         }
-        self.tidy()?;
+        self.tidy_away()?;
         let asks_answers = self.may_pick_up();
         let plan = plan_with(self.actual()?, desired, asks_answers);
         let committed = match self.commit_in_steps(plan, Some(desired)) {
@@ -204,15 +212,25 @@ impl Dataplane {
             return self.tidy();
         }
         if !self.late.is_empty() {
-            self.tidy()?;
+            self.tidy_away()?;
         }
         let plan = plan_delta(self.actual()?, delta);
-        self.commit_in_steps(plan, None)
+        let committed = self.commit_in_steps(plan, None);
+        self.put_shortcuts();
+        committed
     }
 
     /// Removes chains and sets that nothing leads to any more. They are left behind by a commit for the packets that were on their way;
     /// [`CommitReport::leftover`] says that there are some. The next commit does it too.
     pub fn tidy(&mut self) -> Result<CommitReport, CommitError> {
+        let tidied = self.tidy_away();
+        if !self.is_outdated {
+            self.put_shortcuts();
+        }
+        tidied
+    }
+
+    fn tidy_away(&mut self) -> Result<CommitReport, CommitError> {
         if self.actual.is_none() {
             // What is read back is compared as a whole.
             self.late = Vec::new();
@@ -249,7 +267,7 @@ impl Dataplane {
             Err(error) => {
                 // What came first means nothing, so that it is no harm if it cannot be taken back.
                 if !matches!(error, CommitError::Unknown(_)) {
-                    let _ = self.commit_plan(undo).and_then(|_| self.tidy());
+                    let _ = self.commit_plan(undo).and_then(|_| self.tidy_away());
                 }
                 return Err(error);
             }
@@ -300,6 +318,10 @@ impl Dataplane {
     /// Brings rules and elements about in one transaction. `nft` does it, so the tables have no owner for that moment; somebody else's
     /// change in it is noticed like any other.
     fn rebuild(&mut self, which: Which, elements: impl FnOnce(&KernelState) -> Plan) -> Result<(), InstallError> {
+        if let Err(error) = self.drop_shield() {
+            // The table may be gone, which is what is about to be put right. With the rules the shield goes too.
+            tracing::debug!(error = &error as &dyn std::error::Error, "the shield cannot be taken away before the rules");
+        }
         if self.owned {
             // The kernel takes ownership back with the socket, and in no other way.
             self.socket = NetfilterSocket::open().map_err(OpenError::Socket)?;
@@ -397,9 +419,19 @@ impl Dataplane {
         if self.is_outdated {
             return Err(ObserveError::NoTable);
         }
-        observe::write(&mut self.socket, wanted)?;
-        self.observing = wanted.map(|(duration, note)| (Instant::now() + duration, note.to_owned()));
-        Ok(())
+        if wanted.is_some() {
+            if let Err(error) = self.drop_shield() {
+                // What it holds is gone within a second, and what is let through does not come into it.
+                tracing::warn!(error = &error as &dyn std::error::Error, "what was denied a moment ago is refused for a second more");
+            }
+        }
+        let written = observe::write(&mut self.socket, wanted);
+        if written.is_ok() {
+            self.observing = wanted.map(|(duration, note)| (Instant::now() + duration, note.to_owned()));
+            self.observes_until = self.observing.as_ref().map(|(until, _)| *until);
+        }
+        self.put_shortcuts();
+        written
     }
 
     /// Whether the node observes, from the kernel.
@@ -453,31 +485,6 @@ impl Dataplane {
         actual.len()
     }
 
-    /// Whether rules may pass by what asks for the label of cut connections: `true` while no conntrack entry carries it. Says whether they do.
-    /// `false` has to have been answered before the first entry is labelled; `true` is for who knows that none is and that none will be
-    /// before `false` is. While a cut connection is remembered without an entry the answer is no.
-    ///
-    /// # Errors
-    /// Nobody knows what they do; to be asked again.
-    pub fn pass_by_cuts(&mut self, nothing_is_cut: bool) -> Result<bool, CommitError> {
-        if self.is_outdated {
-            // The rules of other versions always ask, or are replaced by ours that do.
-            return Ok(false);
-        }
-        if nothing_is_cut && !self.nothing_is_cut {
-            // A packet of a connection whose entry has just gone may be about to be remembered.
-            moves::wait_for_packets_under_way();
-            let left = revoked::read(&mut self.socket).map_err(|error| CommitError::Unknown(error.to_string()))?;
-            if !left.is_empty() {
-                return Ok(false);
-            }
-        }
-        self.nothing_is_cut = nothing_is_cut;
-        let wanted = self.wanted_shortcuts();
-        self.write_shortcuts(wanted)?;
-        Ok(nothing_is_cut)
-    }
-
     /// Takes out of the sets of cut connections what the caller knows to be allowed again; what its answering end sends is judged by itself then.
     /// Says how many were there.
     ///
@@ -495,60 +502,6 @@ impl Dataplane {
         now < *self.grace.get_or_insert_with(read)
     }
 
-    /// What is found at a start is ours if it is whole; words if it is not.
-    fn adopt_shortcuts(&mut self, found: &[Placed]) -> Option<String> {
-        let actual = self.actual.as_ref()?;
-        let bridges: BTreeSet<u32> = actual.bridges().collect();
-        let ours = Shortcuts::of(found).filter(|shortcuts| shortcuts.bridges.is_subset(&bridges));
-        self.nothing_is_cut = ours.as_ref().is_some_and(|shortcuts| shortcuts.nothing_is_cut);
-        let words = ours.is_none().then(|| SHORTCUTS_CHANGED.to_owned());
-        self.shortcuts = ours;
-        words
-    }
-
-    fn wanted_shortcuts(&self) -> Shortcuts {
-        let bridges = self.actual.iter().flat_map(KernelState::bridges);
-        Shortcuts::new(self.nothing_is_cut, bridges)
-    }
-
-    /// As they should be. Where that fails the fixed rules do, and the next commit tries again.
-    fn put_shortcuts(&mut self) {
-        let wanted = self.wanted_shortcuts();
-        if let Err(error) = self.write_shortcuts(wanted) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "rules that make packets cheaper are not there");
-        }
-    }
-
-    fn write_shortcuts(&mut self, wanted: Shortcuts) -> Result<(), CommitError> {
-        if self.shortcuts.as_ref() == Some(&wanted) || !self.layers.contains(&Layer::Inet) {
-            return Ok(());
-        }
-        let before = self.shortcuts.take();
-        match shortcut::write(&mut self.socket, &wanted) {
-            Ok(wrote) => {
-                self.commits += u64::from(wrote);
-                self.shortcuts = Some(wanted);
-                Ok(())
-            }
-            Err(error) => {
-                // Refused, they are as they were.
-                self.shortcuts = before.filter(|_| matches!(error, CommitError::Transaction { .. }));
-                Err(error)
-            }
-        }
-    }
-
-    /// A bridge that is about to be unknown loses its rules first.
-    fn drop_shortcuts_of(&mut self, plan: &Plan) -> Result<(), CommitError> {
-        let gone: BTreeSet<u32> = plan.interfaces_that_go(Layer::Inet).collect();
-        let held = self.shortcuts.clone().unwrap_or_else(|| self.wanted_shortcuts());
-        if gone.is_empty() || (self.shortcuts.is_some() && held.bridges.is_disjoint(&gone)) {
-            return Ok(());
-        }
-        let left = held.bridges.difference(&gone).copied().collect();
-        self.write_shortcuts(Shortcuts { bridges: left, ..held })
-    }
-
     fn commit_plan(&mut self, plan: Plan) -> Result<CommitReport, CommitError> {
         self.drop_shortcuts_of(&plan)?;
         let elements = self.actual()?.len();
@@ -557,6 +510,8 @@ impl Dataplane {
             self.take(plan);
             return Ok(CommitReport { elements, leftover: self.leftover, ..CommitReport::default() });
         }
+        // Nobody asks whether the plan lets something through that was denied: few do not.
+        self.drop_shield()?;
         let batch = render(&plan, self.socket.sequence())?;
         let outcome = self.socket.transact(&batch.bytes, batch.last_sequence(), batch.next_sequence()).map_err(CommitError::Socket)?;
         match outcome {

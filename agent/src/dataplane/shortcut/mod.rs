@@ -23,15 +23,29 @@
 //! entry is labelled, and come when a look at all entries has found none that is, by the one thread that labels ([`crate::cuts`]). The
 //! fixed rules are whole without them, so whoever is killed in between, flushes these chains or replaces the rules leaves what asks.
 //! A bridge's rules come after it is known and go before it is not.
+//!
+//! In a denied flood there are more, which drop what is known to be denied before anything else is done with it ([`super::skeleton`], `shield`):
+//!
+//! ```text
+//! chain unknown_interface_in { jump shield_in ... }    # before all others
+//! chain deny_in4_with_ports { ... jump shield_fill_in4 ... }
+//! chain opened_forward {                               # and so at input and output
+//!     type filter hook forward priority filter - 9; policy accept;
+//!     jump opens
+//! }
+//! ```
+
+mod part;
 
 use super::error::{CommitError, ReadBackError, Refusal};
-use super::names::{COUNTER_UNKNOWN_IN, FAMILIES, Layer, TABLE};
-use super::render_shared::{compare, conntrack_state, immediate, meta, only_bits};
-use super::skeleton::{SHORTCUTS, judged_name};
+use super::names::{COUNTER_UNKNOWN_IN, DIRECTIONS, FAMILIES, Layer, TABLE, shield};
+use super::moves;
+use super::skeleton::{SHORTCUTS, ShieldPart, fill_place, judged_name, shield_chain};
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::DUMP_ATTEMPTS;
-use super::wire::{Attributes, CREATE, DATA_VALUE, DATA_VERDICT, LIST_ELEMENT, Message, Received, Writer, expression as e, rule, verdict};
-use firebreak_policy::model::Family;
+use super::wire::{Attributes, CREATE, Message, Received, Writer, chain, element, expression as e, rule, verdict};
+use firebreak_policy::model::{Direction, Family};
+use part::{Part, read_parts, write_parts};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bridges that have rules of their own. With more of them the lookup is as cheap.
@@ -44,6 +58,10 @@ pub(super) struct Shortcuts {
     pub(super) nothing_is_cut: bool,
     /// By ifindex.
     pub(super) bridges: BTreeSet<u32>,
+    /// In which directions what is known to be denied is dropped first of all.
+    pub(super) shields: BTreeSet<Direction>,
+    /// Whether what is let through leaves its answer to be judged. It comes before the shields, and may stay while they are away.
+    pub(super) opens: bool,
 }
 
 /// A rule, and where it stands.
@@ -61,24 +79,33 @@ enum Shortcut {
     EstablishedTo(u32),
     Established,
     Judged(&'static str, Family),
+    Shield(ShieldPart),
 }
 
-/// A part of a rule, as far as ours have it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
-    Meta(u32),
-    State,
-    Bits(u32),
-    Is(Vec<u8>),
-    IsNot(Vec<u8>),
-    Verdict(i32, Option<String>),
-}
+/// Where a rule is that is not where it is to be.
+const ELSEWHERE: usize = usize::MAX;
+
+/// The base chains that are there for a shield: their hooks by number (`NF_INET_*`).
+const OPENED: [(&str, u32); 3] = [("opened_input", 1), ("opened_forward", 2), ("opened_output", 3)];
+/// Behind the chains that judge, which are at -10.
+const OPENED_PRIORITY: i32 = -9;
 
 impl Shortcuts {
     /// With as many bridges as have rules.
     pub(super) fn new(nothing_is_cut: bool, bridges: impl IntoIterator<Item = u32>) -> Self {
         let bridges: BTreeSet<u32> = bridges.into_iter().collect();
-        Self { nothing_is_cut, bridges: if bridges.len() > MOST_BRIDGES { BTreeSet::new() } else { bridges } }
+        let bridges = if bridges.len() > MOST_BRIDGES { BTreeSet::new() } else { bridges };
+        Self { nothing_is_cut, bridges, ..Self::default() }
+    }
+
+    /// With what is shielded.
+    pub(super) fn shielding(self, shields: BTreeSet<Direction>) -> Self {
+        Self { opens: !shields.is_empty(), shields, ..self }
+    }
+
+    /// The same, but nobody is refused by what was denied a moment ago.
+    pub(super) fn unshielded(self) -> Self {
+        Self { shields: BTreeSet::new(), ..self }
     }
 
     /// The rules, sorted.
@@ -95,6 +122,16 @@ impl Shortcuts {
                 all.extend(FAMILIES.map(|family| Placed { chain, behind: judged, rule: Shortcut::Judged(chain, family) }));
             }
         }
+        for direction in &self.shields {
+            all.push(Placed { chain: COUNTER_UNKNOWN_IN, behind: 0, rule: Shortcut::Shield(ShieldPart::Ask(*direction)) });
+            all.extend(FAMILIES.map(|family| {
+                let (chain, behind) = fill_place(*direction, family);
+                Placed { chain, behind, rule: Shortcut::Shield(ShieldPart::Fill(*direction, family)) }
+            }));
+        }
+        if self.opens {
+            all.extend(OPENED.map(|(chain, _)| Placed { chain, behind: 0, rule: Shortcut::Shield(ShieldPart::Opens) }));
+        }
         all.sort();
         all
     }
@@ -103,10 +140,15 @@ impl Shortcuts {
     pub(super) fn of(found: &[Placed]) -> Option<Self> {
         let bridges = found.iter().filter_map(|placed| match placed.rule {
             Shortcut::From(bridge) => Some(bridge),
-            Shortcut::EstablishedTo(_) | Shortcut::Established | Shortcut::Judged(..) => None,
+            Shortcut::EstablishedTo(_) | Shortcut::Established | Shortcut::Judged(..) | Shortcut::Shield(_) => None,
         });
-        let nothing_is_cut = found.iter().any(|placed| placed.rule == Shortcut::Established);
-        Some(Self::new(nothing_is_cut, bridges)).filter(|shortcuts| shortcuts.placed() == found)
+        let has = |rule: Shortcut| found.iter().any(|placed| placed.rule == rule);
+        let nothing_is_cut = has(Shortcut::Established);
+        let shields = DIRECTIONS.into_iter().filter(|direction| has(Shortcut::Shield(ShieldPart::Ask(*direction)))).collect();
+        let opens = has(Shortcut::Shield(ShieldPart::Opens));
+        let shortcuts = Self { shields, opens, ..Self::new(nothing_is_cut, bridges) };
+        let is_whole = shortcuts.placed() == found && (opens || shortcuts.shields.is_empty());
+        is_whole.then_some(shortcuts)
     }
 }
 
@@ -123,6 +165,15 @@ impl Shortcut {
                 let to = Part::Verdict(verdict::GOTO, Some(judged_name(hook, *family)));
                 vec![Part::Meta(e::NFPROTO), Part::Is(vec![number(*family)]), to]
             }
+            Self::Shield(part) => vec![Part::Verdict(verdict::JUMP, Some(shield_chain(*part)))],
+        }
+    }
+
+    /// The direction whose sets it is that the rule leads to be asked or filled.
+    fn filled(&self) -> Option<Direction> {
+        match self {
+            Self::Shield(ShieldPart::Ask(direction) | ShieldPart::Fill(direction, _)) => Some(*direction),
+            Self::Shield(ShieldPart::Opens) | Self::From(_) | Self::EstablishedTo(_) | Self::Established | Self::Judged(..) => None,
         }
     }
 
@@ -135,7 +186,10 @@ impl Shortcut {
         });
         let of_bridge = index.map(|index| [Self::From(index), Self::EstablishedTo(index)]).into_iter().flatten();
         let others = [Self::Established].into_iter().chain(FAMILIES.map(|family| Self::Judged(chain, family)));
-        of_bridge.chain(others).find(|rule| rule.parts() == parts)
+        let asks = DIRECTIONS.map(ShieldPart::Ask);
+        let fills = DIRECTIONS.into_iter().flat_map(|direction| FAMILIES.map(|family| ShieldPart::Fill(direction, family)));
+        let of_shield = asks.into_iter().chain(fills).chain([ShieldPart::Opens]).map(Self::Shield);
+        of_bridge.chain(others).chain(of_shield).find(|rule| rule.parts() == parts)
     }
 }
 
@@ -147,68 +201,14 @@ fn number(family: Family) -> u8 {
     }
 }
 
-fn read_parts(expressions: Attributes<'_>) -> Option<Vec<Part>> {
-    let is_ours = |register: u32| matches!(register, e::REGISTER | e::REGISTER_32);
-    let mut parts = Vec::new();
-    for item in expressions.filter(|item| item.kind == LIST_ELEMENT) {
-        let (name, data) = (item.nested().find(e::NAME)?.as_text()?, item.nested().find(e::DATA)?);
-        let number = |kind| data.nested().find(kind)?.as_u32();
-        let bytes = |kind| Some(data.nested().find(kind)?.nested().find(DATA_VALUE)?.value);
-        let is_part = match name {
-            "meta" => is_ours(number(e::META_TO)?),
-            "ct" => is_ours(number(e::CT_TO)?) && number(e::CT_KEY)? == e::CT_STATE && data.nested().count() == 2,
-            "bitwise" => {
-                is_ours(number(e::BITWISE_FROM)?)
-                    && is_ours(number(e::BITWISE_TO)?)
-                    && number(e::BITWISE_LENGTH)? == 4
-                    && number(e::BITWISE_OPERATOR).unwrap_or(0) == 0
-                    && bytes(e::BITWISE_XOR)? == [0; 4]
-            }
-            "cmp" => is_ours(number(e::CMP_FROM)?),
-            "immediate" => number(e::IMMEDIATE_TO)? == e::VERDICT,
-            _ => false,
-        };
-        if !is_part {
-            return None;
-        }
-        parts.push(match name {
-            "meta" => Part::Meta(number(e::META_KEY)?),
-            "ct" => Part::State,
-            "bitwise" => Part::Bits(u32::from_ne_bytes(bytes(e::BITWISE_MASK)?.try_into().ok()?)),
-            "cmp" => match number(e::CMP_OP)? {
-                e::EQUAL => Part::Is(bytes(e::CMP_DATA)?.to_vec()),
-                e::NOT_EQUAL => Part::IsNot(bytes(e::CMP_DATA)?.to_vec()),
-                _ => return None,
-            },
-            _ => {
-                let found = data.nested().find(e::IMMEDIATE_DATA)?.nested().find(DATA_VERDICT)?;
-                let code = i32::from_be_bytes(found.nested().find(verdict::CODE)?.value.try_into().ok()?);
-                Part::Verdict(code, found.nested().find(verdict::CHAIN).and_then(|chain| chain.as_text()).map(str::to_owned))
-            }
-        });
-    }
-    Some(parts)
-}
-
-fn write_parts(writer: &mut Writer, rule: &Shortcut) {
-    for part in rule.parts() {
-        match part {
-            Part::Meta(key) => meta(writer, key, e::REGISTER),
-            Part::State => conntrack_state(writer),
-            Part::Bits(bits) => only_bits(writer, bits),
-            Part::Is(value) => compare(writer, e::EQUAL, &value),
-            Part::IsNot(value) => compare(writer, e::NOT_EQUAL, &value),
-            Part::Verdict(code, to) => immediate(writer, code, to.as_deref()),
-        }
-    }
-}
-
 /// Takes the shortcuts out of a dump of rules, in its order.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     /// Of each chain, how many fixed rules there were.
     fixed: BTreeMap<&'static str, usize>,
     found: Vec<Placed>,
+    /// The base chains of a shield that are there.
+    opened: BTreeSet<&'static str>,
 }
 
 impl Reader {
@@ -219,20 +219,48 @@ impl Reader {
         let shortcut = Shortcut::read(chain, expressions);
         let is_shortcut = shortcut.is_some();
         *behind += usize::from(!is_shortcut);
-        self.found.extend(shortcut.map(|rule| Placed { chain, behind: *behind, rule }));
+        let is_late = |rule: &Shortcut| {
+            let is_before = |placed: &Placed| placed.chain == chain && !matches!(placed.rule, Shortcut::Shield(_));
+            matches!(rule, Shortcut::Shield(ShieldPart::Ask(_))) && self.found.iter().any(is_before)
+        };
+        let placed = shortcut.map(|rule| Placed { chain, behind: if is_late(&rule) { ELSEWHERE } else { *behind }, rule });
+        self.found.extend(placed);
         is_shortcut
+    }
+
+    /// Whether the chain is one that is there for a shield.
+    pub(super) fn takes_chain(&mut self, received: &Received<'_>) -> bool {
+        let find = |kind| received.attributes().find(kind);
+        let name = find(chain::NAME).and_then(|name| name.as_text());
+        let Some((of, hook)) = OPENED.into_iter().find(|(chain, _)| Some(*chain) == name) else { return false };
+        let of_hook = |kind| find(chain::HOOK)?.nested().find(kind)?.as_u32();
+        let is_right = of_hook(chain::HOOK_NUMBER) == Some(hook)
+            && of_hook(chain::HOOK_PRIORITY) == Some(u32::from_ne_bytes(OPENED_PRIORITY.to_ne_bytes()))
+            && find(chain::POLICY).and_then(|policy| policy.as_u32()) == Some(chain::ACCEPT);
+        if is_right {
+            self.opened.insert(of);
+        } else {
+            self.found.push(Placed { chain: of, behind: ELSEWHERE, rule: OPENS });
+        }
+        true
     }
 
     /// The shortcuts, sorted.
     pub(super) fn found(mut self) -> Vec<Placed> {
+        for chain in std::mem::take(&mut self.opened) {
+            if !self.found.iter().any(|placed| placed.chain == chain) {
+                self.found.push(Placed { chain, behind: ELSEWHERE, rule: OPENS });
+            }
+        }
         self.found.sort();
         self.found
     }
 }
 
-/// The base chains that have some.
+/// The chains that have some.
 fn chains() -> impl Iterator<Item = &'static str> {
-    [COUNTER_UNKNOWN_IN].into_iter().chain(SHORTCUTS.map(|(chain, ..)| chain))
+    let denying = DIRECTIONS.into_iter().flat_map(|direction| FAMILIES.map(|family| fill_place(direction, family).0));
+    [COUNTER_UNKNOWN_IN].into_iter().chain(SHORTCUTS.map(|(chain, ..)| chain)).chain(denying).chain(OPENED.map(|(chain, _)| chain))
 }
 
 /// The rules of these chains as they are: the handles of the fixed ones by chain, and the shortcuts with theirs.
@@ -300,29 +328,117 @@ pub(super) fn write(socket: &mut NetfilterSocket, wanted: &Shortcuts) -> Result<
     if gone.is_empty() && come.is_empty() {
         return Ok(false);
     }
+    let (opens, come): (Vec<&Placed>, Vec<&Placed>) = come.into_iter().partition(|placed| placed.rule == OPENS);
+    let filled: BTreeSet<Direction> = come.iter().filter_map(|placed| placed.rule.filled()).collect();
     let mut places = Vec::new();
     for placed in come {
         let before = fixed.get(placed.chain).and_then(|handles| handles.get(placed.behind));
         let before = before.ok_or_else(|| CommitError::Unknown(format!("chain {} is not as it was made", placed.chain)))?;
         places.push((placed, *before));
     }
+    if !opens.is_empty() {
+        put_opens(socket, &opens)?;
+    }
+    if !filled.is_empty() {
+        // None of them was let through before its answer was left to be judged, and none fills what is to be empty.
+        moves::wait_for_packets_under_way();
+    }
     let written = socket.transact_messages(|writer, sequence| {
         for (chain, handle) in &gone {
-            message(writer, sequence, Message::DelRule, 0, chain, |writer| writer.attribute(rule::HANDLE, &handle.to_be_bytes()));
+            delete(writer, sequence, chain, *handle);
+        }
+        for direction in &filled {
+            for family in FAMILIES {
+                flush(writer, sequence, &shield(*direction, family));
+            }
         }
         for (placed, before) in &places {
-            message(writer, sequence, Message::NewRule, CREATE, placed.chain, |writer| {
-                writer.attribute(rule::POSITION, &before.to_be_bytes());
-                let list = writer.nest(rule::EXPRESSIONS);
-                write_parts(writer, &placed.rule);
-                writer.end_nest(list);
-            });
+            put(writer, sequence, placed, Some(*before));
         }
     });
     match written.map_err(CommitError::Socket)? {
         Ok(()) => Ok(true),
-        Err(source) => Err(refused(source)),
+        Err(source) if opens.is_empty() => Err(refused(source)),
+        Err(source) => Err(CommitError::Unknown(refused(source).to_string())),
     }
+}
+
+/// Takes away what drops known denied packets first of all, whatever else is there. Says whether there was something.
+///
+/// # Errors
+/// It is as it was, unless the answer was lost ([`CommitError::Unknown`]).
+pub(super) fn unshield(socket: &mut NetfilterSocket) -> Result<bool, CommitError> {
+    let (_, found) = layout(socket).map_err(|error: ReadBackError| CommitError::Unknown(error.to_string()))?;
+    let gone: Vec<&(Placed, u64)> = found.iter().filter(|(placed, _)| placed.rule.filled().is_some()).collect();
+    if gone.is_empty() {
+        return Ok(false);
+    }
+    let written = socket.transact_messages(|writer, sequence| {
+        for (placed, handle) in &gone {
+            delete(writer, sequence, placed.chain, *handle);
+        }
+    });
+    written.map_err(CommitError::Socket)?.map_err(refused)?;
+    Ok(true)
+}
+
+const OPENS: Shortcut = Shortcut::Shield(ShieldPart::Opens);
+
+/// The base chains behind those that judge, each with its rule.
+fn put_opens(socket: &mut NetfilterSocket, opens: &[&Placed]) -> Result<(), CommitError> {
+    let written = socket.transact_messages(|writer, sequence| {
+        for (placed, (_, hook)) in opens.iter().filter_map(|placed| Some((placed, OPENED.into_iter().find(|(chain, _)| *chain == placed.chain)?))) {
+            *sequence = sequence.wrapping_add(1);
+            let open = writer.begin(Message::NewChain, CREATE, *sequence, Layer::Inet);
+            writer.text(chain::TABLE, TABLE);
+            writer.text(chain::NAME, placed.chain);
+            let nest = writer.nest(chain::HOOK);
+            writer.number(chain::HOOK_NUMBER, hook);
+            writer.number(chain::HOOK_PRIORITY, u32::from_ne_bytes(OPENED_PRIORITY.to_ne_bytes()));
+            writer.end_nest(nest);
+            writer.number(chain::POLICY, chain::ACCEPT);
+            writer.text(chain::TYPE, "filter");
+            writer.end(open);
+            put(writer, sequence, placed, None);
+        }
+    });
+    written.map_err(CommitError::Socket)?.map_err(refused)
+}
+
+/// A rule before the fixed one of that handle.
+fn put(writer: &mut Writer, sequence: &mut u32, placed: &Placed, before: Option<u64>) {
+    // What is asked first of all stands before other shortcuts too: without a position it is the chain's first.
+    let is_first = matches!(placed.rule, Shortcut::Shield(ShieldPart::Ask(_)));
+    message(writer, sequence, Message::NewRule, CREATE, placed.chain, |writer| {
+        if let Some(before) = before.filter(|_| !is_first) {
+            writer.attribute(rule::POSITION, &before.to_be_bytes());
+        }
+        let list = writer.nest(rule::EXPRESSIONS);
+        write_parts(writer, placed.rule.parts());
+        writer.end_nest(list);
+    });
+}
+
+fn delete(writer: &mut Writer, sequence: &mut u32, of: &str, handle: u64) {
+    if OPENED.iter().any(|(opened, _)| *opened == of) {
+        // With its rules.
+        *sequence = sequence.wrapping_add(1);
+        let open = writer.begin(Message::DelChain, 0, *sequence, Layer::Inet);
+        writer.text(chain::TABLE, TABLE);
+        writer.text(chain::NAME, of);
+        writer.end(open);
+    } else {
+        message(writer, sequence, Message::DelRule, 0, of, |writer| writer.attribute(rule::HANDLE, &handle.to_be_bytes()));
+    }
+}
+
+/// Takes all elements out of a set.
+fn flush(writer: &mut Writer, sequence: &mut u32, set: &str) {
+    *sequence = sequence.wrapping_add(1);
+    let open = writer.begin(Message::DelSetElement, 0, *sequence, Layer::Inet);
+    writer.text(element::LIST_TABLE, TABLE);
+    writer.text(element::LIST_SET, set);
+    writer.end(open);
 }
 
 fn refused(source: Refusal) -> CommitError {
@@ -345,13 +461,13 @@ mod tests {
 
     fn written(rule: &Shortcut) -> Vec<u8> {
         let mut writer = Writer::with_capacity(256);
-        write_parts(&mut writer, rule);
+        write_parts(&mut writer, rule.parts());
         writer.into_bytes()
     }
 
     #[test]
     fn what_is_written_is_read_as_the_same_and_nothing_else_is() {
-        let all = Shortcuts::new(true, [7, 9]);
+        let all = Shortcuts::new(true, [7, 9]).shielding(DIRECTIONS.into());
         for placed in all.placed() {
             let bytes = written(&placed.rule);
             let read = |bytes: &[u8]| Shortcut::read(placed.chain, Attributes::new(bytes));
