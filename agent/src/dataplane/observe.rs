@@ -136,7 +136,7 @@ pub fn observe_without_agent(wanted: Option<(Duration, &str)>) -> Result<(), Obs
         tables::adopt(&mut socket, Layer::Inet).map_err(|error| ObserveError::Table(error.to_string()))?;
     }
     if wanted.is_some() {
-        // What an agent left that died in a flood: it refuses for a second more at most.
+        // What an agent left that died in a flood: it refuses for some seconds more at most.
         let _ = shortcut::unshield(&mut socket);
     }
     write(&mut socket, wanted)

@@ -159,7 +159,7 @@ fn in_a_flood_known_packets_are_dropped_before_anything_else_and_each_is_counted
         assert_eq!(counted(&lab), PACKETS, "{topology:?} {family:?}: each once");
         let set = listed(&lab, &format!("denied_in{}", digit(family)));
         assert_eq!(number_behind(&set, "counter packets "), PACKETS, "{topology:?} {family:?}: in its element: {set}");
-        // One when it begins, and one each second.
+        // One when it begins, and one each four seconds.
         let whole_way = witnessed(&lab);
         assert!(whole_way <= 3 + lasted.as_secs(), "{topology:?} {family:?}: {whole_way} of {PACKETS} went the whole way in {lasted:?}");
         drop(dataplane);

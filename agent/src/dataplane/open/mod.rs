@@ -419,11 +419,11 @@ impl Dataplane {
         if self.is_outdated {
             return Err(ObserveError::NoTable);
         }
-        if wanted.is_some() {
-            if let Err(error) = self.drop_shield() {
-                // What it holds is gone within a second, and what is let through does not come into it.
-                tracing::warn!(error = &error as &dyn std::error::Error, "what was denied a moment ago is refused for a second more");
-            }
+        if wanted.is_some()
+            && let Err(error) = self.drop_shield()
+        {
+            // What it holds is gone within seconds, and what is let through does not come into it.
+            tracing::warn!(error = &error as &dyn std::error::Error, "what was denied a moment ago is refused for some seconds more");
         }
         let written = observe::write(&mut self.socket, wanted);
         if written.is_ok() {

@@ -38,8 +38,8 @@
 mod part;
 
 use super::error::{CommitError, ReadBackError, Refusal};
-use super::names::{COUNTER_UNKNOWN_IN, DIRECTIONS, FAMILIES, Layer, TABLE, shield};
 use super::moves;
+use super::names::{COUNTER_UNKNOWN_IN, DIRECTIONS, FAMILIES, Layer, TABLE, shield};
 use super::skeleton::{SHORTCUTS, ShieldPart, fill_place, judged_name, shield_chain};
 use super::socket::{NetfilterSocket, RequestError};
 use super::tables::DUMP_ATTEMPTS;
@@ -387,7 +387,9 @@ const OPENS: Shortcut = Shortcut::Shield(ShieldPart::Opens);
 /// The base chains behind those that judge, each with its rule.
 fn put_opens(socket: &mut NetfilterSocket, opens: &[&Placed]) -> Result<(), CommitError> {
     let written = socket.transact_messages(|writer, sequence| {
-        for (placed, (_, hook)) in opens.iter().filter_map(|placed| Some((placed, OPENED.into_iter().find(|(chain, _)| *chain == placed.chain)?))) {
+        for (placed, (_, hook)) in
+            opens.iter().filter_map(|placed| Some((placed, OPENED.into_iter().find(|(chain, _)| *chain == placed.chain)?)))
+        {
             *sequence = sequence.wrapping_add(1);
             let open = writer.begin(Message::NewChain, CREATE, *sequence, Layer::Inet);
             writer.text(chain::TABLE, TABLE);

@@ -17,12 +17,12 @@ use super::names::{
 };
 use super::ports;
 pub(super) use policy::{SHORTCUTS, judged_name};
-pub(super) use shield::{Part as ShieldPart, chain as shield_chain, fill_place};
 use serde::Serialize;
 use serde_json::{Value, json};
 pub(super) use sets::{INTEGER_32, INTEGER_48, INTEGER_128};
 use sets::{SetSpec, written_set};
 pub(super) use shape::SetShape;
+pub(super) use shield::{Part as ShieldPart, chain as shield_chain, fill_place};
 use std::collections::{BTreeMap, BTreeSet};
 use words::Rules;
 
@@ -102,7 +102,7 @@ impl Skeleton {
                 accounting::add(&mut rules, config);
                 shield::add(&mut rules);
                 counted.extend(sets::counted(config));
-                counted.extend(sets::shield_sets());
+                counted.extend(sets::shield_sets(config));
                 kept = sets::revoked_sets();
                 timed = vec![sets::observe()];
                 midstream = Some((sets::midstream(config, true), sets::midstream(config, false)));

@@ -2,7 +2,7 @@
 //!
 //! A denied packet of a known flow costs some 7 us, most of it defragmentation, connection tracking and the way to the chain that denies: under a
 //! flood these are taken from the traffic that is let through. So while the agent sees a flood, a packet with ports that is denied leaves both its ends in
-//! `shield_in4` for a second, and that is asked first of all. What it holds is counted where it would be counted behind it, and dropped.
+//! `shield_in4` for four seconds, and that is asked first of all. What it holds is counted where it would be counted behind it, and dropped.
 //!
 //! These chains are whole by themselves, and nothing leads to them: the rules that do come and go ([`crate::dataplane::shortcut`]).
 //!
@@ -36,11 +36,12 @@ use super::accounting::flow;
 use super::cut::{answer, itself};
 use super::policy::WITH_PORTS;
 use super::words::{
-    Rules, accept, add as put, back, count, drop, field, in_set, is, is_established, is_fragment4, is_fragment6, is_midstream, is_not, is_number,
-    is_one_of, jump, l4proto, update,
+    Rules, accept, add as put, back, count, drop, field, in_set, is, is_established, is_fragment4, is_fragment6, is_midstream, is_not,
+    is_number, is_one_of, jump, l4proto, update,
 };
 use crate::dataplane::names::{
-    COUNTER_DENIED_IN, COUNTER_DENIED_OUT, DIRECTIONS, DeniedKey, DeniedSet, FAMILIES, Outcome, direction_word, family_digit, opened, shield,
+    COUNTER_DENIED_IN, COUNTER_DENIED_OUT, DIRECTIONS, DeniedKey, DeniedSet, FAMILIES, Outcome, direction_word, family_digit, opened,
+    shield,
 };
 use firebreak_policy::model::{Direction, Family};
 
