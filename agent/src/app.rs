@@ -19,6 +19,7 @@ use crate::observe::{self, ObserveLinks, RecordFile};
 use crate::ready;
 use crate::relayed;
 use crate::session::{self, Applied, Backoff, Held, NodeStatus, SessionConfig, SessionLinks, SessionStats};
+use crate::shield;
 use crate::state::{self, KeepLinks, Marker, Restored, StateFile};
 use crate::tamper;
 use anyhow::{Context, anyhow, bail};
@@ -133,7 +134,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     let task = tell_start(opened, refused, enforce, records.clone(), applied.clone(), stop.clone());
     spawn(&mut tasks, "start", task.map(Ok));
 
-    let task = enforce::shield(kernel_thread.clone(), stop.clone());
+    let task = shield::run(kernel_thread.clone(), stop.clone());
     spawn(&mut tasks, "denied floods", async move { Ok(task.await?) });
     let enforced = committed.clone();
     let links = EnforceLinks { committed, local: local.clone(), applied: applied_sender, status: status_sender.clone(), stats };

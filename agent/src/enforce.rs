@@ -282,6 +282,11 @@ impl KernelThread {
         self.ask(|reply| Job::Repair { reply }).await
     }
 
+    /// Looks at how much is denied.
+    pub(crate) async fn shield(&self) -> Result<Result<(), CommitError>, KernelGone> {
+        self.ask(|reply| Job::Shield { reply }).await
+    }
+
     /// Has everything applied once more, so that established connections are judged again too.
     pub(crate) fn judge_again(&self) {
         self.again.notify_one();
@@ -483,28 +488,6 @@ fn note_as(marker: &mut Option<Marker>, epoch: &str, generation: Generation) -> 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the dataplane's thread has ended")]
 pub struct KernelGone;
-
-/// How often is looked at how much is denied.
-const SHIELD_EVERY: Duration = Duration::from_millis(500);
-
-/// Follows how much is denied, until `shutdown`, so that in a flood what is known to be denied is dropped first of all.
-///
-/// # Errors
-/// When the dataplane's thread is gone.
-pub async fn shield(kernel: KernelThread, shutdown: CancellationToken) -> Result<(), KernelGone> {
-    let mut has_failed = false;
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(SHIELD_EVERY) => {}
-        }
-        let done = kernel.ask(|reply| Job::Shield { reply }).await?;
-        if let (Err(error), false) = (&done, has_failed) {
-            tracing::warn!(error = error as &dyn std::error::Error, "what is known to be denied is dropped no sooner in a flood than else");
-        }
-        has_failed = done.is_err();
-    }
-}
 
 /// Enforces until `shutdown`. A change under way is finished first.
 ///

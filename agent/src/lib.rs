@@ -22,5 +22,6 @@ pub mod observe;
 pub mod ready;
 pub mod relayed;
 pub mod session;
+pub mod shield;
 pub mod state;
 pub mod tamper;
