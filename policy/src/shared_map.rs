@@ -1,6 +1,7 @@
 //! A sorted map whose copies share their memory: a copy costs one reference count per piece, and the difference between two versions costs
 //! little more than what differs. A publication of 100,000 workloads of which one changed is such a copy.
 
+use crate::seek::seek;
 use std::borrow::Borrow;
 use std::fmt;
 use std::ops::{Index, RangeBounds};
@@ -85,7 +86,8 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     where
         K: Borrow<Q>,
     {
-        self.pieces.partition_point(|piece| piece.first().is_some_and(|(first, _)| first.borrow() <= key)).checked_sub(1)
+        let is_not_above = |at: usize| self.pieces[at].first().is_some_and(|(first, _)| first.borrow() <= key);
+        seek(self.pieces.len(), is_not_above).checked_sub(1)
     }
 
     fn find<Q: Ord + ?Sized>(&self, key: &Q) -> Option<(usize, usize)>
@@ -93,8 +95,9 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         K: Borrow<Q>,
     {
         let position = self.piece_of(key)?;
-        let at = self.pieces[position].binary_search_by(|(it, _)| it.borrow().cmp(key)).ok()?;
-        Some((position, at))
+        let piece = &self.pieces[position];
+        let at = seek(piece.len(), |at| piece[at].0.borrow() < key);
+        piece.get(at).is_some_and(|(it, _)| it.borrow() == key).then_some((position, at))
     }
 
     /// The value under a key.
@@ -178,10 +181,10 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         }
         let position = self.piece_of(&key).unwrap_or(0);
         let piece = &mut self.pieces[position];
-        let at = match piece.binary_search_by(|(it, _)| it.cmp(&key)) {
-            Ok(at) => return Some(std::mem::replace(&mut Arc::make_mut(piece)[at].1, value)),
-            Err(at) => at,
-        };
+        let at = seek(piece.len(), |at| piece[at].0 < key);
+        if piece.get(at).is_some_and(|(it, _)| *it == key) {
+            return Some(std::mem::replace(&mut Arc::make_mut(piece)[at].1, value));
+        }
         self.len += 1;
         if piece.len() < PIECE {
             Arc::make_mut(piece).insert(at, (key, value));

@@ -6,8 +6,9 @@ use super::running::{Held, Running};
 use super::segments::SegmentRecord;
 use super::stamps::Stamps;
 use super::written::Written;
-use crate::model::WorkloadId;
+use crate::model::{NodeName, WorkloadId};
 use crate::node_state::{Group, GroupId, LocalEndpoint, NodeState, ObjectKey, ObjectKind, Segment, SegmentId};
+use crate::seek::seek;
 use crate::shared_map::SharedMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -93,7 +94,7 @@ impl<S: Stamps> Written<S> {
         // Said both of a workload that changed and of one that moved.
         dirty.endpoints.sort_unstable();
         dirty.endpoints.dedup();
-        let endpoints = self.endpoint_edits(running, &dirty);
+        let endpoints = self.endpoint_edits(running, &host.name, &dirty);
         let Holding { state, objects, total } = &mut record.holding;
         let mut stamps: Vec<(ObjectKey, Option<S::Stamp>)> = Vec::with_capacity(groups.len() + segments.len() + endpoints.len() + 1);
         apply(state, |it| &it.groups, |it| &mut it.groups, groups, &mut stamps, |id| ObjectKey::new(ObjectKind::Group, id.0.clone()));
@@ -198,9 +199,11 @@ impl<S: Stamps> Written<S> {
         edits
     }
 
-    fn endpoint_edits(&self, running: &Running, dirty: &Dirty) -> Edits<WorkloadId, LocalEndpoint, S> {
+    fn endpoint_edits(&self, running: &Running, node: &NodeName, dirty: &Dirty) -> Edits<WorkloadId, LocalEndpoint, S> {
+        // All with the name of the node as the node has it: what is the same memory is compared without a look.
+        let named = |id: &WorkloadId| WorkloadId { node: node.clone(), container: id.container.clone() };
         // Whoever went and came again in one batch is there: the later edit counts.
-        let mut edits: Edits<WorkloadId, LocalEndpoint, S> = dirty.gone.iter().map(|id| (id.clone(), None)).collect();
+        let mut edits: Edits<WorkloadId, LocalEndpoint, S> = dirty.gone.iter().map(|id| (named(id), None)).collect();
         for number in &dirty.endpoints {
             let Some(Held { workload, .. }) = running.workload(*number) else { continue };
             let Some(segment) = self.segment_of(*number) else { continue };
@@ -209,7 +212,7 @@ impl<S: Stamps> Written<S> {
             published_ports.dedup();
             let reaching = workload.addresses.iter().filter(|at| at.network.reaches(&workload.id.node));
             let endpoint = LocalEndpoint {
-                id: workload.id.clone(),
+                id: named(&workload.id),
                 name: workload.name.clone(),
                 namespace: workload.namespace.clone(),
                 segment: segment.id().clone(),
@@ -217,7 +220,7 @@ impl<S: Stamps> Written<S> {
                 published_ports,
             };
             let stamp = S::endpoint(&endpoint);
-            edits.push((workload.id.clone(), Some((Arc::new(endpoint), stamp))));
+            edits.push((endpoint.id.clone(), Some((Arc::new(endpoint), stamp))));
         }
         edits
     }
@@ -297,6 +300,26 @@ fn restamp<S: Stamps>(
         }
     }
     let keys = last.iter().map(|(key, _)| key.clone()).collect();
+    if last.len() * 8 < objects.len() {
+        let objects = Arc::make_mut(objects);
+        for (key, stamp) in last {
+            let at = seek(objects.len(), |at| objects[at].0.is_before(&key));
+            let before = objects.get_mut(at).filter(|(it, _)| *it == key);
+            if let Some((_, before)) = &before {
+                S::went(total, &key, *before);
+            }
+            if let Some(stamp) = stamp {
+                S::came(total, &key, stamp);
+            }
+            match (before, stamp) {
+                (Some((_, before)), Some(stamp)) => *before = stamp,
+                (Some(_), None) => drop(objects.remove(at)),
+                (None, Some(stamp)) => objects.insert(at, (key, stamp)),
+                (None, None) => {}
+            }
+        }
+        return keys;
+    }
     for (key, stamp) in &last {
         if let Ok(at) = objects.binary_search_by(|(it, _)| it.cmp(key)) {
             S::went(total, key, objects[at].1);
@@ -304,18 +327,6 @@ fn restamp<S: Stamps>(
         if let Some(stamp) = stamp {
             S::came(total, key, *stamp);
         }
-    }
-    if last.len() * 8 < objects.len() {
-        let objects = Arc::make_mut(objects);
-        for (key, stamp) in last {
-            match (objects.binary_search_by(|(it, _)| it.cmp(&key)), stamp) {
-                (Ok(at), Some(stamp)) => objects[at].1 = stamp,
-                (Ok(at), None) => drop(objects.remove(at)),
-                (Err(at), Some(stamp)) => objects.insert(at, (key, stamp)),
-                (Err(_), None) => {}
-            }
-        }
-        return keys;
     }
     let mut merged = Vec::with_capacity(objects.len() + last.len());
     let mut before = objects.iter().peekable();
