@@ -74,7 +74,7 @@ pub async fn run(config: Config, helper: (Helper, HelperLife), shutdown: impl Fu
     }
     let dataplane = DataplaneConfig { absent: absent(&findings), ..dataplane };
     let (status_sender, status) =
-        watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings), observing: None });
+        watch::channel(NodeStatus { tables_whole: true, able: true, warnings: warnings_of(&findings), ..NodeStatus::default() });
     let ends = Arc::new(RecentLocals::new());
     // Other parts' records are few; a full channel makes them wait.
     let (records, other_records) = mpsc::channel(64);

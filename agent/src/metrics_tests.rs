@@ -16,6 +16,7 @@ fn what_the_agent_knows_is_written_in_openmetrics() {
         able: true,
         warnings: [Warning::new("NoTableOwner", "in words")].into(),
         observing: Some(observing),
+        answered: None,
     };
     let unknown = [(7, InterfaceName::new("veth7"))].into();
     let local = LocalWorkloads { in_sync: true, unknown, ..LocalWorkloads::default() };

@@ -41,6 +41,22 @@ impl From<&Observing> for v1::Observing {
     }
 }
 
+/// What became of a controller's order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The order's number.
+    pub order: u64,
+    /// Why it was not followed.
+    pub refused: Option<String>,
+}
+
+impl From<&Answered> for v1::ObserveAnswer {
+    fn from(answered: &Answered) -> Self {
+        let Answered { order, refused } = answered;
+        Self { revision: *order, refused: refused.clone().unwrap_or_default() }
+    }
+}
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -59,6 +75,8 @@ pub struct Request {
     pub principal: String,
     /// Why.
     pub reason: String,
+    /// The number of a controller's order, which the node's report answers.
+    pub order: Option<u64>,
     /// Who waits for the answer, if somebody does.
     pub reply: Option<oneshot::Sender<Result<Option<Observing>, Refused>>>,
 }

@@ -1,6 +1,6 @@
 //! The task that follows orders, keeps the status, and tells of begin and end.
 
-use super::{Change, ObserveRecord, Observing, RecordFile, Refused, Request, note};
+use super::{Answered, Change, ObserveRecord, Observing, RecordFile, Refused, Request, note};
 use crate::dataplane::ObserveElement;
 use crate::enforce::{KernelGone, KernelThread};
 use crate::flows::{NodeEventKind, NodeTold, Record};
@@ -111,7 +111,7 @@ async fn follow(
     request: Request,
     ends: Option<Instant>,
 ) -> Result<Option<Instant>, KernelGone> {
-    let Request { change, principal, reason, reply } = request;
+    let Request { change, principal, reason, order, reply } = request;
     let wanted = match change {
         Change::Begin(duration) => Some((duration, note(&principal, &reason))),
         Change::End => None,
@@ -142,6 +142,11 @@ async fn follow(
             (Ok(None), None)
         }
     };
+    if let Some(order) = order {
+        // After what it came to: a report that answers the order has that too.
+        let refused = answer.as_ref().err().map(ToString::to_string);
+        links.status.send_modify(|status| status.answered = Some(Answered { order, refused }));
+    }
     if let Some(reply) = reply {
         // Whoever asked may have gone; it is done all the same.
         let _ = reply.send(answer);

@@ -113,7 +113,7 @@ async fn converse(stream: UnixStream, requests: &mpsc::Sender<Request>, observin
         Ok(Order { seconds: Some(seconds), reason }) => {
             let change = if seconds == 0 { Change::End } else { Change::Begin(Duration::from_secs(seconds)) };
             let (reply, answer) = oneshot::channel();
-            let request = Request { change, principal: local_principal(uid), reason, reply: Some(reply) };
+            let request = Request { change, principal: local_principal(uid), reason, order: None, reply: Some(reply) };
             let gone = |_| io::Error::other("the agent is stopping");
             requests.send(request).await.map_err(|error| gone(error.to_string()))?;
             match answer.await.map_err(|error| gone(error.to_string()))? {

@@ -13,7 +13,7 @@ pub use run::run;
 pub use stream::SessionError;
 
 use crate::local::{LocalWorkloads, Warning};
-use crate::observe::{Observing, Request};
+use crate::observe::{Answered, Observing, Request};
 use firebreak_policy::model::{Generation, NodeName, Revision};
 use firebreak_proto::Refusal;
 use firebreak_proto::hash::ObjectKey;
@@ -83,6 +83,8 @@ pub struct NodeStatus {
     pub warnings: BTreeSet<Warning>,
     /// Set while what policy denies is let through.
     pub observing: Option<Observing>,
+    /// What became of the controller's last order to observe.
+    pub answered: Option<Answered>,
 }
 
 impl NodeStatus {

@@ -93,6 +93,7 @@ fn node_report<'a>(
         kernel: config.kernel.clone(),
         enforcing: status.enforcing(),
         observing: status.observing.as_ref().map(Into::into),
+        observe_answer: status.answered.as_ref().map(Into::into),
     }
 }
 

@@ -303,7 +303,7 @@ impl Conversation<'_> {
 
     /// Hands an order on. What became of it the node's next report tells.
     fn observe(&mut self, order: v1::Observe) {
-        let v1::Observe { duration, principal, reason } = order;
+        let v1::Observe { duration, principal, reason, revision } = order;
         let change = match duration.map(Duration::try_from) {
             None => Change::End,
             Some(Ok(duration)) => Change::Begin(duration),
@@ -312,7 +312,7 @@ impl Conversation<'_> {
                 return;
             }
         };
-        if self.links.observe.try_send(Request { change, principal, reason, reply: None }).is_err() {
+        if self.links.observe.try_send(Request { change, principal, reason, order: Some(revision), reply: None }).is_err() {
             tracing::warn!("an order to observe was dropped: others wait before it");
         }
     }

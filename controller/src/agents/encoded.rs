@@ -120,6 +120,21 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_dropped_while_it_is_made_is_not_counted() {
+        let encoded = Encoded::default();
+        let others = encoded.clone();
+        let made = encoded.pieces(step(0), || {
+            for number in 1..=MOST_CHANGES + 1 {
+                others.pieces(step(number), || Ok(Vec::new())).unwrap();
+            }
+            Ok(vec![v1::ObjectUpdate { hash: vec![0; 1 << 20].into(), ..v1::ObjectUpdate::default() }])
+        });
+        assert_eq!(made.unwrap().len(), 1);
+        let kept = encoded.kept.lock().unwrap();
+        assert_eq!((kept.steps.contains_key(&step(0)), kept.bytes), (false, 0));
+    }
+
+    #[test]
     fn what_is_kept_is_bounded_and_the_oldest_goes_first() {
         let encoded = Encoded::default();
         let large = v1::ObjectUpdate { hash: vec![0; 1 << 20].into(), ..v1::ObjectUpdate::default() };

@@ -43,7 +43,7 @@ impl OperatorApi {
         let revision = written.map_err(|error| of_store(&error))?;
         tracing::warn!(principal = %principal, verb = Verb::Observe.as_str(), revision = revision.0, node = %node, reason = %reason, "observe");
         let duration = time.and_then(|time| prost_types::Duration::try_from(time).ok());
-        let order = v1::Observe { duration, principal: principal.to_string(), reason };
+        let order = v1::Observe { duration, principal: principal.to_string(), reason, revision: revision.0 };
         let observing = self.live.observe(node, order).await.map_err(of_live)?;
         Ok(v1::SetObserveResponse { revision: revision.0, observing })
     }

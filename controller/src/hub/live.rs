@@ -71,14 +71,17 @@ impl Live for Hub {
         let mut publications = self.publications();
         let told = publications.wait_for(|published| {
             let report = published.as_ref().and_then(|it| it.reported.get(&node)?.report.as_ref());
-            report.is_some_and(|report| match (&order.duration, &report.observing) {
-                (None, observing) => observing.is_none(),
-                (Some(_), None) => false,
-                (Some(_), Some(observing)) => (&observing.principal, &observing.reason) == (&order.principal, &order.reason),
-            })
+            // What it said before may look like what is asked for: only its answer to this order counts.
+            report.and_then(|report| report.observe_answer.as_ref()).is_some_and(|answer| answer.revision == order.revision)
         });
         match tokio::time::timeout(OBSERVE_PATIENCE, told).await {
-            Ok(Ok(published)) => Ok(published.as_ref().and_then(|it| it.reported.get(&node)?.report.as_ref()?.observing.clone())),
+            Ok(Ok(published)) => {
+                let report = published.as_ref().and_then(|it| it.reported.get(&node)?.report.as_ref());
+                match report.and_then(|report| report.observe_answer.as_ref()).filter(|answer| !answer.refused.is_empty()) {
+                    Some(answer) => Err(LiveError::NotReady(format!("node {node} did not follow the order: {}", answer.refused))),
+                    None => Ok(report.and_then(|report| report.observing.clone())),
+                }
+            }
             Ok(Err(_)) => Err(LiveError::Unavailable("the controller is stopping")),
             Err(_) => Err(LiveError::NotReady(format!("node {node} did not say within {OBSERVE_PATIENCE:?} that it did so; {remedy}"))),
         }

@@ -200,10 +200,15 @@ impl HubTask {
     }
 
     /// Nothing is published at first while the store holds objects that this version cannot read: a policy that is missing would open what it
-    /// closed, and the nodes hold a generation that knew it. Later the last version that was read stays in force.
+    /// closed, a workload that is missing what is denied to it by its labels, and the nodes hold a generation that knew both. Later the last
+    /// version that was read stays in force.
     fn may_publish(&self, sources: &Sources) -> bool {
-        if self.published.borrow().is_some() || sources.unreadable().is_empty() {
+        if self.published.borrow().is_some() || (sources.unreadable().is_empty() && sources.unread().is_empty()) {
             return true;
+        }
+        for (workload, reason) in sources.unread() {
+            let node = &workload.node;
+            tracing::error!(workload = %workload, reason = %reason, "not in sync: its node reported it to another version; start the agent of {node}, which reports anew, or `firebreak delete node {node} --forget`");
         }
         for (object, reason) in sources.unreadable() {
             tracing::error!(object = %object, reason = %reason, "not in sync: apply this object again or delete it; nodes keep their generation until then");

@@ -38,6 +38,8 @@ pub(crate) struct Sources {
     reported: SharedMap<NodeName, Reported>,
     /// Stored objects whose newest version this program cannot read, with the reason. The last version that it read stays in force.
     unreadable: Arc<BTreeMap<ObjectKey, String>>,
+    /// Workloads that a node reported to an earlier version of this program and that this one cannot read, with the reason.
+    unread: BTreeMap<WorkloadId, String>,
     /// Nodes that were deleted, with the revision that says so: what was heard of them before is not heard again.
     forgotten: Arc<BTreeMap<NodeName, Revision>>,
     policies: PolicySet,
@@ -112,7 +114,8 @@ impl Sources {
                 match ReportedWorkload::try_from(workload.clone()) {
                     Ok(workload) => drop(reported.workloads.insert(container.clone(), Arc::new(workload))),
                     Err(refusal) => {
-                        tracing::error!(node = %name, container = %container, reason = %refusal, "stored workload cannot be read")
+                        let id = WorkloadId { node: name.clone(), container: container.clone() };
+                        sources.unread.insert(id, refusal.to_string());
                     }
                 }
             }
@@ -346,6 +349,7 @@ impl Sources {
             }
         }
         for node in &committed.forgotten_nodes {
+            self.unread.retain(|id, _| id.node != *node);
             if let Some(reported) = self.reported.remove(node) {
                 self.review_node(node);
                 for container in reported.workloads.keys() {
@@ -368,6 +372,9 @@ impl Sources {
         self.meet(node);
         let Some(reported) = self.reported.get_mut(node) else { return };
         reported.heard = ticket;
+        let is_said =
+            |container: &ContainerId| removed.contains(container) || upserts.iter().any(|it| it.workload.id.container == *container);
+        self.unread.retain(|id, _| id.node != *node || !(full || is_said(&id.container)));
         let mut touched: BTreeSet<ContainerId> = removed.iter().cloned().collect();
         if full {
             touched.extend(std::mem::take(&mut reported.workloads).into_keys());
@@ -406,6 +413,10 @@ impl Sources {
 
     pub(crate) fn unreadable(&self) -> &BTreeMap<ObjectKey, String> {
         &self.unreadable
+    }
+
+    pub(crate) fn unread(&self) -> &BTreeMap<WorkloadId, String> {
+        &self.unread
     }
 
     /// This moment. Costs what changed since the last, and a reference count for each piece of what did not.

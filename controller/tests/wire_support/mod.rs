@@ -71,7 +71,9 @@ pub fn node_report(addresses: &[&str]) -> Up {
 }
 
 pub async fn connect(address: SocketAddr) -> Channel {
-    Endpoint::try_from(format!("http://{address}")).unwrap().connect().await.unwrap()
+    // Little, so that a controller soon finds that an agent does not read.
+    let endpoint = Endpoint::try_from(format!("http://{address}")).unwrap().initial_stream_window_size(65_535);
+    endpoint.connect().await.unwrap()
 }
 
 /// One stream of an agent.
@@ -159,11 +161,16 @@ impl Agent {
 
     /// Reads up to the next commit and checks that it closes what was received.
     pub async fn generation(&mut self) -> v1::Commit {
+        self.generation_before(|_| {}).await
+    }
+
+    /// The same; what is ordered meanwhile is the caller's.
+    pub async fn generation_before(&mut self, mut ordered: impl FnMut(v1::Observe)) -> v1::Commit {
         (self.sizes, self.updates) = (Vec::new(), 0);
         loop {
             match self.next().await.unwrap().expect("the stream goes on") {
                 Down::Welcome(welcome) => self.epoch = welcome.epoch,
-                Down::Observe(_) => {}
+                Down::Observe(order) => ordered(order),
                 Down::Declared(declared) => {
                     if declared.reset {
                         self.declared.clear();
