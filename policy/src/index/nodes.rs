@@ -2,6 +2,7 @@
 
 use super::groups::View;
 use super::ids::IdMap;
+use super::objects::Objects;
 use super::running::{Held, Running};
 use super::segments::SegmentRecord;
 use super::stamps::Stamps;
@@ -17,8 +18,8 @@ use std::sync::Arc;
 pub struct Holding<S: Stamps> {
     /// Groups, segments, endpoints, addresses.
     pub state: Arc<NodeState>,
-    /// Key and hash of every object, the node itself among them, in key order.
-    pub objects: Arc<Vec<(ObjectKey, S::Stamp)>>,
+    /// Key and hash of every object, the node itself among them.
+    pub objects: Objects<S::Stamp>,
     /// What stands for all of them.
     pub total: S::Total,
 }
@@ -31,7 +32,7 @@ impl<S: Stamps> Clone for Holding<S> {
 
 impl<S: Stamps> Default for Holding<S> {
     fn default() -> Self {
-        Self { state: Arc::default(), objects: Arc::default(), total: S::Total::default() }
+        Self { state: Arc::default(), objects: Objects::default(), total: S::Total::default() }
     }
 }
 
@@ -74,7 +75,7 @@ impl<S: Stamps> Written<S> {
         let host = running.node(number);
         if !host.is_there() {
             let before = std::mem::take(record);
-            return before.holding.objects.iter().map(|(key, _)| key.clone()).collect();
+            return before.holding.objects.keys().to_vec();
         }
         if dirty.all_groups {
             dirty.groups.extend(self.segments_on(running, number).iter().flat_map(|segment| segment.groups.iter()));
@@ -278,9 +279,9 @@ fn apply<K: Ord + Clone, V: PartialEq, T>(
     }
 }
 
-/// Changes the sorted list of keys and hashes, and what stands for them; of several words about one key the last counts. Gives the keys.
+/// Changes the keys and hashes, and what stands for them; of several words about one key the last counts. Gives the keys.
 fn restamp<S: Stamps>(
-    objects: &mut Arc<Vec<(ObjectKey, S::Stamp)>>,
+    objects: &mut Objects<S::Stamp>,
     total: &mut S::Total,
     mut edits: Vec<(ObjectKey, Option<S::Stamp>)>,
 ) -> Vec<ObjectKey> {
@@ -298,36 +299,13 @@ fn restamp<S: Stamps>(
     }
     let keys = last.iter().map(|(key, _)| key.clone()).collect();
     for (key, stamp) in &last {
-        if let Ok(at) = objects.binary_search_by(|(it, _)| it.cmp(key)) {
-            S::went(total, key, objects[at].1);
+        if let Some(before) = objects.get(key) {
+            S::went(total, key, before);
         }
         if let Some(stamp) = stamp {
             S::came(total, key, *stamp);
         }
     }
-    if last.len() * 8 < objects.len() {
-        let objects = Arc::make_mut(objects);
-        for (key, stamp) in last {
-            match (objects.binary_search_by(|(it, _)| it.cmp(&key)), stamp) {
-                (Ok(at), Some(stamp)) => objects[at].1 = stamp,
-                (Ok(at), None) => drop(objects.remove(at)),
-                (Err(at), Some(stamp)) => objects.insert(at, (key, stamp)),
-                (Err(_), None) => {}
-            }
-        }
-        return keys;
-    }
-    let mut merged = Vec::with_capacity(objects.len() + last.len());
-    let mut before = objects.iter().peekable();
-    for (key, stamp) in last {
-        while let Some(kept) = before.next_if(|(it, _)| *it < key) {
-            merged.push(kept.clone());
-        }
-        before.next_if(|(it, _)| *it == key);
-        merged.extend(stamp.map(|stamp| (key, stamp)));
-    }
-    merged.extend(before.cloned());
-    merged.shrink_to_fit();
-    *objects = Arc::new(merged);
+    objects.change(last);
     keys
 }
