@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -165,6 +165,16 @@ fn locals(state: &NodeState) -> LocalWorkloads {
     LocalWorkloads { in_sync: true, workloads: (10..).zip(state.endpoints.values()).map(workload).collect(), ..LocalWorkloads::default() }
 }
 
+/// How long one change took, from the update in the agent's hands.
+struct Took {
+    /// Until the kernel had it, by the clock of the thread that asked the kernel.
+    to_commit: Duration,
+    /// Until whoever acks it heard so.
+    to_answer: Duration,
+    /// Of it in the dataplane's thread.
+    inside: Duration,
+}
+
 /// The controller's side of a stream, and the agent behind it.
 struct Agent {
     held: Held,
@@ -235,8 +245,8 @@ impl Agent {
         Ok(())
     }
 
-    /// One member comes or goes: from the update in the agent's hands to the answer after the kernel's commit, and of it in the kernel's thread.
-    async fn change(&mut self, group: &Group, member: Member, comes: bool) -> anyhow::Result<(Duration, Duration)> {
+    /// One member comes or goes.
+    async fn change(&mut self, group: &Group, member: Member, comes: bool) -> anyhow::Result<Took> {
         let sum = self.sums.entry(group.id.clone()).or_default();
         if comes {
             sum.add(&member)
@@ -252,12 +262,12 @@ impl Agent {
         let (add, remove) = if comes { (vec![member], vec![]) } else { (vec![], vec![member]) };
         let change = GroupChange { id: group.id.clone(), title: group.title.clone(), reset: false, add, remove, hash: Some(hash) };
         let (update, commit) = (state::group_update(&change), self.next_commit());
-        let begun = Instant::now();
+        let (begun, began) = (Instant::now(), SystemTime::now());
         self.held.update(update)?;
         self.enforced(commit).await?;
-        let took = begun.elapsed();
-        let inside = self.applied.borrow().as_ref().map(|applied| applied.kernel_time).unwrap_or_default();
-        Ok((took, inside))
+        let to_answer = begun.elapsed();
+        let applied = self.applied.borrow().clone().context("nothing was applied")?;
+        Ok(Took { to_commit: applied.at.duration_since(began)?, to_answer, inside: applied.kernel_time })
     }
 }
 
@@ -276,24 +286,26 @@ fn changes(report: &mut Report, what: &str, size: Size) -> anyhow::Result<()> {
     })?;
     // A task beside the one that enforces, as the agent's session is.
     let changing = runtime.spawn(async move {
-        let (mut times, mut insides) = (Vec::new(), Vec::new());
+        let mut times = Vec::new();
         for number in 0..CHANGES {
             let group = number / 2 % size.groups;
             let (_, object) = state.groups.iter().nth(usize::try_from(group)?).context("no group")?;
             let Member::Address(address) = member(group, (number / 2 * 7_919) % size.members) else { continue };
             let IpAddr::V4(address) = address else { continue };
             let newcomer = Member::Address(Ipv4Addr::from_bits(address.to_bits() + 1).into());
-            let (took, inside) = agent.change(object, newcomer, number % 2 == 0).await?;
-            times.push(took);
-            insides.push(inside);
+            times.push(agent.change(object, newcomer, number % 2 == 0).await?);
         }
         agent.stop.cancel();
-        anyhow::Ok((times, insides))
+        anyhow::Ok(times)
     });
-    let (times, insides) = runtime.block_on(changing)??;
-    let name = format!("one member's change through the agent (update, hash check, core, thread, kernel), {what}");
+    let all = runtime.block_on(changing)??;
+    let of = |part: fn(&Took) -> Duration| all.iter().map(part).collect::<Vec<_>>();
+    let (times, answers, insides) = (of(|it| it.to_commit), of(|it| it.to_answer), of(|it| it.inside));
+    let name = format!("one member's change through the agent (update, hash check, core, thread, kernel), to the kernel's commit, {what}");
     report.add(Figure::us(format!("{name}, p50 of {CHANGES} (row 1)"), median(&times)).at_most(100.0));
     report.add(Figure::us(format!("{name}, p99 (row 1)"), percentile(&times, 99)).at_most(1_000.0));
+    report.add(Figure::us(format!("to the answer that the ack waits for, {what}, p50"), median(&answers)));
+    report.add(Figure::us(format!("to the answer that the ack waits for, {what}, p99"), percentile(&answers, 99)));
     report.add(Figure::us(format!("of it in the dataplane's thread, {what}, p50"), median(&insides)));
     report.add(Figure::us(format!("of it in the dataplane's thread, {what}, p99"), percentile(&insides, 99)));
     Ok(())

@@ -119,7 +119,8 @@ struct Follower {
     /// Whose connections a dump is to look at.
     affected: Affected,
     dump_at: Instant,
-    /// The entries (`CTA_ID`) that the last dump has told: one that is new is in the dump a moment before the kernel tells of it.
+    /// The entries (`CTA_ID`) that the last dump has told, until the next may begin: one that is new is in the dump a moment before the kernel
+    /// tells of it, and another may have its number later.
     dumped: HashSet<u32>,
     /// What the node's warning says.
     lost: Option<String>,
@@ -141,6 +142,7 @@ impl Follower {
             }
             if let Err(error) = self.work() {
                 tracing::error!(error = &error as &dyn std::error::Error, "audited connections: not all were seen; following them anew");
+                FlowsStats::add(&self.links.stats.audit_overruns, 1);
                 self.socket = None;
                 self.missed(format!("connections that policies in Audit mode would deny are not all told: {error}"));
                 self.dump_at = Instant::now() + BETWEEN_DUMPS;
@@ -150,7 +152,8 @@ impl Follower {
 
     /// Until a commit was made, a new entry is there, or a dump is due.
     fn wait(&self, mut woken: &UnixStream) {
-        let due = (self.scenes.is_some() && (!self.affected.is_empty() || self.socket.is_none())).then_some(self.dump_at);
+        let due = (self.scenes.is_some() && (!self.affected.is_empty() || self.socket.is_none() || !self.dumped.is_empty()))
+            .then_some(self.dump_at);
         let timeout = due.map_or(PollTimeout::NONE, |due| {
             let left = due.saturating_duration_since(Instant::now());
             // One more, so that it is due when the wait is over.

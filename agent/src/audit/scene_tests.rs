@@ -67,7 +67,8 @@ fn scenes(state: NodeState) -> Option<Scenes> {
         node: BTreeSet::new(),
         locals: locals.clone(),
     };
-    Some(Scenes { enforced: scene(Arc::new(state)), audited: scene(audited.clone()), state: audited })
+    let in_force = Arc::new(state);
+    Some(Scenes { enforced: scene(in_force.clone()), audited: scene(audited.clone()), in_force, state: audited })
 }
 
 fn connection(from: u8, to: u8) -> Entry {
@@ -95,8 +96,9 @@ fn what_is_let_through_and_would_be_denied_is_told_and_nothing_else() {
     assert_eq!(told(STRANGER, DB), None, "the policies in force deny it: that is told by what denies");
     assert_eq!(told(STRANGER, WEB), None, "nobody is about web");
     assert_eq!(told(STRANGER, 77), None, "neither end is here");
-    let cut = Entry { is_cut: true, ..connection(STRANGER, API) };
-    assert_eq!(scenes.would_be_denied(&cut), None, "it was cut");
+    let cut = |to| Entry { is_cut: true, ..connection(STRANGER, to) };
+    assert!(scenes.would_be_denied(&cut(API)).is_some(), "cut while the policy was enforced: it goes on now");
+    assert_eq!(scenes.would_be_denied(&cut(DB)), None, "it stays cut");
 }
 
 #[test]
@@ -106,4 +108,19 @@ fn only_connections_of_those_who_are_audited_otherwise_are_looked_at_again() {
     assert!(some.affected_since(Some(&some)).is_empty());
     let changed = some.affected_since(Some(&none));
     assert_eq!((changed.everything, changed.addresses), (false, BTreeSet::from([ip(API)])));
+}
+
+#[test]
+fn connections_of_a_policy_that_goes_from_enforce_to_audit_are_looked_at_again() {
+    let with = |api: (SegmentId, Arc<Segment>)| {
+        let mut state = state(None);
+        for (id, segment) in [segment("web", None, Some(None)), api] {
+            state.segments.insert_shared(id, segment);
+        }
+        scenes(state).unwrap()
+    };
+    let (enforced, audited) = (with(segment("api", admits("web"), None)), with(segment("api", None, Some(admits("web")))));
+    let changed = audited.affected_since(Some(&enforced));
+    assert_eq!((changed.everything, changed.addresses), (false, BTreeSet::from([ip(API)])), "what was cut goes on");
+    assert!(enforced.affected_since(Some(&audited)).is_empty(), "what is denied now is told by what denies");
 }

@@ -39,7 +39,7 @@ stats! {
     nflog_unreadable,
     /// Logged packets with a prefix that is not ours.
     nflog_foreign,
-    /// Times that new connections came faster than they could be judged by policies in Audit mode.
+    /// Times that new connections came faster than they could be judged by policies in Audit mode, or could not be followed.
     audit_overruns,
     /// Complete reads of the sets and counters.
     reads,

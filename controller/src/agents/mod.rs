@@ -196,7 +196,7 @@ impl Agents {
         if !self.hub.report(joined, Report::Met(node.clone())).await {
             return Err(Status::unavailable("the controller is stopping"));
         }
-        self.hub.board().connected(&node, &caller.boot_id, &caller.version, ((self.clock)(), Instant::now()));
+        self.hub.board().connected(&node, &caller.boot_id, &caller.version, joined, ((self.clock)(), Instant::now()));
         self.counted.connected.inc();
         tracing::info!(node = %node, agent = %caller.version, boot = %caller.boot_id, "agent connected");
         let (outgoing, receiver) = mpsc::channel(OUTGOING);

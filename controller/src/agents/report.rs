@@ -5,11 +5,15 @@ use firebreak_policy::model::{ContainerId, NodeName};
 use firebreak_proto::convert::address_from_wire;
 use firebreak_proto::workload::ReportedWorkload;
 use firebreak_proto::{Refusal, v1};
-use std::collections::BTreeMap;
+use prost::Message as _;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// More workloads than any node runs; a report that names more is refused before it fills the memory.
+/// More workloads than any node runs; a report that names more, or comes to more, is refused before it fills the memory.
 const MOST_WORKLOADS: usize = 20_000;
+
+/// More than what is said of a node's workloads has, as messages.
+const MOST_BYTES: usize = 64 << 20;
 
 /// More addresses and warnings than any node has.
 const MOST_ITEMS: usize = 10_000;
@@ -21,6 +25,27 @@ pub(crate) struct Parts {
     full: bool,
     upserts: BTreeMap<ContainerId, (v1::Workload, Arc<ReportedWorkload>)>,
     removed: Vec<ContainerId>,
+    /// Of this report so far.
+    bytes: usize,
+    said: Said,
+}
+
+/// What the reports of one session came to: the size of each workload's message.
+#[derive(Debug, Default)]
+struct Said {
+    sizes: HashMap<ContainerId, usize>,
+    bytes: usize,
+}
+
+impl Said {
+    fn put(&mut self, container: &ContainerId, size: usize) {
+        self.bytes += size;
+        self.bytes -= self.sizes.insert(container.clone(), size).unwrap_or_default();
+    }
+
+    fn remove(&mut self, container: &ContainerId) {
+        self.bytes -= self.sizes.remove(container).unwrap_or_default();
+    }
 }
 
 /// A report that is whole.
@@ -45,6 +70,8 @@ impl Parts {
         (self.begun, self.full) = (true, full);
         for (at, wire) in upsert.into_iter().enumerate() {
             let within = |refusal: Refusal| refusal.within(format_args!("upsert[{at}]"));
+            self.bytes += wire.encoded_len();
+            check(self.upserts.len(), self.bytes)?;
             let reported = ReportedWorkload::try_from(wire.clone()).map_err(within)?;
             let id = &reported.workload.id;
             if id.node != *node {
@@ -64,9 +91,7 @@ impl Parts {
             }
             self.removed.push(ContainerId::from(container));
         }
-        if self.upserts.len() + self.removed.len() > MOST_WORKLOADS {
-            return Err(Refusal::new("upsert", format!("names over {MOST_WORKLOADS} workloads")));
-        }
+        check(self.upserts.len() + self.removed.len(), self.bytes)?;
         if !last {
             return Ok(None);
         }
@@ -74,11 +99,28 @@ impl Parts {
         if let Some(container) = self.removed.iter().find(|container| self.upserts.contains_key(*container)) {
             return Err(Refusal::new("removed", format!("{container} came and went in one report")));
         }
-        let Self { begun: _, full, upserts, removed } = std::mem::take(self);
+        let Self { begun: _, full, upserts, removed, bytes: _, mut said } = std::mem::take(self);
+        if full {
+            said = Said::default();
+        }
+        removed.iter().for_each(|container| said.remove(container));
+        upserts.iter().for_each(|(container, (wire, _))| said.put(container, wire.encoded_len()));
+        check(said.sizes.len(), said.bytes)?;
+        self.said = said;
         let (wires, upserts): (Vec<_>, Vec<_>) = upserts.into_values().unzip();
         let stored = ReportedChange { node: node.clone(), upserts: wires, removed: removed.clone(), full, report: None };
         Ok(Some(Whole { upserts, removed, full, stored }))
     }
+}
+
+fn check(workloads: usize, bytes: usize) -> Result<(), Refusal> {
+    if workloads > MOST_WORKLOADS {
+        return Err(Refusal::new("upsert", format!("names over {MOST_WORKLOADS} workloads")));
+    }
+    if bytes > MOST_BYTES {
+        return Err(Refusal::new("upsert", format!("what is said of the node's workloads has over {MOST_BYTES} bytes")));
+    }
+    Ok(())
 }
 
 /// Checks a node's word about itself.
@@ -100,4 +142,45 @@ pub(crate) fn check_node(report: &v1::NodeReport) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::ops::Range;
+
+    fn report(numbers: Range<usize>, bytes: usize, full: bool) -> v1::WorkloadReport {
+        let workload = |number| v1::Workload {
+            id: Some(v1::WorkloadId { node: "n1".to_owned(), container: format!("c{number}") }),
+            name: format!("w{number}"),
+            namespace: "shop".to_owned(),
+            labels: [("text".to_owned(), "x".repeat(bytes))].into(),
+            source: v1::WorkloadSource::Docker.into(),
+            ..v1::Workload::default()
+        };
+        v1::WorkloadReport { full, upsert: numbers.map(workload).collect(), removed: Vec::new(), last: true }
+    }
+
+    #[test]
+    fn what_all_reports_of_a_session_come_to_is_bounded_in_workloads_and_in_bytes() {
+        let node = NodeName::new("n1");
+        let mut many = Parts::default();
+        many.take(&node, report(0..15_000, 1, true)).unwrap();
+        many.take(&node, report(0..15_000, 1, false)).unwrap();
+        many.take(&node, report(15_000..20_000, 1, false)).unwrap();
+        let refused = many.take(&node, report(20_000..20_001, 1, false)).map(drop).unwrap_err();
+        assert_eq!(refused.to_string(), "upsert: names over 20000 workloads");
+        let mut large = Parts::default();
+        for _ in 0..3 {
+            // A full report takes the place of what was said, and so does another word of the same workload.
+            large.take(&node, report(0..60, 1 << 20, true)).unwrap();
+            large.take(&node, report(10..60, 1 << 20, false)).unwrap();
+        }
+        large.take(&node, v1::WorkloadReport { removed: vec!["c0".to_owned()], last: true, ..report(0..0, 0, false) }).unwrap();
+        large.take(&node, report(60..63, 1 << 20, false)).unwrap();
+        let refused = large.take(&node, report(63..67, 1 << 20, false)).map(drop).unwrap_err();
+        assert_eq!(refused.to_string(), "upsert: what is said of the node's workloads has over 67108864 bytes");
+        assert!(Parts::default().take(&node, report(0..64, 1 << 20, true)).is_err(), "one report that is too large by itself");
+    }
 }

@@ -118,6 +118,8 @@ impl Wait {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) connected: bool,
+    /// A revision that the store had when the newest session began.
+    pub(crate) joined: Revision,
     /// The boot of the newest session; what an earlier boot acked is not in the kernel any more.
     pub(crate) boot_id: String,
     pub(crate) sent_generation: Generation,
@@ -179,7 +181,7 @@ impl Board {
     }
 
     /// A session began. What an earlier boot of the node acked, refused or failed at is gone with it.
-    pub(crate) fn connected(&self, node: &NodeName, boot_id: &str, agent_version: &str, now: (Timestamp, Instant)) {
+    pub(crate) fn connected(&self, node: &NodeName, boot_id: &str, agent_version: &str, joined: Revision, now: (Timestamp, Instant)) {
         let (seen, now) = now;
         self.line(node).update(|progress| {
             if progress.boot_id != boot_id {
@@ -187,7 +189,7 @@ impl Board {
                 let sent_generation = progress.sent_generation;
                 *progress = Progress { boot_id: boot_id.to_owned(), sent_generation, ..Progress::default() };
             }
-            progress.connected = true;
+            (progress.connected, progress.joined) = (true, joined);
             progress.agent_version = agent_version.to_owned();
             progress.last_seen = Some(seen);
         });
@@ -245,9 +247,14 @@ impl Board {
         }
     }
 
-    /// A forgotten node has no line.
-    pub(crate) fn forget(&self, node: &NodeName) {
-        self.lock().remove(node);
+    /// A node that this revision forgot has no line, unless a session has begun since.
+    pub(crate) fn forget(&self, node: &NodeName, at: Revision) {
+        let mut lines = self.lock();
+        if lines.get(node).is_some_and(|progress| progress.joined >= at) {
+            return;
+        }
+        lines.remove(node);
+        drop(lines);
         lock(&self.waits).by_node.remove(node);
     }
 
@@ -339,12 +346,14 @@ mod tests {
     fn a_new_boot_waits_until_its_first_ack_and_a_forgotten_node_waits_for_nothing() {
         let (board, node, begun) = (Board::default(), NodeName::new("n1"), Instant::now());
         let at = |seconds| begun + Duration::from_secs(seconds);
-        board.connected(&node, "boot-1", "1", (Timestamp::UNIX_EPOCH, at(0)));
+        board.connected(&node, "boot-1", "1", Revision(3), (Timestamp::UNIX_EPOCH, at(0)));
         assert!(board.lag(&node, at(5)).is_some());
         board.realized(&node, 7, at(5));
-        board.connected(&node, "boot-2", "1", (Timestamp::UNIX_EPOCH, at(10)));
+        board.connected(&node, "boot-2", "1", Revision(5), (Timestamp::UNIX_EPOCH, at(10)));
         assert_eq!(board.lag(&node, at(15)), Some(Duration::from_secs(5)));
-        board.forget(&node);
-        assert_eq!(board.lag(&node, at(20)), None);
+        board.forget(&node, Revision(5));
+        assert!(board.of(&node).is_some() && board.lag(&node, at(20)).is_some(), "the session began after the node was forgotten");
+        board.forget(&node, Revision(6));
+        assert!(board.of(&node).is_none() && board.lag(&node, at(20)).is_none());
     }
 }

@@ -216,7 +216,7 @@ impl HubTask {
     fn take_commit(&mut self, sources: &mut Sources, committed: &Committed) -> Revision {
         sources.commit(committed);
         for node in &committed.forgotten_nodes {
-            self.board.forget(node);
+            self.board.forget(node, committed.revision);
             self.touched.add(node);
         }
         let policies = committed.changes.iter().map(|change| &change.object.key).filter(|key| policy_key(key).is_some());

@@ -11,11 +11,11 @@ use std::net::IpAddr;
 
 /// A verdict from both ends.
 pub(crate) fn flow_verdict(verdict: &FlowVerdict) -> v1::FlowVerdict {
-    v1::FlowVerdict {
-        verdict: wire_verdict(verdict.allowed()).into(),
-        egress: verdict.egress.as_ref().map(direction_verdict),
-        ingress: verdict.ingress.as_ref().map(direction_verdict),
-    }
+    let egress = verdict.egress.as_ref().map(direction_verdict);
+    let ingress = verdict.ingress.as_ref().map(direction_verdict);
+    // What the source's side denies never comes to the other.
+    let denies = [&egress, &ingress].into_iter().flatten().map(v1::DirectionVerdict::verdict).find(|it| *it != v1::Verdict::Allow);
+    v1::FlowVerdict { verdict: denies.unwrap_or(v1::Verdict::Allow).into(), egress, ingress }
 }
 
 fn wire_verdict(allowed: bool) -> v1::Verdict {
@@ -108,4 +108,34 @@ pub(crate) fn transport(wire: &v1::Transport) -> Result<Transport, Refusal> {
         u8::try_from(value).map_err(|_| Refusal::new(field, format!("{value} is over 255")))
     };
     Ok(Transport::Icmp { family, kind: byte(wire.icmp_type, "icmp_type")?, code: byte(wire.icmp_code, "icmp_code")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use firebreak_policy::model::{NamespaceName, PolicyKind};
+
+    #[test]
+    fn a_flow_meets_what_the_first_side_does_that_denies_it() {
+        let side = |of: Direction, does: Option<Answer>| {
+            let policy = PolicyKey { kind: PolicyKind::SegmentPolicy, namespace: NamespaceName::new("shop"), name: "p".to_owned() };
+            let by = RuleRef { policy, index: 0, name: None };
+            let reason = match does {
+                None => Reason::NotIsolated,
+                Some(answer) => Reason::DeniedBy { rule: by, answer, text: None },
+            };
+            Some(DirectionVerdict { direction: of, reason, audit: None })
+        };
+        let (drop, reject) = (Some(Answer::Drop), Some(Answer::Reject));
+        for (egress, ingress, whole) in [
+            (None, None, v1::Verdict::Allow),
+            (None, reject, v1::Verdict::Reject),
+            (reject, None, v1::Verdict::Reject),
+            (drop, reject, v1::Verdict::Drop),
+            (reject, drop, v1::Verdict::Reject),
+        ] {
+            let verdict = FlowVerdict { egress: side(Direction::Egress, egress), ingress: side(Direction::Ingress, ingress) };
+            assert_eq!(flow_verdict(&verdict).verdict(), whole, "{egress:?} {ingress:?}");
+        }
+    }
 }
