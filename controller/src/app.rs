@@ -383,11 +383,11 @@ fn connections<L, S>(listener: L, accept: impl AsyncFn(&L) -> io::Result<S>) -> 
 
 /// Runs what computes for long, and what others wait for, on a thread that nobody else uses.
 async fn on_own_thread(name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (end, ended) = oneshot::channel();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         // Nobody waits for it any more when it was dropped past the deadline.
-        let _ = end.send(runtime.block_on(task));
+        let _ = end.send(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(task)));
     })?;
     ended.await.context("panicked")?
 }
