@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -381,6 +381,17 @@ fn connections<L, S>(listener: L, accept: impl AsyncFn(&L) -> io::Result<S>) -> 
     })
 }
 
+/// Runs what computes for long, and what others wait for, on a thread that nobody else uses.
+async fn on_own_thread(name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
+    let (end, ended) = oneshot::channel();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Nobody waits for it any more when it was dropped past the deadline.
+        let _ = end.send(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(task)));
+    })?;
+    ended.await.context("panicked")?
+}
+
 /// What the listeners need of the core.
 struct Core {
     live: Arc<dyn Live>,
@@ -401,7 +412,7 @@ fn start_core(options: &RunOptions, store: &Store, stop: &Stop, metrics: &Metric
         Ok(())
     });
     let until = stop.core.clone();
-    tasks.spawn(Order::Core, "hub", async move { Ok(hub_task.run(ready, until).await?) });
+    tasks.spawn(Order::Core, "hub", on_own_thread("hub", async move { Ok(hub_task.run(ready, until).await?) }));
     // Milliseconds since 1970 in the upper bits: cursors of two runs of the controller do not meet.
     let first_cursor = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0) << 20;
     let ring = Ring::new(options.kept_flows, first_cursor);
@@ -456,6 +467,18 @@ mod tests {
         assert_eq!(format!("{error:#}"), "fails failed: the disk is full");
         assert_eq!(*order.lock().unwrap(), ["serving", "core"]);
         assert!(begun.elapsed() >= Duration::from_millis(300), "the stubborn one has its time");
+    }
+
+    #[tokio::test]
+    async fn what_has_a_thread_of_its_own_says_how_it_ended_a_panic_too() {
+        let named = on_own_thread("own", async {
+            assert_eq!(std::thread::current().name(), Some("own"));
+            anyhow::bail!("the disk is full")
+        });
+        assert_eq!(named.await.unwrap_err().to_string(), "the disk is full");
+        on_own_thread("own", async { Ok(()) }).await.unwrap();
+        let panicked = on_own_thread("own", async { std::panic::panic_any("no") }).await;
+        assert_eq!(panicked.unwrap_err().to_string(), "panicked");
     }
 
     #[tokio::test]

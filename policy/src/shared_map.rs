@@ -186,14 +186,17 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
             return Some(std::mem::replace(&mut Arc::make_mut(piece)[at].1, value));
         }
         self.len += 1;
+        let piece = Arc::make_mut(piece);
         if piece.len() < PIECE {
-            Arc::make_mut(piece).insert(at, (key, value));
-        } else {
-            let piece = Arc::make_mut(piece);
             piece.insert(at, (key, value));
-            let upper = piece.split_off(PIECE / 2);
-            self.pieces.insert(position + 1, Arc::new(upper));
+            return None;
         }
+        let mut upper = piece.split_off(PIECE / 2);
+        match at.checked_sub(PIECE / 2) {
+            Some(at) if at > 0 => upper.insert(at, (key, value)),
+            Some(_) | None => piece.insert(at, (key, value)),
+        }
+        self.pieces.insert(position + 1, Arc::new(upper));
         None
     }
 

@@ -2,13 +2,13 @@
 
 use super::groups::View;
 use super::ids::IdMap;
+use super::objects::Objects;
 use super::running::{Held, Running};
 use super::segments::SegmentRecord;
 use super::stamps::Stamps;
 use super::written::Written;
 use crate::model::{NodeName, WorkloadId};
 use crate::node_state::{Group, GroupId, LocalEndpoint, NodeState, ObjectKey, ObjectKind, Segment, SegmentId};
-use crate::seek::seek;
 use crate::shared_map::SharedMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use std::sync::Arc;
 pub struct Holding<S: Stamps> {
     /// Groups, segments, endpoints, addresses.
     pub state: Arc<NodeState>,
-    /// Key and hash of every object, the node itself among them, in key order.
-    pub objects: Arc<Vec<(ObjectKey, S::Stamp)>>,
+    /// Key and hash of every object, the node itself among them.
+    pub objects: Objects<S::Stamp>,
     /// What stands for all of them.
     pub total: S::Total,
 }
@@ -32,7 +32,7 @@ impl<S: Stamps> Clone for Holding<S> {
 
 impl<S: Stamps> Default for Holding<S> {
     fn default() -> Self {
-        Self { state: Arc::default(), objects: Arc::default(), total: S::Total::default() }
+        Self { state: Arc::default(), objects: Objects::default(), total: S::Total::default() }
     }
 }
 
@@ -281,9 +281,9 @@ fn apply<K: Ord + Clone, V: PartialEq, T>(
     }
 }
 
-/// Changes the sorted list of keys and hashes, and what stands for them; of several words about one key the last counts. Gives the keys.
+/// Changes the keys and hashes, and what stands for them; of several words about one key the last counts. Gives the keys.
 fn restamp<S: Stamps>(
-    objects: &mut Arc<Vec<(ObjectKey, S::Stamp)>>,
+    objects: &mut Objects<S::Stamp>,
     total: &mut S::Total,
     mut edits: Vec<(ObjectKey, Option<S::Stamp>)>,
 ) -> Vec<ObjectKey> {
@@ -300,45 +300,18 @@ fn restamp<S: Stamps>(
         }
     }
     let keys = last.iter().map(|(key, _)| key.clone()).collect();
-    if last.len() * 8 < objects.len() {
-        let objects = Arc::make_mut(objects);
-        for (key, stamp) in last {
-            let at = seek(objects.len(), |at| objects[at].0.is_before(&key));
-            let before = objects.get_mut(at).filter(|(it, _)| *it == key);
-            if let Some((_, before)) = &before {
-                S::went(total, &key, *before);
-            }
-            if let Some(stamp) = stamp {
-                S::came(total, &key, stamp);
-            }
-            match (before, stamp) {
-                (Some((_, before)), Some(stamp)) => *before = stamp,
-                (Some(_), None) => drop(objects.remove(at)),
-                (None, Some(stamp)) => objects.insert(at, (key, stamp)),
-                (None, None) => {}
-            }
-        }
+    if objects.is_empty() {
+        *objects = last.iter().filter_map(|(key, stamp)| Some((key.clone(), (*stamp)?))).collect();
+        objects.iter().for_each(|(key, stamp)| S::came(total, key, stamp));
         return keys;
     }
     for (key, stamp) in &last {
-        if let Ok(at) = objects.binary_search_by(|(it, _)| it.cmp(key)) {
-            S::went(total, key, objects[at].1);
+        if let Some(before) = objects.change(key, *stamp) {
+            S::went(total, key, before);
         }
         if let Some(stamp) = stamp {
             S::came(total, key, *stamp);
         }
     }
-    let mut merged = Vec::with_capacity(objects.len() + last.len());
-    let mut before = objects.iter().peekable();
-    for (key, stamp) in last {
-        while let Some(kept) = before.next_if(|(it, _)| *it < key) {
-            merged.push(kept.clone());
-        }
-        before.next_if(|(it, _)| *it == key);
-        merged.extend(stamp.map(|stamp| (key, stamp)));
-    }
-    merged.extend(before.cloned());
-    merged.shrink_to_fit();
-    *objects = Arc::new(merged);
     keys
 }
