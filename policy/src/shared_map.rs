@@ -32,6 +32,13 @@ impl<K, V> Default for SharedMap<K, V> {
     }
 }
 
+/// A place in a map, for as long as nothing in that map changes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    piece: usize,
+    at: usize,
+}
+
 /// How one version of a map differs from another.
 #[derive(Debug)]
 pub struct Difference<'a, K, V> {
@@ -90,14 +97,75 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         seek(self.pieces.len(), is_not_above).checked_sub(1)
     }
 
+    /// Where a key is, or with `Err` would be: the piece and the place in it.
+    pub(crate) fn place_of<Q: Ord + ?Sized>(&self, key: &Q) -> Result<Place, Place>
+    where
+        K: Borrow<Q>,
+    {
+        let piece = self.piece_of(key).unwrap_or(0);
+        let Some(entries) = self.pieces.get(piece) else { return Err(Place { piece, at: 0 }) };
+        let at = seek(entries.len(), |at| entries[at].0.borrow() < key);
+        let is_there = entries.get(at).is_some_and(|(it, _)| it.borrow() == key);
+        if is_there { Ok(Place { piece, at }) } else { Err(Place { piece, at }) }
+    }
+
     fn find<Q: Ord + ?Sized>(&self, key: &Q) -> Option<(usize, usize)>
     where
         K: Borrow<Q>,
     {
-        let position = self.piece_of(key)?;
-        let piece = &self.pieces[position];
-        let at = seek(piece.len(), |at| piece[at].0.borrow() < key);
-        piece.get(at).is_some_and(|(it, _)| it.borrow() == key).then_some((position, at))
+        self.place_of(key).ok().map(|Place { piece, at }| (piece, at))
+    }
+
+    /// The value at a place where there is one.
+    pub(crate) fn at(&self, place: Place) -> &Arc<V> {
+        &self.pieces[place.piece][place.at].1
+    }
+
+    /// Puts another value where there is one; gives what was there.
+    pub(crate) fn replace_at(&mut self, place: Place, value: Arc<V>) -> Arc<V> {
+        std::mem::replace(&mut Arc::make_mut(&mut self.pieces[place.piece])[place.at].1, value)
+    }
+
+    /// Puts a key that is not there where it would be.
+    pub(crate) fn insert_at(&mut self, place: Place, key: K, value: Arc<V>) {
+        let Place { piece: position, at } = place;
+        self.len += 1;
+        let is_last = position + 1 >= self.pieces.len();
+        let Some(piece) = self.pieces.get_mut(position) else {
+            self.pieces.push(Arc::new(vec![(key, value)]));
+            return;
+        };
+        if piece.len() >= PIECE && is_last && at == piece.len() {
+            // In order, as everything comes at first: full pieces stay full.
+            self.pieces.push(Arc::new(vec![(key, value)]));
+            return;
+        }
+        let piece = Arc::make_mut(piece);
+        if piece.len() < PIECE {
+            piece.insert(at, (key, value));
+            return;
+        }
+        let mut upper = piece.split_off(PIECE / 2);
+        match at.checked_sub(PIECE / 2) {
+            Some(at) if at > 0 => upper.insert(at, (key, value)),
+            Some(_) | None => piece.insert(at, (key, value)),
+        }
+        self.pieces.insert(position + 1, Arc::new(upper));
+    }
+
+    /// Removes what is at a place where there is something; gives the value.
+    pub(crate) fn remove_at(&mut self, place: Place) -> Arc<V> {
+        let Place { piece: position, at } = place;
+        self.len -= 1;
+        let (_, value) = Arc::make_mut(&mut self.pieces[position]).remove(at);
+        let left = self.pieces[position].len();
+        if left == 0 {
+            self.pieces.remove(position);
+        } else if let Some(next) = self.pieces.get(position + 1).filter(|next| left + next.len() <= PIECE / 2).cloned() {
+            Arc::make_mut(&mut self.pieces[position]).extend(next.iter().cloned());
+            self.pieces.remove(position + 1);
+        }
+        value
     }
 
     /// The value under a key.
@@ -179,25 +247,13 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
             }
             return None;
         }
-        let position = self.piece_of(&key).unwrap_or(0);
-        let piece = &mut self.pieces[position];
-        let at = seek(piece.len(), |at| piece[at].0 < key);
-        if piece.get(at).is_some_and(|(it, _)| *it == key) {
-            return Some(std::mem::replace(&mut Arc::make_mut(piece)[at].1, value));
+        match self.place_of(&key) {
+            Ok(place) => Some(self.replace_at(place, value)),
+            Err(place) => {
+                self.insert_at(place, key, value);
+                None
+            }
         }
-        self.len += 1;
-        let piece = Arc::make_mut(piece);
-        if piece.len() < PIECE {
-            piece.insert(at, (key, value));
-            return None;
-        }
-        let mut upper = piece.split_off(PIECE / 2);
-        match at.checked_sub(PIECE / 2) {
-            Some(at) if at > 0 => upper.insert(at, (key, value)),
-            Some(_) | None => piece.insert(at, (key, value)),
-        }
-        self.pieces.insert(position + 1, Arc::new(upper));
-        None
     }
 
     /// Removes a key; gives what was under it.
@@ -205,17 +261,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     where
         K: Borrow<Q>,
     {
-        let (position, at) = self.find(key)?;
-        self.len -= 1;
-        let (_, value) = Arc::make_mut(&mut self.pieces[position]).remove(at);
-        let left = self.pieces[position].len();
-        if left == 0 {
-            self.pieces.remove(position);
-        } else if let Some(next) = self.pieces.get(position + 1).filter(|next| left + next.len() <= PIECE / 2).cloned() {
-            Arc::make_mut(&mut self.pieces[position]).extend(next.iter().cloned());
-            self.pieces.remove(position + 1);
-        }
-        Some(value)
+        self.place_of(key).ok().map(|place| self.remove_at(place))
     }
 
     /// Keeps what a test says.

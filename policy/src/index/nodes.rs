@@ -262,21 +262,24 @@ fn apply<K: Ord + Clone, V: PartialEq, T>(
         return;
     }
     for (id, content) in edits {
-        let before = map(state).get_shared(&id);
-        match content {
-            Some((content, stamp)) => {
-                if before.is_some_and(|before| Arc::ptr_eq(before, &content) || *before == content) {
+        match (map(state).place_of(&id), content) {
+            (Ok(place), Some((content, stamp))) => {
+                let before = map(state).at(place);
+                if Arc::ptr_eq(before, &content) || *before == content {
                     continue;
                 }
                 stamps.push((key(&id), Some(stamp)));
-                map_mut(Arc::make_mut(state)).insert_shared(id, content);
+                map_mut(Arc::make_mut(state)).replace_at(place, content);
             }
-            None => {
-                if before.is_some() {
-                    stamps.push((key(&id), None));
-                    map_mut(Arc::make_mut(state)).remove(&id);
-                }
+            (Err(place), Some((content, stamp))) => {
+                stamps.push((key(&id), Some(stamp)));
+                map_mut(Arc::make_mut(state)).insert_at(place, id, content);
             }
+            (Ok(place), None) => {
+                stamps.push((key(&id), None));
+                map_mut(Arc::make_mut(state)).remove_at(place);
+            }
+            (Err(_), None) => {}
         }
     }
 }
@@ -292,26 +295,25 @@ fn restamp<S: Stamps>(
     }
     // Stable, so that the last word about a key is the last of its run.
     edits.sort_by(|(one, _), (other, _)| one.cmp(other));
-    let mut last: Vec<(ObjectKey, Option<S::Stamp>)> = Vec::with_capacity(edits.len());
-    for edit in edits {
-        match last.last_mut() {
-            Some(before) if before.0 == edit.0 => *before = edit,
-            Some(_) | None => last.push(edit),
+    edits.dedup_by(|later, kept| {
+        let same = later.0 == kept.0;
+        if same {
+            kept.1 = later.1;
         }
-    }
-    let keys = last.iter().map(|(key, _)| key.clone()).collect();
+        same
+    });
     if objects.is_empty() {
-        *objects = last.iter().filter_map(|(key, stamp)| Some((key.clone(), (*stamp)?))).collect();
+        *objects = edits.iter().filter_map(|(key, stamp)| Some((key.clone(), (*stamp)?))).collect();
         objects.iter().for_each(|(key, stamp)| S::came(total, key, stamp));
-        return keys;
-    }
-    for (key, stamp) in &last {
-        if let Some(before) = objects.change(key, *stamp) {
-            S::went(total, key, before);
+    } else {
+        for (key, stamp) in &edits {
+            if let Some(before) = objects.change(key, *stamp) {
+                S::went(total, key, before);
+            }
+            if let Some(stamp) = stamp {
+                S::came(total, key, *stamp);
+            }
         }
-        if let Some(stamp) = stamp {
-            S::came(total, key, *stamp);
-        }
     }
-    keys
+    edits.into_iter().map(|(key, _)| key).collect()
 }
