@@ -341,11 +341,8 @@ impl Session {
 
     fn publish(&mut self) -> Result<(), Status> {
         let Some(published) = self.hub.newest() else { return Ok(()) };
-        if let Some(forgotten) = published.forgotten.get(&self.caller.node) {
-            if self.joined < *forgotten {
-                return Err(Status::aborted("an operator deleted the node; connect again to take the name anew"));
-            }
-            self.hub.board().restore(&self.caller.node, &self.line);
+        if published.forgotten.get(&self.caller.node).is_some_and(|forgotten| self.joined < *forgotten) {
+            return Err(Status::aborted("an operator deleted the node; connect again to take the name anew"));
         }
         if self.sent.is_none() && self.declared.is_none() {
             let welcome = v1::Welcome {

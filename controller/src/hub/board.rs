@@ -134,7 +134,7 @@ pub(crate) struct Progress {
 }
 
 /// One node's line. A session holds its own, so that what it writes with each ack is not looked up among all. The line of a node that was forgotten is
-/// on the board no more; what its last session still writes is read by nobody, unless [`Board::restore`] puts it back.
+/// on the board no more; what its last session still writes is read by nobody.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Line(Arc<Mutex<Progress>>);
 
@@ -160,11 +160,6 @@ impl Board {
         }
     }
 
-    /// Puts a session's line back where the node was forgotten before the session began, and the hub came to hear of that only afterwards.
-    pub(crate) fn restore(&self, node: &NodeName, line: &Line) {
-        self.lock().entry(node.clone()).or_insert_with(|| line.clone());
-    }
-
     /// One node's line as it is now.
     pub(crate) fn of(&self, node: &NodeName) -> Option<Progress> {
         self.ask(node, Progress::clone)
@@ -183,7 +178,9 @@ impl Board {
     /// A session began. What an earlier boot of the node acked, refused or failed at is gone with it.
     pub(crate) fn connected(&self, node: &NodeName, boot_id: &str, agent_version: &str, joined: Revision, now: (Timestamp, Instant)) {
         let (seen, now) = now;
-        self.line(node).update(|progress| {
+        // Not let go of before it says when the session joined: a line that is forgotten meanwhile would be nobody's.
+        let mut lines = self.lock();
+        lines.entry(node.clone()).or_default().update(|progress| {
             if progress.boot_id != boot_id {
                 // Numbers of generations do not come back.
                 let sent_generation = progress.sent_generation;
@@ -193,6 +190,7 @@ impl Board {
             progress.agent_version = agent_version.to_owned();
             progress.last_seen = Some(seen);
         });
+        drop(lines);
         if self.tells(node, |progress| progress.acked.is_none()) {
             let mut waits = lock(&self.waits);
             let wait = waits.by_node.entry(node.clone()).or_default();
@@ -250,7 +248,7 @@ impl Board {
     /// A node that this revision forgot has no line, unless a session has begun since.
     pub(crate) fn forget(&self, node: &NodeName, at: Revision) {
         let mut lines = self.lock();
-        if lines.get(node).is_some_and(|progress| progress.joined >= at) {
+        if lines.get(node).is_some_and(|line| line.ask(|progress| progress.joined >= at)) {
             return;
         }
         lines.remove(node);
@@ -323,23 +321,22 @@ mod tests {
     }
 
     #[test]
-    fn what_a_session_of_a_forgotten_node_writes_is_nobodys_until_its_line_is_put_back() {
+    fn what_a_session_of_a_forgotten_node_writes_is_nobodys() {
         let (board, node) = (Board::default(), NodeName::new("n1"));
-        let is_connected = || board.ask(&node, |progress| (progress.connected, progress.acked_generation.0));
-        board.connected(&node, "boot-1", "1", (Timestamp::UNIX_EPOCH, Instant::now()));
+        let acked = || board.ask(&node, |progress| progress.acked_generation.0);
+        board.connected(&node, "boot-1", "1", Revision(3), (Timestamp::UNIX_EPOCH, Instant::now()));
         let line = board.line(&node);
         line.update(|progress| progress.acked_generation = Generation(7));
-        assert_eq!(is_connected(), Some((true, 7)));
-        board.forget(&node);
+        assert_eq!(acked(), Some(7));
+        board.forget(&node, Revision(2));
         line.update(|progress| progress.acked_generation = Generation(8));
-        assert_eq!(is_connected(), None);
-        board.restore(&node, &line);
+        assert_eq!(acked(), Some(8), "its session began later");
+        board.forget(&node, Revision(4));
         line.update(|progress| progress.acked_generation = Generation(9));
-        assert_eq!(is_connected(), Some((true, 9)));
-        board.forget(&node);
-        board.connected(&node, "boot-2", "1", (Timestamp::UNIX_EPOCH, Instant::now()));
-        board.restore(&node, &line);
-        assert_eq!(is_connected(), Some((true, 0)), "a newer session's line stays");
+        assert_eq!(acked(), None);
+        board.connected(&node, "boot-2", "1", Revision(4), (Timestamp::UNIX_EPOCH, Instant::now()));
+        line.update(|progress| progress.acked_generation = Generation(10));
+        assert_eq!(acked(), Some(0), "a newer session has a line of its own");
     }
 
     #[test]
