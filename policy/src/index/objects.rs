@@ -138,7 +138,8 @@ mod tests {
         let mut objects: Objects<u32> = (0..50).rev().map(|number| (key(number), number)).collect();
         let mut expected: BTreeMap<ObjectKey, u32> = (0..50).map(|number| (key(number), number)).collect();
         // Which are changed, which come, which go; and whether the keys stay.
-        let steps: [(&[u32], &[u32], &[u32], bool); 7] = [
+        type Step<'a> = (&'a [u32], &'a [u32], &'a [u32], bool);
+        let steps: [Step<'_>; 7] = [
             (&[1, 7, 49], &[], &[], true),
             (&[], &[], &[], true),
             (&[3], &[60], &[], false),
