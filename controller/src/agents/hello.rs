@@ -21,8 +21,9 @@ pub(crate) struct Caller {
 impl Caller {
     /// What of a state the agent would pass over, not knowing the fields that say it.
     pub(crate) fn lacks(&self, state: &NodeState) -> Option<&'static str> {
-        let features: [(&str, fn(&NodeState) -> bool, &'static str); 3] = [
-            (FEATURE_TIERS, NodeState::needs_tiers, "policies of tiers"),
+        type Needs = fn(&NodeState) -> bool;
+        let features = [
+            (FEATURE_TIERS, NodeState::needs_tiers as Needs, "policies of tiers"),
             (FEATURE_REJECT, NodeState::needs_reject, "rules with `answer: Reject`"),
             (FEATURE_AUDIT, NodeState::needs_audit, "policies in Audit mode"),
         ];
