@@ -84,11 +84,15 @@ fn api_changes(report: &mut Report, system: &System, folder: &Path, size: &str, 
     let beacon = Beacon::start(&system.client, &system.server, PORT)?;
     let [client, other] = files(system, folder)?;
     let mut operator = Operator::connect(&system.controller.socket())?;
-    let mut times = Vec::new();
+    let (mut times, mut calls) = (Vec::new(), Vec::new());
     for number in 0..count {
         let allows = number % 2 == 0;
         let path = if allows { &client } else { &other };
-        let change = || operator.apply(path).map(|(begun, _)| begun);
+        let change = || {
+            let (begun, took) = operator.apply(path)?;
+            calls.push(took);
+            Ok(begun)
+        };
         times.push(if allows { beacon.until_allowed(change)? } else { beacon.until_denied(change)? });
     }
     let name = format!(
@@ -97,6 +101,12 @@ fn api_changes(report: &mut Report, system: &System, folder: &Path, size: &str, 
     );
     report.add(Figure::ms(format!("{name}, p50 (row 2)"), median(&times)).at_most(2.0));
     report.add(Figure::ms(format!("{name}, p99 (row 2)"), percentile(&times, 99)).at_most(10.0));
+    // The answer waits until the change is published, so it parts the way in two.
+    report.add(Figure::ms("  of that the call itself, p50", median(&calls)));
+    report.add(Figure::ms("  of that the call itself, p99", percentile(&calls, 99)));
+    let after: Vec<Duration> = times.iter().zip(&calls).map(|(time, call)| time.saturating_sub(*call)).collect();
+    report.add(Figure::ms("  from the answer to the packet, p50", median(&after)));
+    report.add(Figure::ms("  from the answer to the packet, p99", percentile(&after, 99)));
     Ok(())
 }
 

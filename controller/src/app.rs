@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -83,11 +83,18 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The threads of the agents' connections and sessions. With the operators' and the hub's tasks among them, a call would wait behind thousands of
 /// sessions that a change for everybody has woken, each in its turn; as threads of their own they share the processors.
+///
+/// They come last where processors are short (their `nice` value is higher): what one session does is small, and thousands of them, woken by one change
+/// for all, would hold up the store, the hub and the operators, which all later changes go through. On a machine with nothing else to do it costs them
+/// nothing.
 struct AgentThreads(Option<Runtime>);
+
+/// Of ten parts of a processor that both want, a thread of the others gets nine.
+const AGENTS_NICE: i32 = 10;
 
 impl AgentThreads {
     fn start() -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("agents").enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("agents").on_thread_start(come_last).enable_all().build()?;
         Ok(Self(Some(runtime)))
     }
 
@@ -381,6 +388,28 @@ fn connections<L, S>(listener: L, accept: impl AsyncFn(&L) -> io::Result<S>) -> 
     })
 }
 
+/// Has the calling thread, and it alone, come after the others (setpriority(2): on Linux the value is a thread's).
+fn come_last() {
+    let lowered = rustix::process::getpriority_process(None).and_then(|nice| {
+        // One that was started with a higher value keeps it.
+        if nice < AGENTS_NICE { rustix::process::setpriority_process(None, AGENTS_NICE) } else { Ok(()) }
+    });
+    if let Err(error) = lowered {
+        tracing::warn!(error = %error, "the agents' threads come as soon as the others: a change for all may hold up later ones");
+    }
+}
+
+/// Runs what computes for long, and what others wait for, on a thread that nobody else uses.
+async fn on_own_thread(name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
+    let (end, ended) = oneshot::channel();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Nobody waits for it any more when it was dropped past the deadline.
+        let _ = end.send(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(task)));
+    })?;
+    ended.await.context("panicked")?
+}
+
 /// What the listeners need of the core.
 struct Core {
     live: Arc<dyn Live>,
@@ -401,7 +430,7 @@ fn start_core(options: &RunOptions, store: &Store, stop: &Stop, metrics: &Metric
         Ok(())
     });
     let until = stop.core.clone();
-    tasks.spawn(Order::Core, "hub", async move { Ok(hub_task.run(ready, until).await?) });
+    tasks.spawn(Order::Core, "hub", on_own_thread("hub", async move { Ok(hub_task.run(ready, until).await?) }));
     // Milliseconds since 1970 in the upper bits: cursors of two runs of the controller do not meet.
     let first_cursor = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0) << 20;
     let ring = Ring::new(options.kept_flows, first_cursor);
@@ -456,6 +485,30 @@ mod tests {
         assert_eq!(format!("{error:#}"), "fails failed: the disk is full");
         assert_eq!(*order.lock().unwrap(), ["serving", "core"]);
         assert!(begun.elapsed() >= Duration::from_millis(300), "the stubborn one has its time");
+    }
+
+    #[test]
+    fn the_agents_threads_come_last_and_no_other_does() {
+        let threads = AgentThreads::start().unwrap();
+        let before = rustix::process::getpriority_process(None).unwrap();
+        let (told, hears) = std::sync::mpsc::channel();
+        threads.spawn(async move { told.send(rustix::process::getpriority_process(None).unwrap()) }).unwrap();
+        let theirs = hears.recv().unwrap();
+        assert_eq!(theirs, AGENTS_NICE.max(before));
+        assert_eq!(rustix::process::getpriority_process(None).unwrap(), before);
+        threads.end();
+    }
+
+    #[tokio::test]
+    async fn what_has_a_thread_of_its_own_says_how_it_ended_a_panic_too() {
+        let named = on_own_thread("own", async {
+            assert_eq!(std::thread::current().name(), Some("own"));
+            anyhow::bail!("the disk is full")
+        });
+        assert_eq!(named.await.unwrap_err().to_string(), "the disk is full");
+        on_own_thread("own", async { Ok(()) }).await.unwrap();
+        let panicked = on_own_thread("own", async { std::panic::panic_any("no") }).await;
+        assert_eq!(panicked.unwrap_err().to_string(), "panicked");
     }
 
     #[tokio::test]

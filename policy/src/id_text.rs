@@ -42,7 +42,15 @@ impl Deref for IdText {
     }
 }
 
+impl IdText {
+    /// A number in the order of the texts: where two differ, the texts are in the same order.
+    pub(crate) fn head(&self) -> u64 {
+        self.head
+    }
+}
+
 impl PartialEq for IdText {
+    #[inline]
     fn eq(&self, other: &Self) -> bool {
         self.head == other.head && (Arc::ptr_eq(&self.text, &other.text) || *self.text == *other.text)
     }
@@ -51,6 +59,7 @@ impl PartialEq for IdText {
 impl Eq for IdText {}
 
 impl Ord for IdText {
+    #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         self.head.cmp(&other.head).then_with(|| match Arc::ptr_eq(&self.text, &other.text) {
             true => Ordering::Equal,
@@ -60,6 +69,7 @@ impl Ord for IdText {
 }
 
 impl PartialOrd for IdText {
+    #[inline]
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }

@@ -22,6 +22,7 @@ pub mod node_state;
 #[cfg(feature = "arbitrary")]
 pub mod reference;
 pub mod reserved;
+mod seek;
 pub mod shared_map;
 mod shared_sets;
 mod tiers;

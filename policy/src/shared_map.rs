@@ -1,6 +1,7 @@
 //! A sorted map whose copies share their memory: a copy costs one reference count per piece, and the difference between two versions costs
 //! little more than what differs. A publication of 100,000 workloads of which one changed is such a copy.
 
+use crate::seek::seek;
 use std::borrow::Borrow;
 use std::fmt;
 use std::ops::{Index, RangeBounds};
@@ -29,6 +30,13 @@ impl<K, V> Default for SharedMap<K, V> {
     fn default() -> Self {
         Self { pieces: Vec::new(), len: 0 }
     }
+}
+
+/// A place in a map, for as long as nothing in that map changes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    piece: usize,
+    at: usize,
 }
 
 /// How one version of a map differs from another.
@@ -85,16 +93,79 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     where
         K: Borrow<Q>,
     {
-        self.pieces.partition_point(|piece| piece.first().is_some_and(|(first, _)| first.borrow() <= key)).checked_sub(1)
+        let is_not_above = |at: usize| self.pieces[at].first().is_some_and(|(first, _)| first.borrow() <= key);
+        seek(self.pieces.len(), is_not_above).checked_sub(1)
+    }
+
+    /// Where a key is, or with `Err` would be: the piece and the place in it.
+    pub(crate) fn place_of<Q: Ord + ?Sized>(&self, key: &Q) -> Result<Place, Place>
+    where
+        K: Borrow<Q>,
+    {
+        let piece = self.piece_of(key).unwrap_or(0);
+        let Some(entries) = self.pieces.get(piece) else { return Err(Place { piece, at: 0 }) };
+        let at = seek(entries.len(), |at| entries[at].0.borrow() < key);
+        let is_there = entries.get(at).is_some_and(|(it, _)| it.borrow() == key);
+        if is_there { Ok(Place { piece, at }) } else { Err(Place { piece, at }) }
     }
 
     fn find<Q: Ord + ?Sized>(&self, key: &Q) -> Option<(usize, usize)>
     where
         K: Borrow<Q>,
     {
-        let position = self.piece_of(key)?;
-        let at = self.pieces[position].binary_search_by(|(it, _)| it.borrow().cmp(key)).ok()?;
-        Some((position, at))
+        self.place_of(key).ok().map(|Place { piece, at }| (piece, at))
+    }
+
+    /// The value at a place where there is one.
+    pub(crate) fn at(&self, place: Place) -> &Arc<V> {
+        &self.pieces[place.piece][place.at].1
+    }
+
+    /// Puts another value where there is one; gives what was there.
+    pub(crate) fn replace_at(&mut self, place: Place, value: Arc<V>) -> Arc<V> {
+        std::mem::replace(&mut Arc::make_mut(&mut self.pieces[place.piece])[place.at].1, value)
+    }
+
+    /// Puts a key that is not there where it would be.
+    pub(crate) fn insert_at(&mut self, place: Place, key: K, value: Arc<V>) {
+        let Place { piece: position, at } = place;
+        self.len += 1;
+        let is_last = position + 1 >= self.pieces.len();
+        let Some(piece) = self.pieces.get_mut(position) else {
+            self.pieces.push(Arc::new(vec![(key, value)]));
+            return;
+        };
+        if piece.len() >= PIECE && is_last && at == piece.len() {
+            // In order, as everything comes at first: full pieces stay full.
+            self.pieces.push(Arc::new(vec![(key, value)]));
+            return;
+        }
+        let piece = Arc::make_mut(piece);
+        if piece.len() < PIECE {
+            piece.insert(at, (key, value));
+            return;
+        }
+        let mut upper = piece.split_off(PIECE / 2);
+        match at.checked_sub(PIECE / 2) {
+            Some(at) if at > 0 => upper.insert(at, (key, value)),
+            Some(_) | None => piece.insert(at, (key, value)),
+        }
+        self.pieces.insert(position + 1, Arc::new(upper));
+    }
+
+    /// Removes what is at a place where there is something; gives the value.
+    pub(crate) fn remove_at(&mut self, place: Place) -> Arc<V> {
+        let Place { piece: position, at } = place;
+        self.len -= 1;
+        let (_, value) = Arc::make_mut(&mut self.pieces[position]).remove(at);
+        let left = self.pieces[position].len();
+        if left == 0 {
+            self.pieces.remove(position);
+        } else if let Some(next) = self.pieces.get(position + 1).filter(|next| left + next.len() <= PIECE / 2).cloned() {
+            Arc::make_mut(&mut self.pieces[position]).extend(next.iter().cloned());
+            self.pieces.remove(position + 1);
+        }
+        value
     }
 
     /// The value under a key.
@@ -176,22 +247,13 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
             }
             return None;
         }
-        let position = self.piece_of(&key).unwrap_or(0);
-        let piece = &mut self.pieces[position];
-        let at = match piece.binary_search_by(|(it, _)| it.cmp(&key)) {
-            Ok(at) => return Some(std::mem::replace(&mut Arc::make_mut(piece)[at].1, value)),
-            Err(at) => at,
-        };
-        self.len += 1;
-        if piece.len() < PIECE {
-            Arc::make_mut(piece).insert(at, (key, value));
-        } else {
-            let piece = Arc::make_mut(piece);
-            piece.insert(at, (key, value));
-            let upper = piece.split_off(PIECE / 2);
-            self.pieces.insert(position + 1, Arc::new(upper));
+        match self.place_of(&key) {
+            Ok(place) => Some(self.replace_at(place, value)),
+            Err(place) => {
+                self.insert_at(place, key, value);
+                None
+            }
         }
-        None
     }
 
     /// Removes a key; gives what was under it.
@@ -199,17 +261,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     where
         K: Borrow<Q>,
     {
-        let (position, at) = self.find(key)?;
-        self.len -= 1;
-        let (_, value) = Arc::make_mut(&mut self.pieces[position]).remove(at);
-        let left = self.pieces[position].len();
-        if left == 0 {
-            self.pieces.remove(position);
-        } else if let Some(next) = self.pieces.get(position + 1).filter(|next| left + next.len() <= PIECE / 2).cloned() {
-            Arc::make_mut(&mut self.pieces[position]).extend(next.iter().cloned());
-            self.pieces.remove(position + 1);
-        }
-        Some(value)
+        self.place_of(key).ok().map(|place| self.remove_at(place))
     }
 
     /// Keeps what a test says.

@@ -38,8 +38,8 @@ impl Affected {
     }
 }
 
-/// What the change from one state to another can concern: the endpoints whose segment, addresses or published ports changed, whose
-/// segment says something else, or names a group that has other members. States share what did not change, so this looks at pointers first.
+/// What the change from one state to another can concern: the endpoints whose addresses or published ports changed, whose segment says something
+/// else, or is another that says something else, or names a group that has other members. States share what did not change, so this looks at pointers first.
 pub fn affected(before: &NodeState, after: &NodeState) -> Affected {
     if before.addresses != after.addresses {
         return Affected::everything();
@@ -57,8 +57,11 @@ pub fn affected(before: &NodeState, after: &NodeState) -> Affected {
         has_published |= !endpoint.published_ports.is_empty();
     };
     for Difference { key: _, before: was, now: is } in before.endpoints.differences(&after.endpoints) {
-        let judged = |it: &LocalEndpoint| (it.segment.clone(), it.addresses.clone(), it.published_ports.clone());
-        if was.map(|it| judged(it)) != is.map(|it| judged(it)) {
+        let stays = was.zip(is).is_some_and(|(was, is)| {
+            (&was.addresses, &was.published_ports) == (&is.addresses, &is.published_ports)
+                && (was.segment == is.segment || says_the_same(before.segments.get(&was.segment), after.segments.get(&is.segment)))
+        });
+        if !stays {
             was.into_iter().chain(is).for_each(|endpoint| concern(endpoint));
         }
     }
@@ -69,6 +72,12 @@ pub fn affected(before: &NodeState, after: &NodeState) -> Affected {
         affected.addresses.extend(&after.addresses);
     }
     affected
+}
+
+/// A workload that gets another label is in another segment; where no rule asks for the label, no connection of its own is judged otherwise. What the
+/// groups that both name have come to is asked beside this.
+fn says_the_same(was: Option<&Segment>, is: Option<&Segment>) -> bool {
+    was.zip(is).is_some_and(|(was, is)| (&was.rules, &was.audit) == (&is.rules, &is.audit))
 }
 
 fn changed<K: Ord + Clone + Hash, V: PartialEq>(before: &SharedMap<K, V>, after: &SharedMap<K, V>) -> HashSet<K> {

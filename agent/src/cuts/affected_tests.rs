@@ -52,6 +52,14 @@ fn a_change_concerns_those_whose_policy_peers_or_addresses_it_changes() {
         let group = Group { id: id.clone(), title: group.to_owned(), members: [Member::Address(ip(101))].into() };
         state.groups.insert_shared(id, Arc::new(group));
     };
+    // The workload `free` gets a segment of its own that says this.
+    let moved = |state: &mut NodeState, says: &str| {
+        let says = state.segments[&SegmentId(says.into())].rules.clone();
+        let id = SegmentId("other".into());
+        state.segments.insert_shared(id.clone(), Arc::new(Segment { id: id.clone(), title: "other".to_owned(), rules: says, audit: None }));
+        let endpoint = LocalEndpoint { segment: id, ..LocalEndpoint::clone(&state.endpoints[&WorkloadId::new("n1", "free")]) };
+        state.endpoints.insert_shared(endpoint.id.clone(), Arc::new(endpoint));
+    };
     type Edit<'a> = Box<dyn Fn(&mut NodeState) + 'a>;
     let cases: Vec<(&str, Edit<'_>, Option<&[u8]>)> = vec![
         ("nothing", Box::new(|_| {}), Some(&[])),
@@ -67,6 +75,36 @@ fn a_change_concerns_those_whose_policy_peers_or_addresses_it_changes() {
                 state.segments.insert_shared(id, Arc::new(segment));
             }),
             Some(&[3]),
+        ),
+        ("free is in another segment that says the same", Box::new(|state| moved(state, "free")), Some(&[])),
+        ("free is in another segment that says something else", Box::new(|state| moved(state, "web")), Some(&[3])),
+        (
+            "free is in another segment that says what web's says, and that names a group with other members",
+            Box::new(|state| {
+                moved(state, "web");
+                member(state, "api");
+            }),
+            Some(&[1, 3]),
+        ),
+        (
+            "free is in a segment that is not there",
+            Box::new(|state| {
+                moved(state, "free");
+                state.segments.remove(&SegmentId("other".into()));
+            }),
+            Some(&[3]),
+        ),
+        (
+            "web is in another segment that says the same, and its peers have changed",
+            Box::new(|state| {
+                let id = SegmentId("other".into());
+                let segment = Segment { id: id.clone(), ..Segment::clone(&state.segments[&SegmentId("web".into())]) };
+                state.segments.insert_shared(id.clone(), Arc::new(segment));
+                let endpoint = LocalEndpoint { segment: id, ..LocalEndpoint::clone(&state.endpoints[&WorkloadId::new("n1", "web")]) };
+                state.endpoints.insert_shared(endpoint.id.clone(), Arc::new(endpoint));
+                member(state, "api");
+            }),
+            Some(&[1]),
         ),
         (
             "free has another address",

@@ -34,6 +34,8 @@ pub(crate) struct Driver {
     outcome: Outcome,
     company: Company,
     operator: Operator,
+    /// Of the operator's calls: an operator is no agent, and does not wait for a thread behind thousands of them.
+    calls: Runtime,
     fleet: Fleet,
     runtime: Runtime,
     controller: Controller,
@@ -67,8 +69,9 @@ impl Driver {
         // Threads of the runtime are in the namespace of the thread that makes them; so is every connection of theirs.
         let runtime = lab.core.run(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build())??;
         let socket = Endpoint::try_from(format!("unix://{}", controller.socket().display()))?;
+        let calls = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let channel = {
-            let _inside = runtime.enter();
+            let _inside = calls.enter();
             socket.connect_lazy()
         };
         let mut operator = OperatorServiceClient::new(channel).max_encoding_message_size(64 << 20).max_decoding_message_size(64 << 20);
@@ -78,7 +81,7 @@ impl Driver {
         let objects = company.objects();
         for some in objects.chunks(BATCH) {
             let request = v1::ApplyRequest { objects: some.to_vec(), reason: "simulation".to_owned(), ..v1::ApplyRequest::default() };
-            runtime.block_on(operator.apply(request)).context("the company was not accepted")?;
+            calls.block_on(operator.apply(request)).context("the company was not accepted")?;
         }
         let load_ms = ms(begun.elapsed());
         eprintln!("  {} objects applied in {load_ms:.0} ms", objects.len());
@@ -88,7 +91,7 @@ impl Driver {
         let endpoint = Endpoint::try_from(format!("http://{CONTROLLER}"))?;
         let fleet = Fleet::new(&runtime, &endpoint, size.agents);
         let outcome = Outcome { size, pods, policies, load_ms, ..Outcome::default() };
-        Ok(Self { outcome, company, operator, fleet, runtime, controller, lab, _folder: folder })
+        Ok(Self { outcome, company, operator, calls, fleet, runtime, controller, lab, _folder: folder })
     }
 
     /// Connects all agents at once.
@@ -120,7 +123,7 @@ impl Driver {
         let mut times = Vec::new();
         for _ in 0..ROUNDS {
             let change = self.company.roll_monitor().context("nobody is admitted by all")?;
-            let made = self.runtime.block_on(make(self.operator.clone(), change))?;
+            let made = self.calls.block_on(make(self.operator.clone(), change))?;
             self.until("all have one change", |fleet| fleet.have(0..fleet.size(), made.revision) == fleet.size() as usize)?;
             times.push(self.fleet.waits(&Concerned::All, made.revision, made.called).into_iter().flatten().max().unwrap_or_default());
             self.settle()?;
@@ -152,6 +155,8 @@ impl Driver {
             few: Spread::of(&measured.few),
             all: Spread::of(&measured.all),
             last_ack: Spread::of(&measured.last),
+            accepted_few: Spread::of(&measured.accepted_few),
+            accepted_all: Spread::of(&measured.accepted_all),
             call: Spread::of(&calls),
             lost: measured.lost,
             controller_cpu: after.controller.saturating_sub(before.controller).as_secs_f64() / took,
@@ -201,6 +206,7 @@ impl Driver {
         }
         self.fleet.order(0..self.agents(), Mode::Stop);
         self.runtime.shutdown_background();
+        self.calls.shutdown_background();
         Ok(self.outcome)
     }
 
@@ -213,7 +219,7 @@ impl Driver {
         let (company, operator) = (&mut self.company, &self.operator);
         let changes: Vec<Change> = (0..rate * seconds).map_while(|_| company.change()).collect();
         let operator = operator.clone();
-        self.runtime.block_on(async move {
+        self.calls.block_on(async move {
             let (mut made, mut calls) = (Vec::with_capacity(changes.len()), JoinSet::new());
             let mut times = tokio::time::interval(Duration::from_secs(1) / rate.max(1));
             for change in changes {
@@ -232,7 +238,7 @@ impl Driver {
 
     fn lags(&self, made: &[Made], from: u32) -> Lags {
         let mut lags = Lags::default();
-        for Made { concerned, revision, called, answered: _ } in made {
+        for Made { concerned, revision, called, answered } in made {
             let concerned = match concerned {
                 Concerned::Some(nodes) => Concerned::Some(nodes.iter().copied().filter(|node| *node >= from).collect()),
                 Concerned::All => Concerned::Some((from..self.agents()).collect()),
@@ -241,7 +247,13 @@ impl Driver {
             let waits = self.fleet.waits(&concerned, *revision, *called);
             lags.lost += waits.iter().filter(|wait| wait.is_none()).count();
             lags.last.extend(waits.iter().flatten().max());
-            if is_for_all { &mut lags.all } else { &mut lags.few }.extend(waits.into_iter().flatten());
+            let (of_call, of_answer) =
+                if is_for_all { (&mut lags.all, &mut lags.accepted_all) } else { (&mut lags.few, &mut lags.accepted_few) };
+            for wait in waits.into_iter().flatten() {
+                of_call.push(wait);
+                // A node may have it before the answer is there.
+                of_answer.push(wait.saturating_sub(*answered));
+            }
         }
         lags
     }
@@ -268,7 +280,7 @@ impl Driver {
         let wanted = format!("realized {0}/{0} nodes", self.agents());
         let request = v1::GetRequest { object: Some(Company::any_policy()) };
         loop {
-            let answer = self.runtime.block_on(self.operator.clone().get(request.clone()));
+            let answer = self.calls.block_on(self.operator.clone().get(request.clone()));
             let told = match answer {
                 Ok(answer) => {
                     answer.into_inner().conditions.into_iter().find(|it| it.r#type == "Realized").map(|it| it.message).unwrap_or_default()
@@ -334,6 +346,8 @@ struct Lags {
     few: Vec<Duration>,
     all: Vec<Duration>,
     last: Vec<Duration>,
+    accepted_few: Vec<Duration>,
+    accepted_all: Vec<Duration>,
     lost: usize,
 }
 

@@ -109,6 +109,15 @@ fn add(report: &mut Report, outcome: &Outcome) {
     report.add(Figure::new(format!("{of}: call to a node's ack, p99 of changes that concern few"), churn.few.p99_ms, "ms").at_most(50.0));
     report.add(Figure::new("  p50 of these", churn.few.p50_ms, "ms"));
     report.add(Figure::new("  call to a node's ack, p99 of changes that concern all", churn.all.p99_ms, "ms"));
+    report.add(
+        Figure::new("  the API's answer to a node's ack, p99 of changes that concern few", churn.accepted_few.p99_ms, "ms").at_most(50.0),
+    );
+    report.add(
+        Figure::new("  the API's answer to a node's ack, p99 of changes that concern all", churn.accepted_all.p99_ms, "ms").at_most(50.0),
+    );
+    report.add(Figure::new("  p50 of these", churn.accepted_all.p50_ms, "ms"));
+    report.add(Figure::new("  the call itself, p50", churn.call.p50_ms, "ms"));
+    report.add(Figure::new("  the call itself, p99", churn.call.p99_ms, "ms"));
     report.add(Figure::new("  p99 over changes of the call to the last ack", churn.last_ack.p99_ms, "ms").at_most(50.0));
     report.add(Figure::new("  of a processor, the controller", churn.controller_cpu, ""));
     report.add(Figure::new("  of a processor, all agents together", churn.agents_cpu, ""));

@@ -51,6 +51,10 @@ pub(crate) struct Churn {
     pub(crate) all: Spread,
     /// From the call to the last ack, one for each change.
     pub(crate) last_ack: Spread,
+    /// From the answer of the API, which says that the change is accepted, to each ack, of changes that concern some nodes.
+    pub(crate) accepted_few: Spread,
+    /// The same of changes that concern all.
+    pub(crate) accepted_all: Spread,
     /// From the call to the answer.
     pub(crate) call: Spread,
     /// Acks that did not come.

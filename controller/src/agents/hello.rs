@@ -21,12 +21,14 @@ pub(crate) struct Caller {
 impl Caller {
     /// What of a state the agent would pass over, not knowing the fields that say it.
     pub(crate) fn lacks(&self, state: &NodeState) -> Option<&'static str> {
-        let needs = [
-            (FEATURE_TIERS, state.needs_tiers(), "policies of tiers"),
-            (FEATURE_REJECT, state.needs_reject(), "rules with `answer: Reject`"),
-            (FEATURE_AUDIT, state.needs_audit(), "policies in Audit mode"),
+        type Needs = fn(&NodeState) -> bool;
+        let features = [
+            (FEATURE_TIERS, NodeState::needs_tiers as Needs, "policies of tiers"),
+            (FEATURE_REJECT, NodeState::needs_reject, "rules with `answer: Reject`"),
+            (FEATURE_AUDIT, NodeState::needs_audit, "policies in Audit mode"),
         ];
-        let lacking = needs.into_iter().find(|(feature, needed, _)| *needed && !self.features.iter().any(|it| it == feature));
+        // The state is only looked through for an agent that lacks something.
+        let lacking = features.into_iter().find(|(feature, needs, _)| !self.features.iter().any(|it| it == feature) && needs(state));
         lacking.map(|(_, _, what)| what)
     }
 }

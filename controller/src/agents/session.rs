@@ -7,6 +7,7 @@ use super::frame::Frame;
 use super::hello::Caller;
 use super::report::{self, Parts, Whole};
 use super::{Agents, Incoming, Outgoing};
+use crate::hub::board::Line;
 use crate::hub::published::{Published, Target};
 use crate::hub::{Hub, Report};
 use crate::store::{ReportedChange, Store};
@@ -52,6 +53,8 @@ pub(super) struct Session {
     clock: fn() -> Timestamp,
     realize_seconds: Histogram,
     caller: Caller,
+    /// The node's line on the board.
+    line: Line,
     /// A revision that the store had when the node's name was found to be the caller's.
     joined: Revision,
     outgoing: Outgoing,
@@ -98,6 +101,7 @@ impl Session {
             store: service.store.clone(),
             clock: service.clock,
             realize_seconds: service.counted.realize_seconds.clone(),
+            line: service.hub.board().line(&caller.node),
             caller,
             joined,
             outgoing,
@@ -133,9 +137,12 @@ impl Session {
     async fn serve(mut self, mut inbound: Incoming, token: &CancellationToken, wake: &Notify) -> Result<(), Status> {
         let mut orders = self.hub.board().take_orders(&self.caller.node);
         let outgoing = self.outgoing.clone();
+        // One for all rounds: to begin to wait for it takes two locks.
+        let mut cancelled = std::pin::pin!(token.cancelled());
         loop {
+            self.hand_over();
             tokio::select! {
-                () = token.cancelled() => return Err(Status::aborted("the session ends: the controller is stopping, or the node has a newer session")),
+                () = &mut cancelled => return Err(Status::aborted("the session ends: the controller is stopping, or the node has a newer session")),
                 message = inbound.message() => match message {
                     Ok(Some(message)) => self.take(message).await?,
                     Ok(None) => return Ok(()),
@@ -164,21 +171,23 @@ impl Session {
                     self.send_newest();
                 }
                 permit = outgoing.reserve(), if !self.pending.is_empty() => {
-                    let permit = permit.map_err(|_| Status::cancelled("the agent does not listen any more"))?;
-                    match self.pending.pop_front() {
-                        Some(Frame::Message(Down::Observe(_))) if self.order_until < std::time::Instant::now() => {
-                            tracing::warn!(node = %self.caller.node, "an order to observe is dropped: the agent does not read");
-                        }
-                        Some(frame) => permit.send(Ok(frame)),
-                        None => {}
-                    }
-                    // What has room goes along, into one write of the connection.
-                    while !self.pending.is_empty() && let Ok(permit) = outgoing.try_reserve() {
-                        if let Some(frame) = self.pending.pop_front() {
-                            permit.send(Ok(frame));
-                        }
-                    }
+                    drop(permit.map_err(|_| Status::cancelled("the agent does not listen any more"))?);
                 }
+            }
+        }
+    }
+
+    /// Hands what has room to the connection, into one write of it.
+    fn hand_over(&mut self) {
+        while !self.pending.is_empty()
+            && let Ok(permit) = self.outgoing.try_reserve()
+        {
+            match self.pending.pop_front() {
+                Some(Frame::Message(Down::Observe(_))) if self.order_until < std::time::Instant::now() => {
+                    tracing::warn!(node = %self.caller.node, "an order to observe is dropped: the agent does not read");
+                }
+                Some(frame) => permit.send(Ok(frame)),
+                None => {}
             }
         }
     }
@@ -189,7 +198,7 @@ impl Session {
         let name = name_of(&message);
         let invalid = |refusal: Refusal| Status::invalid_argument(refusal.within(name).to_string());
         let now = (self.clock)();
-        self.hub.board().update(&self.caller.node, |progress| progress.last_seen = Some(now));
+        self.line.update(|progress| progress.last_seen = Some(now));
         match message {
             Up::Hello(_) => Err(Status::invalid_argument("hello: came twice")),
             Up::Held(held) => self.held(held).map_err(invalid),
@@ -310,7 +319,7 @@ impl Session {
         for object in &refused {
             tracing::error!(node = %self.caller.node, object = %object.id, reason = %object.reason, "an agent refused an object");
         }
-        self.hub.board().update(&self.caller.node, |progress| {
+        self.line.update(|progress| {
             if failure.is_empty() {
                 (progress.acked_generation, progress.acked_revision) = (acked_generation, acked_revision);
                 progress.acked = Some(target);
@@ -347,7 +356,7 @@ impl Session {
             if self.caller.epoch == *published.epoch {
                 self.generation = self.caller.generation;
             }
-            let sent = self.hub.board().ask(&self.caller.node, |progress| progress.sent_generation).unwrap_or_default();
+            let sent = self.line.ask(|progress| progress.sent_generation);
             self.generation = self.generation.max(sent);
         }
         self.declare(&published);
@@ -394,8 +403,8 @@ impl Session {
     /// agent's report is compiled.
     fn takes_unheard(&self, published: &Published, target: &Target) -> bool {
         let heard = published.reported.get(&self.caller.node).map_or(0, |reported| reported.heard);
-        let wanted = |key: &ObjectKey| target.objects.binary_search_by(|(wanted, _)| wanted.cmp(key)).is_ok();
-        self.told.is_none_or(|ticket| heard < ticket) && self.holding.keys().any(|key| key.kind == ObjectKind::Endpoint && !wanted(key))
+        self.told.is_none_or(|ticket| heard < ticket)
+            && self.holding.keys().any(|key| key.kind == ObjectKind::Endpoint && !target.objects.contains(key))
     }
 
     /// Sends the newest target unless it was sent already or another one is in flight.
@@ -410,7 +419,7 @@ impl Session {
         if let Some(sent) = self.sent.as_ref().filter(|sent| sent.target.hash == target.hash && !self.again) {
             // Nothing changed for this node, or it changed back before it was sent, or what could not be sent is not wanted any more.
             if self.unsendable.take().is_some() && sent.realized {
-                self.hub.board().update(&node, |progress| progress.failure.clear());
+                self.line.update(|progress| progress.failure.clear());
             }
             if sent.realized {
                 self.hub.board().realized(&node, published.number, std::time::Instant::now());
@@ -435,7 +444,7 @@ impl Session {
             Err(reason) => {
                 if self.unsendable.replace(target.hash) != Some(target.hash) {
                     tracing::error!(node = %node, reason, "a generation cannot be sent; the node keeps the one that it has");
-                    self.hub.board().update(&node, |progress| progress.failure = reason);
+                    self.line.update(|progress| progress.failure = reason);
                 }
                 return;
             }
@@ -460,7 +469,7 @@ impl Session {
         });
         self.in_flight = true;
         let generation = self.generation;
-        self.hub.board().update(&node, |progress| progress.sent_generation = generation);
+        self.line.update(|progress| progress.sent_generation = generation);
     }
 }
 

@@ -20,7 +20,7 @@ const MOST_WAVES: usize = 512;
 /// The nodes that had a session since this process began, and what every node has not realized yet.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Board {
-    nodes: Arc<Mutex<BTreeMap<NodeName, Progress>>>,
+    nodes: Arc<Mutex<BTreeMap<NodeName, Line>>>,
     waits: Arc<Mutex<Waits>>,
     /// Where orders to a node's session go.
     orders: Arc<Mutex<BTreeMap<NodeName, mpsc::Sender<Order>>>>,
@@ -47,7 +47,7 @@ impl Board {
 /// What every node has not realized yet, and how fast changes of policies were realized.
 #[derive(Debug, Default)]
 struct Waits {
-    by_node: BTreeMap<NodeName, Wait>,
+    by_node: HashMap<NodeName, Wait>,
     /// By publication.
     waves: BTreeMap<u64, Wave>,
     /// The publication of a policy's newest version.
@@ -133,31 +133,54 @@ pub(crate) struct Progress {
     pub(crate) agent_version: String,
 }
 
+/// One node's line. A session holds its own, so that what it writes with each ack is not looked up among all. The line of a node that was forgotten is
+/// on the board no more; what its last session still writes is read by nobody.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Line(Arc<Mutex<Progress>>);
+
+impl Line {
+    /// Changes it.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut lock(&self.0));
+    }
+
+    /// What it says.
+    pub(crate) fn ask<T>(&self, ask: impl FnOnce(&Progress) -> T) -> T {
+        ask(&lock(&self.0))
+    }
+}
+
 impl Board {
-    /// Changes one node's line.
-    pub(crate) fn update(&self, node: &NodeName, change: impl FnOnce(&mut Progress)) {
-        change(self.lock().entry(node.clone()).or_default());
+    /// A node's line; a fresh one where it has none.
+    pub(crate) fn line(&self, node: &NodeName) -> Line {
+        let mut nodes = self.lock();
+        match nodes.get(node) {
+            Some(line) => line.clone(),
+            None => nodes.entry(node.clone()).or_default().clone(),
+        }
     }
 
     /// One node's line as it is now.
     pub(crate) fn of(&self, node: &NodeName) -> Option<Progress> {
-        self.lock().get(node).cloned()
+        self.ask(node, Progress::clone)
     }
 
     /// The same of anything; `None` of a node that has no line.
     pub(crate) fn ask<T>(&self, node: &NodeName, ask: impl FnOnce(&Progress) -> T) -> Option<T> {
-        self.lock().get(node).map(ask)
+        self.lock().get(node).map(|line| line.ask(ask))
     }
 
     /// What one node's line says, without a copy of it.
     pub(crate) fn tells(&self, node: &NodeName, ask: impl FnOnce(&Progress) -> bool) -> bool {
-        self.lock().get(node).is_some_and(ask)
+        self.ask(node, ask).unwrap_or(false)
     }
 
     /// A session began. What an earlier boot of the node acked, refused or failed at is gone with it.
     pub(crate) fn connected(&self, node: &NodeName, boot_id: &str, agent_version: &str, joined: Revision, now: (Timestamp, Instant)) {
         let (seen, now) = now;
-        self.update(node, |progress| {
+        // Not let go of before it says when the session joined: a line that is forgotten meanwhile would be nobody's.
+        let mut lines = self.lock();
+        lines.entry(node.clone()).or_default().update(|progress| {
             if progress.boot_id != boot_id {
                 // Numbers of generations do not come back.
                 let sent_generation = progress.sent_generation;
@@ -167,6 +190,7 @@ impl Board {
             progress.agent_version = agent_version.to_owned();
             progress.last_seen = Some(seen);
         });
+        drop(lines);
         if self.tells(node, |progress| progress.acked.is_none()) {
             let mut waits = lock(&self.waits);
             let wait = waits.by_node.entry(node.clone()).or_default();
@@ -216,15 +240,15 @@ impl Board {
 
     /// A session ended.
     pub(crate) fn disconnected(&self, node: &NodeName) {
-        if let Some(progress) = self.lock().get_mut(node) {
-            progress.connected = false;
+        if let Some(line) = self.lock().get(node) {
+            line.update(|progress| progress.connected = false);
         }
     }
 
     /// A node that this revision forgot has no line, unless a session has begun since.
     pub(crate) fn forget(&self, node: &NodeName, at: Revision) {
         let mut lines = self.lock();
-        if lines.get(node).is_some_and(|progress| progress.joined >= at) {
+        if lines.get(node).is_some_and(|line| line.ask(|progress| progress.joined >= at)) {
             return;
         }
         lines.remove(node);
@@ -232,7 +256,7 @@ impl Board {
         lock(&self.waits).by_node.remove(node);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeName, Progress>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeName, Line>> {
         lock(&self.nodes)
     }
 }
@@ -294,6 +318,25 @@ mod tests {
         }
         assert_eq!(milliseconds("web"), None, "what was long ago is forgotten");
         assert_eq!(lock(&board.waits).by_policy.len(), MOST_WAVES);
+    }
+
+    #[test]
+    fn what_a_session_of_a_forgotten_node_writes_is_nobodys() {
+        let (board, node) = (Board::default(), NodeName::new("n1"));
+        let acked = || board.ask(&node, |progress| progress.acked_generation.0);
+        board.connected(&node, "boot-1", "1", Revision(3), (Timestamp::UNIX_EPOCH, Instant::now()));
+        let line = board.line(&node);
+        line.update(|progress| progress.acked_generation = Generation(7));
+        assert_eq!(acked(), Some(7));
+        board.forget(&node, Revision(2));
+        line.update(|progress| progress.acked_generation = Generation(8));
+        assert_eq!(acked(), Some(8), "its session began later");
+        board.forget(&node, Revision(4));
+        line.update(|progress| progress.acked_generation = Generation(9));
+        assert_eq!(acked(), None);
+        board.connected(&node, "boot-2", "1", Revision(4), (Timestamp::UNIX_EPOCH, Instant::now()));
+        line.update(|progress| progress.acked_generation = Generation(10));
+        assert_eq!(acked(), Some(0), "a newer session has a line of its own");
     }
 
     #[test]

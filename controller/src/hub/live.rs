@@ -329,10 +329,7 @@ fn condition(kind: &str, status: bool, reason: &str, message: String) -> v1::Con
 fn concerns(acked: &Target, id: &WorkloadId, target: &Target) -> bool {
     let parts = |of: &Target| -> Option<Vec<ContentHash>> {
         let endpoint = of.state.endpoints.get(id)?;
-        let hash = |kind, id: &str| {
-            let key = HeldKey::new(kind, id);
-            of.objects.binary_search_by(|(held, _)| held.cmp(&key)).ok().and_then(|at| of.objects.get(at)).map(|(_, hash)| *hash)
-        };
+        let hash = |kind, id: &str| of.objects.get(&HeldKey::new(kind, id));
         Some(vec![hash(ObjectKind::Endpoint, id.container.as_str())?, hash(ObjectKind::Segment, &endpoint.segment.0)?])
     };
     acked.hash == target.hash || parts(acked).is_some_and(|acked| parts(target) == Some(acked))

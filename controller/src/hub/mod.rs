@@ -72,9 +72,6 @@ pub enum HubError {
     /// The store cannot be read or followed.
     #[error("the hub cannot follow the store")]
     Store(#[from] StoreError),
-    /// Compiling panicked.
-    #[error("compiling failed")]
-    Compile(#[from] tokio::task::JoinError),
 }
 
 impl Hub {
@@ -156,10 +153,10 @@ impl HubTask {
         });
     }
 
-    /// Runs until `stop`. `ready` becomes true with the first publication.
+    /// Runs until `stop`. `ready` becomes true with the first publication. Works things out where it runs, so it is to have a thread of its own.
     ///
     /// # Errors
-    /// The store ended or cannot be read, or compiling panicked.
+    /// The store ended or cannot be read.
     pub async fn run(mut self, ready: watch::Sender<bool>, stop: CancellationToken) -> Result<(), HubError> {
         let loaded = self.store.load().await?;
         let mut feed = self.store.watch(loaded.revision);
@@ -169,7 +166,7 @@ impl HubTask {
         drop(loaded);
         loop {
             if self.may_publish(&sources) {
-                self.publish(&mut sources, &epoch, revision).await?;
+                self.publish(&mut sources, &epoch, revision);
                 ready.send_replace(true);
             }
             // Waits for the first change, then takes in all that are there.
@@ -240,29 +237,23 @@ impl HubTask {
         }
     }
 
-    async fn publish(&mut self, sources: &mut Sources, epoch: &Arc<str>, revision: Revision) -> Result<(), HubError> {
+    fn publish(&mut self, sources: &mut Sources, epoch: &Arc<str>, revision: Revision) {
         let begun = Instant::now();
         let first = self.published.borrow().is_none();
-        let (mut taken, epoch) = (std::mem::take(sources), Arc::clone(epoch));
-        let (taken, published) = tokio::task::spawn_blocking(move || {
-            let published = taken.publish(&epoch, revision);
-            (taken, published)
-        })
-        .await?;
-        *sources = taken;
+        let published = sources.publish(epoch, revision);
+        let worked_out = begun.elapsed();
         // Before it can be acked.
         self.board.expect(&published.changed, published.number, begun, self.changed_policies.drain(..));
         let touched = self.touched.take();
         self.compile_seconds.observe(begun.elapsed().as_secs_f64());
-        tracing::debug!(revision = revision.0, nodes = published.targets.len(), took = ?begun.elapsed(), "published");
         let published = Arc::new(published);
         self.published.send_replace(Some(Arc::clone(&published)));
         // After it can be seen.
         if first {
             self.wakes.wake_all();
         } else {
-            self.wakes.wake(&published.changed.iter().chain(&published.redeclared).chain(&touched).collect());
+            self.wakes.wake(published.changed.iter().chain(&published.redeclared).chain(&touched));
         }
-        Ok(())
+        tracing::debug!(revision = revision.0, nodes = published.changed.len(), ?worked_out, took = ?begun.elapsed(), "published");
     }
 }

@@ -3,12 +3,12 @@
 
 use super::sources::Reported;
 use crate::store::ObjectKey as StoredKey;
-use firebreak_policy::index::Holding;
+use firebreak_policy::index::{Holding, Objects};
 use firebreak_policy::model::{Inventory, NodeName, PolicySet, Revision, WorkloadId};
 use firebreak_policy::node_state::NodeState;
 use firebreak_policy::reserved::Given;
 use firebreak_policy::{Compiled, SharedMap};
-use firebreak_proto::hash::{ContentHash, Hashes, ObjectKey};
+use firebreak_proto::hash::{ContentHash, Hashes};
 use firebreak_proto::workload::DeclaredWorkload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,8 +41,8 @@ pub(crate) struct Published {
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) state: Arc<NodeState>,
-    /// Key and hash of every object, in key order.
-    pub(crate) objects: Arc<Vec<(ObjectKey, ContentHash)>>,
+    /// Key and hash of every object.
+    pub(crate) objects: Objects<ContentHash>,
     /// Over all of them.
     pub(crate) hash: ContentHash,
 }
@@ -59,6 +59,6 @@ impl Target {
     pub(crate) fn of(node: &NodeName, state: &NodeState) -> Self {
         let objects = firebreak_proto::hash::objects_of(node, state);
         let hash = firebreak_proto::hash::commit_hash(objects.iter().map(|(key, hash)| (key, *hash)));
-        Self { state: Arc::new(state.clone()), objects: Arc::new(objects), hash }
+        Self { state: Arc::new(state.clone()), objects: objects.into_iter().collect(), hash }
     }
 }

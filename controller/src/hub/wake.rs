@@ -2,7 +2,8 @@
 //! the difference is half a million wake-ups.
 //!
 //! A publication that concerns many is told of in turn: so many nodes are under way at a time, and the next one's turn comes when one of them has
-//! acknowledged. A change of a few nodes that comes meanwhile waits for these and not for thousands.
+//! acknowledged. A change of a few nodes that comes meanwhile waits for these and not for thousands. Whoever ends a turn gives the next one, on the
+//! thread that it is on: a task that did so would be woken for each ack.
 
 use firebreak_policy::model::NodeName;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -11,34 +12,25 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Nodes of a publication that are told at once, and that are under way at a time where it concerns more.
-const AT_ONCE: usize = 256;
+/// Nodes of a publication that are told at once; where it concerns more, they are told in turn. Some 25 changes of a few nodes that came while the one
+/// before was worked out are one publication, and do not wait behind a change for all.
+const AT_ONCE: usize = 512;
 
-/// So many get their turn in one go; what waits for a processor then goes first. Meant for the next change of a few nodes; the figures in docs/scale.md
-/// do not show that it helps.
-const IN_ONE_GO: usize = 16;
+/// So many are under way at a time where they are told in turn: enough to keep the processors busy, and some 4 ms of work before the next change of a
+/// few nodes.
+const UNDER_WAY: usize = 64;
 
-/// After so long without an ack a node is not waited for any more: agents that are slow, or read nothing, hold nobody up.
-const TURN_PATIENCE: Duration = Duration::from_millis(250);
+/// After so long without an ack a node is not waited for any more: turns spare this machine's processors, which have done their part by then. Agents that
+/// are far away, slow, or read nothing hold nobody up: 500 that read nothing take a fifth of a second of the others' time once.
+const TURN_PATIENCE: Duration = Duration::from_millis(25);
 
 /// The sessions that wait for something of their node. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wakes {
     by_node: Arc<Mutex<HashMap<NodeName, Arc<Notify>>>>,
     turns: Arc<Mutex<Turns>>,
-    /// Somebody waits for his turn, or has ended it.
-    moved: Arc<Notify>,
-}
-
-/// When to look again whose turn it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    /// At once: there is room for more.
-    Now,
-    /// Then, although nobody has ended his turn.
-    At(Instant),
-    /// When somebody came, or ended his turn.
-    WhenMoved,
+    /// Somebody waits for his turn.
+    waited: Arc<Notify>,
 }
 
 /// Whose turn it is.
@@ -68,8 +60,9 @@ impl Wakes {
         self.settle(node);
     }
 
-    /// Wakes these nodes' sessions: a few at once, many in turn.
-    pub(crate) fn wake(&self, nodes: &BTreeSet<&NodeName>) {
+    /// Wakes these nodes' sessions: a few at once, many in turn. To name one twice does no harm.
+    pub(crate) fn wake<'a>(&self, nodes: impl IntoIterator<Item = &'a NodeName>) {
+        let nodes: Vec<&NodeName> = nodes.into_iter().collect();
         if nodes.len() <= AT_ONCE {
             let by_node = self.lock();
             return nodes.iter().filter_map(|node| by_node.get(*node)).for_each(|wake| wake.notify_one());
@@ -77,69 +70,69 @@ impl Wakes {
         let mut turns = self.turns();
         for node in nodes {
             // One that waits already will be told the newest.
-            if turns.named.insert((*node).clone()) {
-                turns.waiting.push_back((*node).clone());
+            if turns.named.insert(node.clone()) {
+                turns.waiting.push_back(node.clone());
             }
         }
+        self.give(&mut turns, Instant::now());
         drop(turns);
-        self.moved.notify_one();
+        self.waited.notify_one();
     }
 
     /// Wakes all.
     pub(crate) fn wake_all(&self) {
         let nodes: Vec<NodeName> = self.lock().keys().cloned().collect();
-        self.wake(&nodes.iter().collect());
+        self.wake(&nodes);
     }
 
     /// A node's session has nothing under way any more, or had nothing to send.
     pub(crate) fn settle(&self, node: &NodeName) {
-        if self.turns().under_way.remove(node).is_some() {
-            self.moved.notify_one();
+        let mut turns = self.turns();
+        if turns.under_way.remove(node).is_some() {
+            self.give(&mut turns, Instant::now());
         }
     }
 
-    /// Gives turns until `stop`.
+    /// Looks, until `stop`, that nobody is waited for too long.
     pub(crate) async fn run(self, stop: CancellationToken) {
         loop {
-            let again = match self.advance(Instant::now()) {
-                Next::Now => {
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-                Next::At(moment) => Some(moment),
-                Next::WhenMoved => None,
-            };
+            let again = self.pass_over(Instant::now());
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.moved.notified() => {}
+                () = self.waited.notified(), if again.is_none() => {}
                 () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now).into()), if again.is_some() => {}
             }
         }
     }
 
-    /// Wakes those whose turn it is; tells when to look again although nobody has ended his.
-    fn advance(&self, now: Instant) -> Next {
+    /// Gives their turn to others in place of those who have not answered for too long; tells when to look again, if anybody waits.
+    fn pass_over(&self, now: Instant) -> Option<Instant> {
         let mut turns = self.turns();
         if turns.waiting.is_empty() {
-            return Next::WhenMoved;
+            // Nobody waits for them.
+            turns.under_way.clear();
+            return None;
         }
         turns.under_way.retain(|_, since| now.duration_since(*since) < TURN_PATIENCE);
+        self.give(&mut turns, now);
+        let oldest = turns.under_way.values().min().copied();
+        oldest.map(|oldest| oldest + TURN_PATIENCE)
+    }
+
+    /// Wakes those whose turn it is.
+    fn give(&self, turns: &mut Turns, now: Instant) {
+        if turns.waiting.is_empty() || turns.under_way.len() >= UNDER_WAY {
+            return;
+        }
         let by_node = self.lock();
-        for _ in 0..IN_ONE_GO {
-            if turns.under_way.len() >= AT_ONCE {
-                break;
-            }
-            let Some(node) = turns.waiting.pop_front() else { break };
+        while turns.under_way.len() < UNDER_WAY {
+            let Some(node) = turns.waiting.pop_front() else { return };
             turns.named.remove(&node);
+            // Who has no session takes no turn.
             if let Some(wake) = by_node.get(&node) {
                 wake.notify_one();
                 turns.under_way.insert(node, now);
             }
-        }
-        match turns.under_way.values().min() {
-            _ if turns.waiting.is_empty() => Next::WhenMoved,
-            Some(oldest) if turns.under_way.len() >= AT_ONCE => Next::At(*oldest + TURN_PATIENCE),
-            Some(_) | None => Next::Now,
         }
     }
 
@@ -171,6 +164,7 @@ impl Touched {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -179,7 +173,7 @@ mod tests {
         let (wakes, one, other) = (Wakes::default(), NodeName::new("n1"), NodeName::new("n2"));
         let (older, newer, another) = (wakes.register(&one), wakes.register(&one), wakes.register(&other));
         wakes.forget(&one, &older);
-        wakes.wake(&[&one].into());
+        wakes.wake([&one]);
         newer.notified().await;
         let is_woken = |wake: &Arc<Notify>| {
             let wake = Arc::clone(wake);
@@ -201,29 +195,42 @@ mod tests {
             wakes.register(node);
         }
         let under_way = || wakes.turns().under_way.keys().cloned().collect::<BTreeSet<_>>();
-        wakes.wake(&nodes.iter().collect());
-        wakes.wake(&nodes.iter().collect());
-        assert_eq!(wakes.turns().waiting.len(), 1_000, "nobody waits twice");
-        assert_eq!((wakes.advance(begun), under_way().len()), (Next::Now, IN_ONE_GO));
-        let fill = |now| {
-            loop {
-                match wakes.advance(now) {
-                    Next::Now => {}
-                    next @ (Next::At(_) | Next::WhenMoved) => return next,
-                }
+        let these = |nodes: &[NodeName]| nodes.iter().cloned().collect::<BTreeSet<_>>();
+        wakes.wake(&nodes);
+        wakes.wake(&nodes[UNDER_WAY..]);
+        assert_eq!(under_way(), these(&nodes[..UNDER_WAY]));
+        assert_eq!(wakes.turns().waiting.len(), 1_000 - UNDER_WAY, "nobody waits twice");
+        nodes[..10].iter().for_each(|node| wakes.settle(node));
+        nodes[..10].iter().for_each(|node| wakes.settle(node));
+        assert_eq!(under_way(), these(&nodes[10..UNDER_WAY + 10]), "whoever ends a turn gives the next one, and only one");
+        let again = wakes.pass_over(begun).unwrap();
+        assert!(again > begun && again <= Instant::now() + TURN_PATIENCE, "who does not answer is looked after");
+        let mut now = Instant::now() + TURN_PATIENCE;
+        wakes.pass_over(now);
+        assert_eq!(under_way(), these(&nodes[UNDER_WAY + 10..2 * UNDER_WAY + 10]), "those of the begin are not waited for");
+        let mut rounds = 0;
+        while wakes.pass_over(now).is_some() {
+            now += TURN_PATIENCE;
+            rounds += 1;
+        }
+        assert!(wakes.turns().waiting.is_empty() && wakes.turns().named.is_empty() && under_way().is_empty());
+        assert!(rounds <= 900 / UNDER_WAY, "who has no session takes no turn: {rounds} rounds");
+    }
+
+    #[tokio::test]
+    async fn all_of_many_are_told_although_nobody_answers() {
+        let (wakes, stop) = (Wakes::default(), CancellationToken::new());
+        let nodes: Vec<NodeName> = (0..1_000).map(|number| NodeName::new(format!("n{number:04}"))).collect();
+        let waits: Vec<Arc<Notify>> = nodes.iter().map(|node| wakes.register(node)).collect();
+        let running = tokio::spawn(wakes.clone().run(stop.clone()));
+        wakes.wake(&nodes);
+        let all = async {
+            for wait in &waits {
+                wait.notified().await;
             }
         };
-        assert_eq!((fill(begun), under_way().len()), (Next::At(begun + TURN_PATIENCE), AT_ONCE));
-        nodes[..100].iter().for_each(|node| wakes.settle(node));
-        fill(begun + Duration::from_millis(1));
-        assert_eq!(under_way(), nodes[100..AT_ONCE + 100].iter().cloned().collect(), "the next ones have their turn");
-        fill(begun + TURN_PATIENCE);
-        assert_eq!(wakes.turns().waiting.len(), 1_000 - 100 - AT_ONCE - (AT_ONCE - 100), "those of the begin are not waited for");
-        let mut now = begun + TURN_PATIENCE;
-        while fill(now) != Next::WhenMoved {
-            now += TURN_PATIENCE;
-        }
-        assert!(wakes.turns().waiting.is_empty() && wakes.turns().named.is_empty());
-        assert!(now <= begun + 5 * TURN_PATIENCE, "who has no session takes no turn");
+        tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
+        stop.cancel();
+        running.await.unwrap();
     }
 }

@@ -8,6 +8,7 @@ mod groups;
 mod ids;
 mod labels;
 mod nodes;
+mod objects;
 mod parallel;
 mod running;
 mod segments;
@@ -16,6 +17,7 @@ mod template;
 mod written;
 
 pub use nodes::Holding;
+pub use objects::Objects;
 #[cfg(feature = "arbitrary")]
 pub use running::Forgotten;
 pub use running::{Running, Touched};

@@ -2,11 +2,12 @@
 
 use super::groups::View;
 use super::ids::IdMap;
+use super::objects::Objects;
 use super::running::{Held, Running};
 use super::segments::SegmentRecord;
 use super::stamps::Stamps;
 use super::written::Written;
-use crate::model::WorkloadId;
+use crate::model::{NodeName, WorkloadId};
 use crate::node_state::{Group, GroupId, LocalEndpoint, NodeState, ObjectKey, ObjectKind, Segment, SegmentId};
 use crate::shared_map::SharedMap;
 use std::collections::BTreeSet;
@@ -17,8 +18,8 @@ use std::sync::Arc;
 pub struct Holding<S: Stamps> {
     /// Groups, segments, endpoints, addresses.
     pub state: Arc<NodeState>,
-    /// Key and hash of every object, the node itself among them, in key order.
-    pub objects: Arc<Vec<(ObjectKey, S::Stamp)>>,
+    /// Key and hash of every object, the node itself among them.
+    pub objects: Objects<S::Stamp>,
     /// What stands for all of them.
     pub total: S::Total,
 }
@@ -31,7 +32,7 @@ impl<S: Stamps> Clone for Holding<S> {
 
 impl<S: Stamps> Default for Holding<S> {
     fn default() -> Self {
-        Self { state: Arc::default(), objects: Arc::default(), total: S::Total::default() }
+        Self { state: Arc::default(), objects: Objects::default(), total: S::Total::default() }
     }
 }
 
@@ -93,7 +94,7 @@ impl<S: Stamps> Written<S> {
         // Said both of a workload that changed and of one that moved.
         dirty.endpoints.sort_unstable();
         dirty.endpoints.dedup();
-        let endpoints = self.endpoint_edits(running, &dirty);
+        let endpoints = self.endpoint_edits(running, &host.name, &dirty);
         let Holding { state, objects, total } = &mut record.holding;
         let mut stamps: Vec<(ObjectKey, Option<S::Stamp>)> = Vec::with_capacity(groups.len() + segments.len() + endpoints.len() + 1);
         apply(state, |it| &it.groups, |it| &mut it.groups, groups, &mut stamps, |id| ObjectKey::new(ObjectKind::Group, id.0.clone()));
@@ -198,9 +199,11 @@ impl<S: Stamps> Written<S> {
         edits
     }
 
-    fn endpoint_edits(&self, running: &Running, dirty: &Dirty) -> Edits<WorkloadId, LocalEndpoint, S> {
+    fn endpoint_edits(&self, running: &Running, node: &NodeName, dirty: &Dirty) -> Edits<WorkloadId, LocalEndpoint, S> {
+        // All with the name of the node as the node has it: what is the same memory is compared without a look.
+        let named = |id: &WorkloadId| WorkloadId { node: node.clone(), container: id.container.clone() };
         // Whoever went and came again in one batch is there: the later edit counts.
-        let mut edits: Edits<WorkloadId, LocalEndpoint, S> = dirty.gone.iter().map(|id| (id.clone(), None)).collect();
+        let mut edits: Edits<WorkloadId, LocalEndpoint, S> = dirty.gone.iter().map(|id| (named(id), None)).collect();
         for number in &dirty.endpoints {
             let Some(Held { workload, .. }) = running.workload(*number) else { continue };
             let Some(segment) = self.segment_of(*number) else { continue };
@@ -209,7 +212,7 @@ impl<S: Stamps> Written<S> {
             published_ports.dedup();
             let reaching = workload.addresses.iter().filter(|at| at.network.reaches(&workload.id.node));
             let endpoint = LocalEndpoint {
-                id: workload.id.clone(),
+                id: named(&workload.id),
                 name: workload.name.clone(),
                 namespace: workload.namespace.clone(),
                 segment: segment.id().clone(),
@@ -217,7 +220,7 @@ impl<S: Stamps> Written<S> {
                 published_ports,
             };
             let stamp = S::endpoint(&endpoint);
-            edits.push((workload.id.clone(), Some((Arc::new(endpoint), stamp))));
+            edits.push((endpoint.id.clone(), Some((Arc::new(endpoint), stamp))));
         }
         edits
     }
@@ -259,28 +262,31 @@ fn apply<K: Ord + Clone, V: PartialEq, T>(
         return;
     }
     for (id, content) in edits {
-        let before = map(state).get_shared(&id);
-        match content {
-            Some((content, stamp)) => {
-                if before.is_some_and(|before| Arc::ptr_eq(before, &content) || *before == content) {
+        match (map(state).place_of(&id), content) {
+            (Ok(place), Some((content, stamp))) => {
+                let before = map(state).at(place);
+                if Arc::ptr_eq(before, &content) || *before == content {
                     continue;
                 }
                 stamps.push((key(&id), Some(stamp)));
-                map_mut(Arc::make_mut(state)).insert_shared(id, content);
+                map_mut(Arc::make_mut(state)).replace_at(place, content);
             }
-            None => {
-                if before.is_some() {
-                    stamps.push((key(&id), None));
-                    map_mut(Arc::make_mut(state)).remove(&id);
-                }
+            (Err(place), Some((content, stamp))) => {
+                stamps.push((key(&id), Some(stamp)));
+                map_mut(Arc::make_mut(state)).insert_at(place, id, content);
             }
+            (Ok(place), None) => {
+                stamps.push((key(&id), None));
+                map_mut(Arc::make_mut(state)).remove_at(place);
+            }
+            (Err(_), None) => {}
         }
     }
 }
 
-/// Changes the sorted list of keys and hashes, and what stands for them; of several words about one key the last counts. Gives the keys.
+/// Changes the keys and hashes, and what stands for them; of several words about one key the last counts. Gives the keys.
 fn restamp<S: Stamps>(
-    objects: &mut Arc<Vec<(ObjectKey, S::Stamp)>>,
+    objects: &mut Objects<S::Stamp>,
     total: &mut S::Total,
     mut edits: Vec<(ObjectKey, Option<S::Stamp>)>,
 ) -> Vec<ObjectKey> {
@@ -289,45 +295,25 @@ fn restamp<S: Stamps>(
     }
     // Stable, so that the last word about a key is the last of its run.
     edits.sort_by(|(one, _), (other, _)| one.cmp(other));
-    let mut last: Vec<(ObjectKey, Option<S::Stamp>)> = Vec::with_capacity(edits.len());
-    for edit in edits {
-        match last.last_mut() {
-            Some(before) if before.0 == edit.0 => *before = edit,
-            Some(_) | None => last.push(edit),
+    edits.dedup_by(|later, kept| {
+        let same = later.0 == kept.0;
+        if same {
+            kept.1 = later.1;
         }
-    }
-    let keys = last.iter().map(|(key, _)| key.clone()).collect();
-    for (key, stamp) in &last {
-        if let Ok(at) = objects.binary_search_by(|(it, _)| it.cmp(key)) {
-            S::went(total, key, objects[at].1);
-        }
-        if let Some(stamp) = stamp {
-            S::came(total, key, *stamp);
-        }
-    }
-    if last.len() * 8 < objects.len() {
-        let objects = Arc::make_mut(objects);
-        for (key, stamp) in last {
-            match (objects.binary_search_by(|(it, _)| it.cmp(&key)), stamp) {
-                (Ok(at), Some(stamp)) => objects[at].1 = stamp,
-                (Ok(at), None) => drop(objects.remove(at)),
-                (Err(at), Some(stamp)) => objects.insert(at, (key, stamp)),
-                (Err(_), None) => {}
+        same
+    });
+    if objects.is_empty() {
+        *objects = edits.iter().filter_map(|(key, stamp)| Some((key.clone(), (*stamp)?))).collect();
+        objects.iter().for_each(|(key, stamp)| S::came(total, key, stamp));
+    } else {
+        for (key, stamp) in &edits {
+            if let Some(before) = objects.change(key, *stamp) {
+                S::went(total, key, before);
+            }
+            if let Some(stamp) = stamp {
+                S::came(total, key, *stamp);
             }
         }
-        return keys;
     }
-    let mut merged = Vec::with_capacity(objects.len() + last.len());
-    let mut before = objects.iter().peekable();
-    for (key, stamp) in last {
-        while let Some(kept) = before.next_if(|(it, _)| *it < key) {
-            merged.push(kept.clone());
-        }
-        before.next_if(|(it, _)| *it == key);
-        merged.extend(stamp.map(|stamp| (key, stamp)));
-    }
-    merged.extend(before.cloned());
-    merged.shrink_to_fit();
-    *objects = Arc::new(merged);
-    keys
+    edits.into_iter().map(|(key, _)| key).collect()
 }

@@ -1,5 +1,6 @@
 //! Names and ids, each with a type of its own: two strings in a row are a bug in waiting.
 
+use crate::id_text::IdText;
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
@@ -7,14 +8,17 @@ use std::sync::Arc;
 
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
+        name!($(#[$doc])* $name, Arc<str>);
+    };
+    ($(#[$doc:meta])* $name:ident, $text:ty) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
+        pub struct $name($text);
 
         impl $name {
             /// Takes the text as it is; validation belongs to the edge that the text came in through.
             pub fn new(text: impl AsRef<str>) -> Self {
-                Self(Arc::from(text.as_ref()))
+                Self(<$text>::from(text.as_ref()))
             }
 
             /// The text.
@@ -23,7 +27,7 @@ macro_rules! name {
             }
 
             /// The text, in memory that all copies share.
-            pub fn shared(&self) -> &Arc<str> {
+            pub fn shared(&self) -> &$text {
                 &self.0
             }
         }
@@ -54,7 +58,7 @@ macro_rules! name {
 
         impl From<String> for $name {
             fn from(text: String) -> Self {
-                Self(Arc::from(text))
+                Self(<$text>::from(text))
             }
         }
     };
@@ -78,7 +82,8 @@ name!(
 );
 name!(
     /// What tells one workload from the others of its node: the container id, or the manifest's `namespace.name`.
-    ContainerId
+    ContainerId,
+    IdText
 );
 name!(
     /// The name of a host-side network interface (at most 15 bytes, `IFNAMSIZ - 1` of the kernel).
@@ -134,6 +139,7 @@ impl WorkloadId {
 
 impl Ord for WorkloadId {
     /// By node, then by container. Mostly the node is the same memory, and then its name is not looked at.
+    #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         let nodes = match Arc::ptr_eq(self.node.shared(), other.node.shared()) {
             true => Ordering::Equal,
@@ -144,6 +150,7 @@ impl Ord for WorkloadId {
 }
 
 impl PartialOrd for WorkloadId {
+    #[inline]
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }

@@ -225,27 +225,21 @@ impl<S: Stamps> Written<S> {
         if to != NONE {
             dirty.endpoints.push(workload);
         }
-        if let Some(segment) = self.segments.get_mut(to)
-            && segment.nodes.add(node)
-        {
-            dirty.segments.push(to);
-            for group in segment.groups.iter() {
-                if self.groups.get_mut(*group).is_some_and(|it| it.nodes.add(node)) {
-                    dirty.groups.push(*group);
-                }
+        let entered = self.segments.get_mut(to).and_then(|it| it.nodes.add(node).then(|| it.groups.clone()));
+        let left = self.segments.get_mut(from).and_then(|it| it.nodes.remove(node).then(|| (it.groups.clone(), it.nodes.is_empty())));
+        work.emptied.extend(left.as_ref().is_some_and(|(_, emptied)| *emptied).then_some(from));
+        dirty.segments.extend(entered.is_some().then_some(to));
+        dirty.segments.extend(left.is_some().then_some(from));
+        let (entered, left) = (entered.unwrap_or_default(), left.map(|(groups, _)| groups).unwrap_or_default());
+        // A group that both name is used as often as before, and is not looked at.
+        for group in entered.iter().filter(|group| left.binary_search(group).is_err()) {
+            if self.groups.get_mut(*group).is_some_and(|it| it.nodes.add(node)) {
+                dirty.groups.push(*group);
             }
         }
-        if let Some(segment) = self.segments.get_mut(from)
-            && segment.nodes.remove(node)
-        {
-            dirty.segments.push(from);
-            for group in segment.groups.iter() {
-                if self.groups.get_mut(*group).is_some_and(|it| it.nodes.remove(node)) {
-                    dirty.groups.push(*group);
-                }
-            }
-            if segment.nodes.is_empty() {
-                work.emptied.push(from);
+        for group in left.iter().filter(|group| entered.binary_search(group).is_err()) {
+            if self.groups.get_mut(*group).is_some_and(|it| it.nodes.remove(node)) {
+                dirty.groups.push(*group);
             }
         }
     }
