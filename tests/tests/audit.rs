@@ -123,6 +123,9 @@ fn each_connection_of_an_audited_flow_is_counted_once() {
     let follower = Follower::start(&shop.controller, &["--verdict", "audit"]).unwrap();
     let (stranger, api) = (shop.workload("stranger"), shop.workload("api"));
     let to = SocketAddr::from((api.v4, 9000));
+    // Those that are there before the agent follows new ones count as one together: it follows them when it has told of one.
+    assert!(probe(&stranger.namespace, to.ip(), Kind::Tcp(80)).unwrap());
+    wait_told(&follower, "stranger", to.ip(), Kind::Tcp(80));
     let made = stranger
         .namespace
         .run(move || (0..connections).filter(|_| TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_ok()).count())

@@ -10,7 +10,7 @@
 //! 1. The kernel is asked for new entries only while a policy in Audit mode is about somebody here.
 //! 2. What the policies in force deny is not told here: `flows` tells it. That is so while the node observes, too.
 //! 3. A flow counts one packet for each connection. Connections that were there before are found by a dump when what is audited changes; they open
-//!    a flow and count as one.
+//!    a flow and count as one. New ones that come during a dump are told as new ones, whatever the dump has of them.
 //! 4. Entries that the kernel could not tell of (its buffer was full) are found by a dump, as far as they are still there; that it happened is
 //!    counted, and a warning of the node.
 

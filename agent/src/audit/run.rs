@@ -195,27 +195,35 @@ impl Follower {
             return self.work();
         }
         let mut teller = Teller { links: &self.links, packets: Vec::new() };
-        let mut is_whole = true;
-        if let Some(socket) = &mut self.socket {
-            let dumped = &self.dumped;
-            is_whole = socket.take_new(&mut |entry| {
-                if !dumped.contains(&entry.id) {
-                    teller.tell(scenes, &entry, false);
-                }
-            })?;
-        }
+        let Some(socket) = &mut self.socket else { return Ok(()) };
+        let dumped = &self.dumped;
+        let mut is_whole = socket.take_new(&mut |entry| {
+            if !dumped.contains(&entry.id) {
+                teller.tell(scenes, &entry, false);
+            }
+        })?;
         if now >= self.dump_at {
             self.dumped = HashSet::new();
         }
         if !self.affected.is_empty() && now >= self.dump_at {
             let affected = std::mem::take(&mut self.affected);
             self.dump_at = now + BETWEEN_DUMPS;
-            let dumped = &mut self.dumped;
+            let mut found = Vec::new();
             dump(&mut self.dumper, &affected, &mut |entry| {
-                if teller.tell(scenes, &entry, true) {
-                    dumped.insert(entry.id);
+                if entry.is_connection() && scenes.would_be_denied(&entry).is_some() {
+                    found.push(entry);
                 }
             })?;
+            // Those that came meanwhile are new, each to be counted, and not among those that were there before.
+            let mut came = HashSet::new();
+            is_whole &= socket.take_new(&mut |entry| {
+                teller.tell(scenes, &entry, false);
+                came.insert(entry.id);
+            })?;
+            for entry in found.iter().filter(|entry| !came.contains(&entry.id)) {
+                teller.tell(scenes, entry, true);
+                self.dumped.insert(entry.id);
+            }
         }
         teller.send();
         if !is_whole {
@@ -281,18 +289,14 @@ struct Teller<'a> {
 }
 
 impl Teller<'_> {
-    /// `is_known`: the connection was there before, and may have been told. Whether it is told.
-    fn tell(&mut self, scenes: &Scenes, entry: &Entry, is_known: bool) -> bool {
-        let Some(key) = scenes.would_be_denied(entry) else { return false };
-        if is_known && !entry.is_connection() {
-            return false;
-        }
+    /// `is_known`: the connection was there before, and may have been told.
+    fn tell(&mut self, scenes: &Scenes, entry: &Entry, is_known: bool) {
+        let Some(key) = scenes.would_be_denied(entry) else { return };
         let packet = PacketSeen { key, source_port: entry.source_port(), length: 0, input: None, output: None, is_counted: is_known };
         self.packets.push(packet);
         if self.packets.len() == BATCH {
             self.send();
         }
-        true
     }
 
     fn send(&mut self) {
