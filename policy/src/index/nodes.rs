@@ -2,7 +2,7 @@
 
 use super::groups::View;
 use super::ids::IdMap;
-use super::objects::Objects;
+use super::objects::{Objects, last_words};
 use super::running::{Held, Running};
 use super::segments::SegmentRecord;
 use super::stamps::Stamps;
@@ -293,15 +293,7 @@ fn restamp<S: Stamps>(
     if edits.is_empty() {
         return Vec::new();
     }
-    // Stable, so that the last word about a key is the last of its run.
-    edits.sort_by(|(one, _), (other, _)| one.cmp(other));
-    edits.dedup_by(|later, kept| {
-        let same = later.0 == kept.0;
-        if same {
-            kept.1 = later.1;
-        }
-        same
-    });
+    last_words(&mut edits);
     if objects.is_empty() {
         *objects = edits.iter().filter_map(|(key, stamp)| Some((key.clone(), (*stamp)?))).collect();
         objects.iter().for_each(|(key, stamp)| S::came(total, key, stamp));

@@ -55,19 +55,24 @@ impl<T: Copy + PartialEq> PartialEq for Objects<T> {
     }
 }
 
+/// Sorts what is said of objects by their keys; of several words about one key the last is left.
+pub(super) fn last_words<T: Copy>(said: &mut Vec<(ObjectKey, T)>) {
+    // Stable, so that the last word about a key is the last of its run.
+    said.sort_by(|(one, _), (other, _)| one.cmp(other));
+    said.dedup_by(|later, kept| {
+        let same = later.0 == kept.0;
+        if same {
+            kept.1 = later.1;
+        }
+        same
+    });
+}
+
 impl<T: Copy> FromIterator<(ObjectKey, T)> for Objects<T> {
     /// Of objects in any order; of several with one key the last counts.
     fn from_iter<I: IntoIterator<Item = (ObjectKey, T)>>(objects: I) -> Self {
         let mut objects: Vec<(ObjectKey, T)> = objects.into_iter().collect();
-        // Stable, so that the last word about a key is the last of its run.
-        objects.sort_by(|(one, _), (other, _)| one.cmp(other));
-        objects.dedup_by(|later, kept| {
-            let same = later.0 == kept.0;
-            if same {
-                kept.1 = later.1;
-            }
-            same
-        });
+        last_words(&mut objects);
         let len = objects.len();
         let mut pieces = Vec::with_capacity(len.div_ceil(PIECE));
         let mut rest = objects.into_iter();
