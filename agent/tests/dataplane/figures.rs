@@ -90,6 +90,9 @@ fn a_large_set_is_compared_in_small_parts_and_what_somebody_changed_in_it_is_fou
     }
     let (mut dataplane, _) = open(&node);
     dataplane.commit(&loaded(COUNT)).unwrap();
+    let start = Instant::now();
+    assert_eq!(dataplane.check(Check::All).unwrap(), [""; 0]);
+    let at_once = start.elapsed();
     // A part at a time, of one round; what is found, how many parts, how long they took, and that of a commit between two.
     let round = |mut dataplane: Dataplane, commits: bool| {
         node.run(move || {
@@ -115,14 +118,14 @@ fn a_large_set_is_compared_in_small_parts_and_what_somebody_changed_in_it_is_fou
         format!("p50 {:?} p99 {:?} most {:?}", percentile(times, 50), percentile(times, 99), percentile(times, 100))
     };
     let (same, found, parts, mut times, _) = round(dataplane, false);
-    println!("{COUNT} elements compared in {parts} parts: {}", told(&mut times));
+    println!("{COUNT} elements compared in {parts} parts: {}; at once: {at_once:?}", told(&mut times));
     assert_eq!(found, [""; 0]);
-    assert!(parts > ROUND + 2 && percentile(&mut times, 99) < Duration::from_millis(250), "{parts}");
+    assert!(parts > ROUND + 2 && percentile(&mut times, 99) * 3 < at_once, "{parts}");
     // Commits in between make it begin again, then leave the set for later, and are no alarm.
     let (same, found, parts, mut times, commit) = round(same, true);
     println!("with commits in between: {parts} parts: {}, commits of at most {commit:?}", told(&mut times));
     assert_eq!(found, [""; 0]);
-    assert!(percentile(&mut times, 99) < Duration::from_millis(250));
+    assert!(percentile(&mut times, 99) * 3 < at_once);
     let mut dataplane = same;
     for (change, expected) in [
         (

@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -82,6 +83,21 @@ impl Namespace {
             nft.stdin.take().unwrap().write_all(ruleset.as_bytes()).unwrap();
             nft.wait_with_output().unwrap()
         })
+    }
+
+    /// Loads what has to be taken into tables that their owner has just given up. A program that another test is about to start
+    /// holds the owner's socket until its `exec`; for so long the kernel still refuses, and it is tried again.
+    pub fn nft_load_given_up(&self, ruleset: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let loaded = self.nft_load(ruleset);
+            if loaded.status.success() {
+                return;
+            }
+            let complaint = String::from_utf8_lossy(&loaded.stderr);
+            assert!(complaint.contains("Operation not permitted") && Instant::now() < deadline, "{ruleset}: {complaint}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// `nft list ruleset` without what changes by the clock, and without the table's flags: loaded again, `flags owner` would

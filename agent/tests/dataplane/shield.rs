@@ -343,8 +343,7 @@ fn the_next_agent_takes_the_shield_over_as_it_is_and_puts_right_what_was_changed
         "flush chain inet firebreak opens",
     ] {
         drop(dataplane);
-        let changed = lab.node.nft_load(change);
-        assert!(changed.status.success(), "{change}: {}", String::from_utf8_lossy(&changed.stderr));
+        lab.node.nft_load_given_up(change);
         let opened;
         (dataplane, opened) = lab.node.run(|| Dataplane::open(&flooded()).unwrap());
         assert_ne!(opened.changed, Vec::<String>::new(), "{change}");
