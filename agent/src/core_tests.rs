@@ -85,6 +85,7 @@ pub(crate) fn local(workloads: &[(&str, u32, &[u8])]) -> LocalWorkloads {
             interfaces: BTreeMap::from([(*index, interface(*index, addresses))]),
             host_network: false,
             source: WorkloadSource::Docker,
+            declared_place: String::new(),
             problem: None,
         };
         ((*name).into(), Arc::new(workload))

@@ -64,6 +64,8 @@ pub struct LocalWorkload {
     pub host_network: bool,
     /// Who told us of it.
     pub source: WorkloadSource,
+    /// What the manifest by which it was looked for says of where it is; empty where there is none.
+    pub declared_place: String,
     /// Why the node cannot enforce for it; `None` when it can.
     pub problem: Option<Problem>,
 }
@@ -219,6 +221,7 @@ impl LocalWorkload {
             image_labels: self.image_labels.clone(),
             image: self.image.clone(),
             not_enforced: self.problem.as_ref().map(ToString::to_string),
+            declared_place: self.declared_place.clone(),
         }
     }
 }

@@ -225,6 +225,7 @@ fn workload(name: &str, label_bytes: usize) -> Arc<LocalWorkload> {
         interfaces: BTreeMap::new(),
         host_network: false,
         source: WorkloadSource::Docker,
+        declared_place: String::new(),
         problem: None,
     })
 }

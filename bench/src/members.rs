@@ -158,6 +158,7 @@ fn locals(state: &NodeState) -> LocalWorkloads {
             .into(),
             host_network: false,
             source: WorkloadSource::Manifest,
+            declared_place: String::new(),
             problem: None,
         };
         (endpoint.id.container.clone(), Arc::new(workload))

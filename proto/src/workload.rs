@@ -23,11 +23,13 @@ pub struct ReportedWorkload {
     pub image: String,
     /// `None` when the node enforces for it; otherwise why it does not.
     pub not_enforced: Option<String>,
+    /// [`DeclaredWorkload::place`] of the declared workload that the agent looked for; empty where nobody declared it.
+    pub declared_place: String,
 }
 
 impl From<&ReportedWorkload> for v1::Workload {
     fn from(reported: &ReportedWorkload) -> Self {
-        let ReportedWorkload { workload, image_labels, image, not_enforced } = reported;
+        let ReportedWorkload { workload, image_labels, image, not_enforced, declared_place } = reported;
         let Workload {
             id,
             name,
@@ -61,6 +63,7 @@ impl From<&ReportedWorkload> for v1::Workload {
             image_labels: image_labels.clone().into_iter().collect(),
             image: image.clone(),
             not_enforced_reason: not_enforced.clone().unwrap_or_default(),
+            declared_place: declared_place.clone(),
         }
     }
 }
@@ -83,6 +86,7 @@ impl TryFrom<v1::Workload> for ReportedWorkload {
             image_labels,
             image,
             not_enforced_reason,
+            declared_place,
         } = wire;
         let id = WorkloadId::try_from(required(id, "id")?).map_err(|refusal| refusal.within("id"))?;
         let addresses = addresses
@@ -108,6 +112,7 @@ impl TryFrom<v1::Workload> for ReportedWorkload {
             image_labels: image_labels.into_iter().collect(),
             image,
             not_enforced: Some(not_enforced_reason).filter(|reason| !reason.is_empty()),
+            declared_place,
         })
     }
 }
@@ -187,6 +192,19 @@ pub enum Location {
     Interface(InterfaceName),
     /// A named network namespace, `/run/netns/NAME`.
     NetworkNamespace(String),
+}
+
+impl DeclaredWorkload {
+    /// Where it is, with the addresses and the network that the manifest gives it: all by which an agent tells which interface is its own, in one line
+    /// that is compared and not read. Never empty.
+    pub fn place(&self) -> String {
+        let place = match &self.location {
+            Location::Interface(name) => format!("interface {name}"),
+            Location::NetworkNamespace(name) => format!("network namespace {name:?}"),
+        };
+        let network = self.network.as_ref().map(NetworkName::as_str);
+        format!("{place}, network {network:?}, addresses {:?}", self.addresses)
+    }
 }
 
 impl From<&DeclaredWorkload> for v1::DeclaredWorkload {

@@ -79,6 +79,8 @@ pub struct Identity {
     pub source: WorkloadSource,
     /// Where it is.
     pub place: Place,
+    /// What the manifest says of where it is; empty where there is none.
+    pub declared_place: String,
     /// What its addresses mean.
     pub networks: Networks,
     /// The addresses that its source says it gave to it; `None` when the source does not know.
@@ -151,6 +153,7 @@ pub fn assemble(node: &NodeName, patterns: &[InterfacePattern], kernel: &Kernel,
             interfaces,
             host_network: identity.place == Place::Host,
             source: identity.source,
+            declared_place: identity.declared_place.clone(),
             problem,
         };
         workloads.insert(identity.container.clone(), Arc::new(workload));

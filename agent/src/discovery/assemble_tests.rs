@@ -35,6 +35,7 @@ fn identity(name: &str, source: WorkloadSource, place: Place) -> Identity {
         published_ports: Vec::new(),
         source,
         place,
+        declared_place: String::new(),
         networks: Networks::HiddenBehind(["br0".to_owned()].into()),
         vouched: None,
     }

@@ -19,6 +19,7 @@ const DOCKER_NAMESPACE: &str = "docker";
 /// A workload that a manifest declares.
 pub fn declared(workload: &DeclaredWorkload, place: Place) -> Identity {
     let DeclaredWorkload { container, name, namespace, labels, named_ports, published_ports, network, location: _, addresses } = workload;
+    let declared_place = workload.place();
     Identity {
         container: container.clone(),
         name: name.clone(),
@@ -30,6 +31,7 @@ pub fn declared(workload: &DeclaredWorkload, place: Place) -> Identity {
         published_ports: published_ports.clone(),
         source: WorkloadSource::Manifest,
         place,
+        declared_place,
         networks: Networks::Fixed(network.clone().unwrap_or_else(NetworkName::default_network)),
         vouched: (!addresses.is_empty()).then(|| Vouched { macs: BTreeSet::new(), addresses: addresses.clone() }),
     }
@@ -63,6 +65,7 @@ pub fn docker(container: &Container, place: Place) -> Identity {
         published_ports,
         source: WorkloadSource::Docker,
         place,
+        declared_place: String::new(),
         networks: Networks::HiddenBehind(bridges.iter().filter(|bridge| bridge.hidden).map(|bridge| bridge.name.clone()).collect()),
         vouched: vouched(given),
     }

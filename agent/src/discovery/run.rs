@@ -424,6 +424,7 @@ mod tests {
             interfaces: BTreeMap::from([(7, interface)]),
             host_network: false,
             source: WorkloadSource::Manifest,
+            declared_place: String::new(),
             problem: None,
         };
         let mut local = LocalWorkloads { workloads: [(ContainerId::new("a"), Arc::new(workload))].into(), ..LocalWorkloads::default() };

@@ -443,6 +443,7 @@ fn found(index: u32, name: &str) -> LocalWorkloads {
         interfaces: BTreeMap::from([(index, interface)]),
         host_network: false,
         source: WorkloadSource::Manifest,
+        declared_place: String::new(),
         problem: None,
     };
     LocalWorkloads { workloads: BTreeMap::from([("attacker".into(), Arc::new(workload))]), ..LocalWorkloads::default() }

@@ -135,19 +135,22 @@ impl Hub {
 
     fn workload_status(&self, published: &Published, workload: &Workload) -> v1::WorkloadStatus {
         let reported = published.reported.get(&workload.id.node).and_then(|node| node.workloads.get(&workload.id.container));
-        let seen = reported.cloned().unwrap_or_else(|| {
-            Arc::new(ReportedWorkload {
+        // Its labels are those that select it, whoever gives them.
+        let seen = match reported {
+            Some(reported) => ReportedWorkload { workload: workload.clone(), ..ReportedWorkload::clone(reported) },
+            None => ReportedWorkload {
                 workload: workload.clone(),
                 image_labels: Default::default(),
                 image: String::new(),
                 not_enforced: None,
-            })
-        });
+                declared_place: String::new(),
+            },
+        };
         let known = published.compiled.workload(&workload.id);
         let policies = |direction| known.map(|(_, segment)| wire::policies(&segment.rules.policies(direction))).unwrap_or_default();
         let reason = self.not_enforced(published, workload, reported.is_some(), &seen);
         v1::WorkloadStatus {
-            workload: Some(v1::Workload::from(&*seen)),
+            workload: Some(v1::Workload::from(&seen)),
             segment: known.map(|(_, segment)| segment.title.clone()).unwrap_or_default(),
             enforced: reason.is_none(),
             reason: reason.unwrap_or_default(),

@@ -171,7 +171,66 @@ fn workload(node: &str, app: usize, address: u8) -> Arc<ReportedWorkload> {
         terminated: false,
         source: WorkloadSource::Docker,
     };
-    Arc::new(ReportedWorkload { workload, image_labels: BTreeMap::new(), image: String::new(), not_enforced: None })
+    Arc::new(ReportedWorkload {
+        workload,
+        image_labels: BTreeMap::new(),
+        image: String::new(),
+        not_enforced: None,
+        declared_place: String::new(),
+    })
+}
+
+/// `shop/db`, which the node's agent is to look for in that network namespace.
+fn declared(node: &str, app: &str, place: u8) -> Value {
+    json!({
+        "apiVersion": "firebreak.dev/v1alpha1", "kind": "Workload",
+        "metadata": {"namespace": "shop", "name": "db", "labels": {"app": app}},
+        "spec": {"node": node, "networkNamespace": format!("pod{place}")},
+    })
+}
+
+fn declaration(node: usize, app: usize, place: u8) -> Event {
+    let key = ObjectKey::new("Workload", "shop", "db");
+    Event::Object(key.clone(), (place > 0).then(|| stored(&key, &declared(NODES[node], APPS[app], place))))
+}
+
+/// What the agent says that has found it there, when it was told that it is that app.
+fn found(node: &str, app: usize, place: u8) -> Arc<ReportedWorkload> {
+    let mut workload = ReportedWorkload::clone(&workload(node, app, 10 + place));
+    workload.workload.id = WorkloadId::new(node, "shop.db");
+    workload.workload.name = "db".to_owned();
+    workload.workload.source = WorkloadSource::Manifest;
+    workload.declared_place = format!("network namespace \"pod{place}\", network None, addresses {{}}");
+    Arc::new(workload)
+}
+
+#[test]
+fn a_declared_workload_has_its_objects_labels_before_its_agent_has_heard_of_them_unless_it_is_elsewhere_by_now() {
+    let mut sources = Sources::default();
+    let app = |sources: &mut Sources, events: &[Event]| {
+        take(sources, events);
+        let published = sources.publish(&Arc::from("e"), Revision(1));
+        published.inventory.workloads.get(&WorkloadId::new("n1", "shop.db")).map(|it| it.labels.0["app"].clone())
+    };
+    let report =
+        |app, place| Event::Reported { node: "n1".into(), upserts: vec![found("n1", app, place)], removed: Vec::new(), full: false };
+    assert_eq!(app(&mut sources, &[declaration(0, 0, 1)]), None, "nobody has found it");
+    assert_eq!(app(&mut sources, &[report(0, 1)]).as_deref(), Some("db"));
+    assert_eq!(app(&mut sources, &[declaration(0, 1, 1)]).as_deref(), Some("web"), "at once");
+    assert_eq!(app(&mut sources, &[report(1, 1)]).as_deref(), Some("web"));
+    assert_eq!(
+        app(&mut sources, &[declaration(0, 2, 2)]).as_deref(),
+        Some("web"),
+        "what is in the first place is not what is to be in the second"
+    );
+    assert_eq!(app(&mut sources, &[report(2, 2)]).as_deref(), Some("api"));
+    assert_eq!(app(&mut sources, &[declaration(1, 0, 2)]).as_deref(), Some("api"), "it is to be on another node");
+    assert_eq!(app(&mut sources, &[declaration(0, 0, 2)]).as_deref(), Some("db"));
+    // One that its agent found by itself is not the object's, whatever it is called.
+    let mut own = ReportedWorkload::clone(&found("n1", 1, 2));
+    own.declared_place = String::new();
+    let own = Event::Reported { node: "n1".into(), upserts: vec![Arc::new(own)], removed: Vec::new(), full: false };
+    assert_eq!(app(&mut sources, &[own]).as_deref(), Some("web"));
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -180,6 +239,12 @@ fn event() -> impl Strategy<Value = Event> {
         upserts: vec![workload(NODES[node], app, address)],
         removed: Vec::new(),
         full,
+    });
+    let found = (0..2_usize, 0..3_usize, 1..3_u8).prop_map(|(node, app, place)| Event::Reported {
+        node: NODES[node].into(),
+        upserts: vec![found(NODES[node], app, place)],
+        removed: Vec::new(),
+        full: false,
     });
     let removal = (0..2_usize, 0..3_usize).prop_map(|(node, app)| Event::Reported {
         node: NODES[node].into(),
@@ -197,6 +262,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..3_u8).prop_map(office),
         1 => (0..3_u8).prop_map(label_rule),
         4 => report,
+        2 => (0..2_usize, 0..3_usize, 0..3_u8).prop_map(|(node, app, place)| declaration(node, app, place)),
+        2 => found,
         1 => removal,
         1 => node,
         1 => (0..2_usize).prop_map(|node| Event::Forgotten(NODES[node].into())),

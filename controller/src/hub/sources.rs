@@ -236,12 +236,14 @@ impl Sources {
         None
     }
 
-    /// Works out what is known of a workload. What an agent sees goes before what an object says of it.
+    /// Works out what is known of a workload. What an agent sees goes before what an object says of it; the labels and ports of one that it looked for
+    /// by an object are the object's.
     fn review_workload(&mut self, id: &WorkloadId) {
         let reported = self.reported.get(&id.node).and_then(|node| node.workloads.get(&id.container));
         let declared = || self.declaring.get(id).into_iter().flatten().rev().filter_map(|key| self.objects.get(key)?.workload());
+        let reworded = reported.and_then(|reported| self.reworded(reported));
         let said = match reported {
-            Some(reported) => Some(Said::Reported(&reported.workload)),
+            Some(reported) => Some(Said::Reported(reworded.as_ref().unwrap_or(&reported.workload))),
             None => declared().next().map(|(workload, _)| Said::Declared(workload)),
         };
         let given = said.as_ref().and_then(|said| {
@@ -273,6 +275,28 @@ impl Sources {
                 self.inventory.workloads.remove(id);
             }
         }
+    }
+
+    /// A workload with the labels and ports that the object by which its agent looked for it has by now, which the agent need not have heard of;
+    /// `None` when these are what it reported. An object that says something else of where the workload is waits for the agent: what runs where it
+    /// was must not be given the labels of what is to be elsewhere.
+    fn reworded(&self, reported: &ReportedWorkload) -> Option<Workload> {
+        let id = &reported.workload.id;
+        let (namespace, name) = id.container.as_str().split_once('.').filter(|_| !reported.declared_place.is_empty())?;
+        let key = ObjectKey::new("Workload", namespace, name);
+        let Kept::Workload { workload, sought: Some(sought), .. } = self.objects.get(&key)? else { return None };
+        if workload.id != *id || sought.place() != reported.declared_place {
+            return None;
+        }
+        let DeclaredWorkload { labels, named_ports, published_ports, .. } = &**sought;
+        let seen = &reported.workload;
+        let is_same = (&seen.labels, &seen.named_ports, &seen.published_ports) == (labels, named_ports, published_ports);
+        (!is_same).then(|| Workload {
+            labels: labels.clone(),
+            named_ports: named_ports.clone(),
+            published_ports: published_ports.clone(),
+            ..seen.clone()
+        })
     }
 
     /// The labels that rules give a workload, where they or the reserved prefix make a difference to any workload.
@@ -507,7 +531,17 @@ impl Sources {
             for workload in reported.workloads.values() {
                 let image = Some(workload.image.clone()).filter(|image| !image.is_empty());
                 images.insert(workload.workload.id.clone(), image.into_iter().collect());
-                inventory.workloads.insert(workload.workload.id.clone(), workload.workload.clone());
+                let mut seen = workload.workload.clone();
+                let by_object = self.objects.values().filter_map(|kept| match kept {
+                    Kept::Workload { sought: Some(sought), workload, .. } if workload.id == seen.id => Some(sought),
+                    _ => None,
+                });
+                if let Some(DeclaredWorkload { labels, named_ports, published_ports, .. }) =
+                    by_object.map(|sought| &**sought).find(|sought| sought.place() == workload.declared_place)
+                {
+                    (seen.labels, seen.named_ports, seen.published_ports) = (labels.clone(), named_ports.clone(), published_ports.clone());
+                }
+                inventory.workloads.insert(seen.id.clone(), seen);
             }
         }
         let told = reserved::apply(&self.rules, &mut inventory, &images);

@@ -78,12 +78,12 @@ pub(in crate::dataplane) fn fill_place(direction: Direction, family: Family) -> 
 
 /// ```text
 /// chain shield_in {
+///     tcp flags & (fin | syn | rst | ack) != syn return      # connections that there are do not pay for the lookup
 ///     ip saddr . th sport . ip daddr . th dport . meta l4proto @shield_in4 jump shielded_in4
 ///     ip6 saddr . th sport . ip6 daddr . th dport . meta l4proto @shield_in6 jump shielded_in6
 /// }
 /// chain shielded_in4 {
 ///     ip frag-off & 0x3fff != 0 return
-///     tcp flags & (fin | syn | rst | ack) != syn return
 ///     meta l4proto != tcp ip saddr . th sport . ip daddr . th dport . meta l4proto @opened4 return
 ///     ip saddr . ip daddr . meta l4proto . th dport @denied_in4 counter name denied_in drop
 /// }
@@ -102,6 +102,7 @@ pub(super) fn add(rules: &mut Rules) {
     for direction in DIRECTIONS {
         let ask = chain(Part::Ask(direction));
         rules.chain(&ask);
+        rules.rule(&ask, [is_midstream(), back()]);
         for family in FAMILIES {
             let shielded = format!("shielded_{}{}", direction_word(direction), family_digit(family));
             let (set, fill) = (shield(direction, family), chain(Part::Fill(direction, family)));
@@ -110,7 +111,6 @@ pub(super) fn add(rules: &mut Rules) {
             rules.rule(&ask, [in_set(itself(family), &set), jump(&shielded)]);
 
             rules.rule(&shielded, [if family == Family::V4 { is_fragment4() } else { is_fragment6() }, back()]);
-            rules.rule(&shielded, [is_midstream(), back()]);
             rules.rule(&shielded, [is_not(l4proto(), "tcp"), in_set(itself(family), &opened(family)), back()]);
             let denied = DeniedSet { direction, family, key: DeniedKey::Port, outcome: Outcome::Denied }.name();
             rules.rule(&shielded, [in_set(flow(family, DeniedKey::Port), &denied), count(total(direction)), drop()]);
