@@ -1,6 +1,6 @@
 //! Which connections a change can concern. Pure.
 
-use firebreak_policy::node_state::{CompiledPeers, GroupId, LocalEndpoint, NodeState, Segment};
+use firebreak_policy::node_state::{CompiledPeers, GroupId, LocalEndpoint, NodeState, Segment, SegmentId};
 use firebreak_policy::shared_map::Difference;
 use firebreak_policy::{Headed, SharedMap};
 use std::collections::{BTreeSet, HashSet};
@@ -38,25 +38,62 @@ impl Affected {
     }
 }
 
+/// What a change can concern, by what it can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Concerned {
+    /// Something may be forbidden there that was not.
+    pub forbids: Affected,
+    /// Something may be allowed that was not, and nothing is forbidden: rules that allow have more peers.
+    pub allows: Affected,
+}
+
+/// What the change from one state to another can concern.
+pub fn affected(before: &NodeState, after: &NodeState) -> Affected {
+    let Concerned { mut forbids, allows } = concerned(before, after);
+    forbids.add(allows);
+    forbids
+}
+
 /// What the change from one state to another can concern: the endpoints whose segment, addresses or published ports changed, whose
 /// segment says something else, or names a group that has other members. States share what did not change, so this looks at pointers first.
-pub fn affected(before: &NodeState, after: &NodeState) -> Affected {
+pub(super) fn concerned(before: &NodeState, after: &NodeState) -> Concerned {
     if before.addresses != after.addresses {
-        return Affected::everything();
+        return Concerned { forbids: Affected::everything(), allows: Affected::default() };
     }
     let groups = changed(&before.groups, &after.groups);
     let mut segments = changed(&before.segments, &after.segments);
+    let mut widened = HashSet::new();
     if !groups.is_empty() {
-        let names = |segment: &Segment| named(segment).any(|group| groups.contains(group));
-        segments.extend(after.segments.iter().filter(|(_, segment)| names(segment)).map(|(id, _)| id.clone()));
+        let grew = |id: &GroupId| {
+            let (before, after) = (before.groups.get(id), after.groups.get(id));
+            before.zip(after).is_some_and(|(before, after)| before.members.changes_to(&after.members).gone.is_empty())
+        };
+        let grown: HashSet<&GroupId> = groups.iter().filter(|id| grew(id)).collect();
+        for (id, segment) in &after.segments {
+            if !named(segment).any(|group| groups.contains(group)) {
+                continue;
+            }
+            let denies = || segment.rules.named_by_tiers().any(|group| groups.contains(group));
+            // Who isolates denies all but what its rules allow: with more peers they allow more.
+            let only_allows = named(segment).all(|group| !groups.contains(group) || grown.contains(group)) && !denies();
+            if only_allows { &mut widened } else { &mut segments }.insert(id.clone());
+        }
     }
-    let mut affected = Affected::default();
+    let mut concerned = Concerned::default();
+    concerned.forbids.addresses = of_endpoints(before, after, &segments, true);
+    concerned.allows.addresses = of_endpoints(before, after, &widened, false);
+    concerned
+}
+
+/// The addresses of the endpoints of these segments, and of those that changed where that is asked; with the node's where something is published.
+fn of_endpoints(before: &NodeState, after: &NodeState, segments: &HashSet<SegmentId>, changed: bool) -> BTreeSet<IpAddr> {
+    let mut addresses = BTreeSet::new();
     let mut has_published = false;
     let mut concern = |endpoint: &LocalEndpoint| {
-        affected.addresses.extend(&endpoint.addresses);
+        addresses.extend(&endpoint.addresses);
         has_published |= !endpoint.published_ports.is_empty();
     };
-    for Difference { key: _, before: was, now: is } in before.endpoints.differences(&after.endpoints) {
+    for Difference { key: _, before: was, now: is } in before.endpoints.differences(&after.endpoints).into_iter().filter(|_| changed) {
         let judged = |it: &LocalEndpoint| (it.segment.clone(), it.addresses.clone(), it.published_ports.clone());
         if was.map(|it| judged(it)) != is.map(|it| judged(it)) {
             was.into_iter().chain(is).for_each(|endpoint| concern(endpoint));
@@ -66,9 +103,9 @@ pub fn affected(before: &NodeState, after: &NodeState) -> Affected {
         after.endpoints.values().filter(|endpoint| segments.contains(&endpoint.segment)).for_each(&mut concern);
     }
     if has_published {
-        affected.addresses.extend(&after.addresses);
+        addresses.extend(&after.addresses);
     }
-    affected
+    addresses
 }
 
 fn changed<K: Headed + Clone + Hash, V: PartialEq>(before: &SharedMap<K, V>, after: &SharedMap<K, V>) -> HashSet<K> {

@@ -1,6 +1,8 @@
 use super::*;
-use firebreak_policy::model::{HostAccess, NamespaceName, PolicyKey, PolicyKind, Protocol, PublishedPort, WorkloadId};
-use firebreak_policy::node_state::{CompiledRule, CompiledServices, Group, Isolation, LocalEndpoint, Member, RuleRef, Rulebook, SegmentId};
+use firebreak_policy::model::{Action, Answer, HostAccess, NamespaceName, PolicyKey, PolicyKind, Protocol, PublishedPort, WorkloadId};
+use firebreak_policy::node_state::{
+    CompiledRule, CompiledServices, Group, Isolation, LocalEndpoint, Member, RuleRef, Rulebook, SegmentId, TierRule, TierRules,
+};
 use std::sync::Arc;
 
 fn ip(last: u8) -> IpAddr {
@@ -43,6 +45,44 @@ fn state() -> NodeState {
         state.groups.insert_shared(id, Arc::new(group));
     }
     state
+}
+
+#[test]
+fn more_peers_of_rules_that_allow_forbid_nothing_and_fewer_or_others_may() {
+    let with = |members: &[u8], tiered: bool| {
+        let mut state = state();
+        let id = GroupId("api".into());
+        let members = members.iter().map(|last| Member::Address(ip(*last))).collect();
+        state.groups.insert_shared(id.clone(), Arc::new(Group { id: id.clone(), title: "api".to_owned(), members }));
+        if tiered {
+            let web = SegmentId("web".into());
+            let mut segment = Segment::clone(&state.segments[&web]);
+            let origin = segment.rules.ingress.as_ref().unwrap().rules[0].origin.clone();
+            let rule = TierRule {
+                origin,
+                peers: CompiledPeers::Groups(vec![id]),
+                services: CompiledServices::Any,
+                action: Action::Deny(Answer::Drop),
+                reason: None,
+            };
+            let admin = TierRules { ingress: vec![rule], egress: Vec::new() };
+            segment.rules = Rulebook { admin, ..Rulebook::clone(&segment.rules) }.into();
+            state.segments.insert_shared(web, Arc::new(segment));
+        }
+        state
+    };
+    for (before, after, tiered, forbids, allows) in [
+        (&[100][..], &[100, 101][..], false, &[][..], &[1][..]),
+        (&[100, 101], &[100], false, &[1], &[]),
+        (&[100], &[101], false, &[1], &[]),
+        (&[100], &[100], false, &[], &[]),
+        // A rule that denies denies more.
+        (&[100], &[100, 101], true, &[1], &[]),
+    ] {
+        let of = |last: &[u8]| Affected { everything: false, addresses: last.iter().copied().map(ip).collect() };
+        let found = concerned(&with(before, tiered), &with(after, tiered));
+        assert_eq!(found, Concerned { forbids: of(forbids), allows: of(allows) }, "{before:?} {after:?} {tiered}");
+    }
 }
 
 #[test]
