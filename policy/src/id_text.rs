@@ -1,6 +1,7 @@
 //! The texts that ids of groups, segments and objects are. They are keys of sorted maps with hundreds of entries on every node, so that a text
 //! carries its beginning with it: two that differ there are told apart without a look at the texts themselves, which are somewhere else in memory.
 
+use crate::headed::of_text;
 use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Deref;
@@ -16,9 +17,7 @@ pub struct IdText {
 
 impl From<Arc<str>> for IdText {
     fn from(text: Arc<str>) -> Self {
-        let mut head = [0; 8];
-        head.iter_mut().zip(text.as_bytes()).for_each(|(to, byte)| *to = *byte);
-        Self { head: u64::from_be_bytes(head), text }
+        Self { head: of_text(&text), text }
     }
 }
 

@@ -88,7 +88,9 @@ impl Members {
         let left = piece.len();
         if left == 0 {
             self.pieces.remove(position);
-        } else if let Some(next) = self.pieces.get(position + 1).filter(|next| left + next.len() <= PIECE / 2).cloned() {
+        } else if left < PIECE / 2
+            && let Some(next) = self.pieces.get(position + 1).filter(|next| left + next.len() <= PIECE / 2).cloned()
+        {
             if let Some(piece) = self.pieces.get_mut(position) {
                 Arc::make_mut(piece).extend(next.iter().copied());
             }

@@ -327,6 +327,12 @@ impl ObjectKey {
         Self { kind, id: id.into() }
     }
 
+    /// A number in the order of the keys.
+    pub(crate) fn head_of(kind: ObjectKind, id: &IdText) -> u64 {
+        // Two bits hold the four kinds.
+        ((kind as u64) << 62) | (id.head() >> 2)
+    }
+
     /// Whether it comes before another in order. Said without a branch on the kind, which nobody could foretell in a list of all kinds.
     pub(crate) fn is_before(&self, other: &Self) -> bool {
         let place = |it: &Self| (u128::from(it.kind as u8) << 64) | u128::from(it.id.head());

@@ -21,6 +21,12 @@ pub(crate) fn seek(len: usize, is_below: impl Fn(usize) -> bool) -> usize {
     from + (from..end).filter(|at| is_below(*at)).count()
 }
 
+/// The places that [`seek`] looks at first, if there are many.
+pub(crate) fn first_looks(len: usize) -> impl Iterator<Item = usize> {
+    let step = if len > 2 * LOOKS { len / (LOOKS + 1) } else { 2 };
+    (0..len).step_by(step).skip(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,8 @@
 //! A sorted map whose copies share their memory: a copy costs one reference count per piece, and the difference between two versions costs
 //! little more than what differs. A publication of 100,000 workloads of which one changed is such a copy.
 
-use crate::seek::seek;
+use crate::headed::{Headed, not_above};
+use crate::seek::{first_looks, seek};
 use std::borrow::Borrow;
 use std::fmt;
 use std::ops::{Index, RangeBounds};
@@ -11,7 +12,36 @@ use std::sync::Arc;
 const PIECE: usize = 64;
 
 type Entry<K, V> = (K, Arc<V>);
-type Piece<K, V> = Arc<Vec<Entry<K, V>>>;
+
+/// Some entries that follow one another.
+struct Piece<K, V> {
+    /// Of the first key.
+    head: u64,
+    entries: Arc<Vec<Entry<K, V>>>,
+}
+
+impl<K, V> Clone for Piece<K, V> {
+    fn clone(&self) -> Self {
+        Self { head: self.head, entries: self.entries.clone() }
+    }
+}
+
+impl<K: Headed, V> Piece<K, V> {
+    fn of(entries: Vec<Entry<K, V>>) -> Self {
+        let head = entries.first().map(|(key, _)| key.head()).unwrap_or_default();
+        Self { head, entries: Arc::new(entries) }
+    }
+}
+
+impl<K: Headed + Clone, V> Piece<K, V> {
+    /// Changes the entries, of which some are left.
+    fn change<R>(&mut self, change: impl FnOnce(&mut Vec<Entry<K, V>>) -> R) -> R {
+        let entries = Arc::make_mut(&mut self.entries);
+        let changed = change(entries);
+        self.head = entries.first().map(|(key, _)| key.head()).unwrap_or_default();
+        changed
+    }
+}
 
 /// A sorted map.
 pub struct SharedMap<K, V> {
@@ -73,12 +103,12 @@ impl<K, V> SharedMap<K, V> {
 
     /// The keys in order.
     pub fn keys(&self) -> impl Iterator<Item = &K> + Clone {
-        self.pieces.iter().flat_map(|piece| piece.iter()).map(|(key, _)| key)
+        self.pieces.iter().flat_map(|piece| piece.entries.iter()).map(|(key, _)| key)
     }
 
     /// The values in the order of their keys.
     pub fn values(&self) -> impl Iterator<Item = &V> + Clone {
-        self.pieces.iter().flat_map(|piece| piece.iter()).map(|(_, value)| &**value)
+        self.pieces.iter().flat_map(|piece| piece.entries.iter()).map(|(_, value)| &**value)
     }
 
     /// Removes everything.
@@ -87,29 +117,46 @@ impl<K, V> SharedMap<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V> SharedMap<K, V> {
+impl<K: Headed + Clone, V> SharedMap<K, V> {
     /// The piece in which the key is or would be; `None` when it would be before all pieces.
-    fn piece_of<Q: Ord + ?Sized>(&self, key: &Q) -> Option<usize>
+    fn piece_of<Q: Headed + ?Sized>(&self, key: &Q) -> Option<usize>
     where
         K: Borrow<Q>,
     {
-        let is_not_above = |at: usize| self.pieces[at].first().is_some_and(|(first, _)| first.borrow() <= key);
-        seek(self.pieces.len(), is_not_above).checked_sub(1)
+        let is_not_above = |at: usize| self.pieces[at].entries.first().is_some_and(|(first, _)| first.borrow() <= key);
+        not_above(self.pieces.len(), key.head(), |at| self.pieces[at].head, is_not_above).checked_sub(1)
     }
 
     /// Where a key is, or with `Err` would be: the piece and the place in it.
-    pub(crate) fn place_of<Q: Ord + ?Sized>(&self, key: &Q) -> Result<Place, Place>
+    pub(crate) fn place_of<Q: Headed + ?Sized>(&self, key: &Q) -> Result<Place, Place>
     where
         K: Borrow<Q>,
     {
         let piece = self.piece_of(key).unwrap_or(0);
-        let Some(entries) = self.pieces.get(piece) else { return Err(Place { piece, at: 0 }) };
+        let Some(Piece { entries, .. }) = self.pieces.get(piece) else { return Err(Place { piece, at: 0 }) };
         let at = seek(entries.len(), |at| entries[at].0.borrow() < key);
         let is_there = entries.get(at).is_some_and(|(it, _)| it.borrow() == key);
         if is_there { Ok(Place { piece, at }) } else { Err(Place { piece, at }) }
     }
 
-    fn find<Q: Ord + ?Sized>(&self, key: &Q) -> Option<(usize, usize)>
+    /// The first step of a search, ahead of it: looks at where its pieces are. Gives a number of no meaning. See `index::ahead`.
+    pub(crate) fn glance(&self) -> u64 {
+        self.pieces.first().map_or(0, |piece| piece.head)
+    }
+
+    /// The second step: the piece in which the key is or would be, and a number of no meaning.
+    pub(crate) fn glance_for(&self, key: &K) -> (usize, u64) {
+        let piece = self.piece_of(key).unwrap_or(0);
+        (piece, self.pieces.get(piece).map_or(0, |piece| piece.entries.len() as u64))
+    }
+
+    /// The third step: looks into that piece, where a search looks first.
+    pub(crate) fn glance_into(&self, piece: usize) -> u64 {
+        let Some(Piece { entries, .. }) = self.pieces.get(piece) else { return 0 };
+        first_looks(entries.len()).map(|at| entries[at].0.head()).fold(0, u64::wrapping_add)
+    }
+
+    fn find<Q: Headed + ?Sized>(&self, key: &Q) -> Option<(usize, usize)>
     where
         K: Borrow<Q>,
     {
@@ -118,12 +165,12 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
 
     /// The value at a place where there is one.
     pub(crate) fn at(&self, place: Place) -> &Arc<V> {
-        &self.pieces[place.piece][place.at].1
+        &self.pieces[place.piece].entries[place.at].1
     }
 
     /// Puts another value where there is one; gives what was there.
     pub(crate) fn replace_at(&mut self, place: Place, value: Arc<V>) -> Arc<V> {
-        std::mem::replace(&mut Arc::make_mut(&mut self.pieces[place.piece])[place.at].1, value)
+        std::mem::replace(&mut Arc::make_mut(&mut self.pieces[place.piece].entries)[place.at].1, value)
     }
 
     /// Puts a key that is not there where it would be.
@@ -132,44 +179,49 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
         self.len += 1;
         let is_last = position + 1 >= self.pieces.len();
         let Some(piece) = self.pieces.get_mut(position) else {
-            self.pieces.push(Arc::new(vec![(key, value)]));
+            self.pieces.push(Piece::of(vec![(key, value)]));
             return;
         };
-        if piece.len() >= PIECE && is_last && at == piece.len() {
+        let len = piece.entries.len();
+        if len >= PIECE && is_last && at == len {
             // In order, as everything comes at first: full pieces stay full.
-            self.pieces.push(Arc::new(vec![(key, value)]));
+            self.pieces.push(Piece::of(vec![(key, value)]));
             return;
         }
-        let piece = Arc::make_mut(piece);
-        if piece.len() < PIECE {
-            piece.insert(at, (key, value));
+        if len < PIECE {
+            piece.change(|entries| entries.insert(at, (key, value)));
             return;
         }
-        let mut upper = piece.split_off(PIECE / 2);
-        match at.checked_sub(PIECE / 2) {
-            Some(at) if at > 0 => upper.insert(at, (key, value)),
-            Some(_) | None => piece.insert(at, (key, value)),
-        }
-        self.pieces.insert(position + 1, Arc::new(upper));
+        let upper = piece.change(|entries| {
+            let mut upper = entries.split_off(PIECE / 2);
+            match at.checked_sub(PIECE / 2) {
+                Some(at) if at > 0 => upper.insert(at, (key, value)),
+                Some(_) | None => entries.insert(at, (key, value)),
+            }
+            upper
+        });
+        self.pieces.insert(position + 1, Piece::of(upper));
     }
 
     /// Removes what is at a place where there is something; gives the value.
     pub(crate) fn remove_at(&mut self, place: Place) -> Arc<V> {
         let Place { piece: position, at } = place;
         self.len -= 1;
-        let (_, value) = Arc::make_mut(&mut self.pieces[position]).remove(at);
-        let left = self.pieces[position].len();
+        let (_, value) = self.pieces[position].change(|entries| entries.remove(at));
+        let left = self.pieces[position].entries.len();
         if left == 0 {
             self.pieces.remove(position);
-        } else if let Some(next) = self.pieces.get(position + 1).filter(|next| left + next.len() <= PIECE / 2).cloned() {
-            Arc::make_mut(&mut self.pieces[position]).extend(next.iter().cloned());
+        } else if left < PIECE / 2
+            && let Some(next) = self.pieces.get(position + 1).filter(|next| left + next.entries.len() <= PIECE / 2).cloned()
+        {
+            self.pieces[position].change(|entries| entries.extend(next.entries.iter().cloned()));
             self.pieces.remove(position + 1);
         }
         value
     }
 
     /// The value under a key.
-    pub fn get<Q: Ord + ?Sized>(&self, key: &Q) -> Option<&V>
+    pub fn get<Q: Headed + ?Sized>(&self, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
     {
@@ -177,23 +229,23 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     }
 
     /// The value under a key, in the memory that all versions share.
-    pub fn get_shared<Q: Ord + ?Sized>(&self, key: &Q) -> Option<&Arc<V>>
+    pub fn get_shared<Q: Headed + ?Sized>(&self, key: &Q) -> Option<&Arc<V>>
     where
         K: Borrow<Q>,
     {
-        self.find(key).map(|(position, at)| &self.pieces[position][at].1)
+        self.find(key).map(|(position, at)| &self.pieces[position].entries[at].1)
     }
 
     /// The key as it is kept, and the value under it.
-    pub fn get_key_value<Q: Ord + ?Sized>(&self, key: &Q) -> Option<(&K, &V)>
+    pub fn get_key_value<Q: Headed + ?Sized>(&self, key: &Q) -> Option<(&K, &V)>
     where
         K: Borrow<Q>,
     {
-        self.find(key).map(|(position, at)| &self.pieces[position][at]).map(|(key, value)| (key, &**value))
+        self.find(key).map(|(position, at)| &self.pieces[position].entries[at]).map(|(key, value)| (key, &**value))
     }
 
     /// Whether the key is there.
-    pub fn contains_key<Q: Ord + ?Sized>(&self, key: &Q) -> bool
+    pub fn contains_key<Q: Headed + ?Sized>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,
     {
@@ -201,13 +253,13 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     }
 
     /// The value under a key, to be changed in this version only.
-    pub fn get_mut<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    pub fn get_mut<Q: Headed + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
     where
         K: Borrow<Q>,
         V: Clone,
     {
         let (position, at) = self.find(key)?;
-        Some(Arc::make_mut(&mut Arc::make_mut(&mut self.pieces[position])[at].1))
+        Some(Arc::make_mut(&mut Arc::make_mut(&mut self.pieces[position].entries)[at].1))
     }
 
     /// The value under a key; made if there is none.
@@ -219,7 +271,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
             self.insert(key.clone(), make());
         }
         let (position, at) = self.find(key).unwrap_or_default();
-        Arc::make_mut(&mut Arc::make_mut(&mut self.pieces[position])[at].1)
+        Arc::make_mut(&mut Arc::make_mut(&mut self.pieces[position].entries)[at].1)
     }
 
     /// The values in order, to be changed in this version only.
@@ -227,7 +279,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     where
         V: Clone,
     {
-        self.pieces.iter_mut().flat_map(|piece| Arc::make_mut(piece).iter_mut()).map(|(_, value)| Arc::make_mut(value))
+        self.pieces.iter_mut().flat_map(|piece| Arc::make_mut(&mut piece.entries).iter_mut()).map(|(_, value)| Arc::make_mut(value))
     }
 
     /// Puts a value under a key; gives what was there.
@@ -237,13 +289,13 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
 
     /// Puts a value under a key that others share; gives what was there.
     pub fn insert_shared(&mut self, key: K, value: Arc<V>) -> Option<Arc<V>> {
-        let is_after_all = self.pieces.last().and_then(|piece| piece.last()).is_none_or(|(last, _)| *last < key);
+        let is_after_all = self.pieces.last().and_then(|piece| piece.entries.last()).is_none_or(|(last, _)| *last < key);
         if is_after_all {
             // In order, as everything comes at first: full pieces stay full.
             self.len += 1;
             match self.pieces.last_mut() {
-                Some(piece) if piece.len() < PIECE => Arc::make_mut(piece).push((key, value)),
-                Some(_) | None => self.pieces.push(Arc::new(vec![(key, value)])),
+                Some(piece) if piece.entries.len() < PIECE => Arc::make_mut(&mut piece.entries).push((key, value)),
+                Some(_) | None => self.pieces.push(Piece::of(vec![(key, value)])),
             }
             return None;
         }
@@ -257,7 +309,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
     }
 
     /// Removes a key; gives what was under it.
-    pub fn remove<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<Arc<V>>
+    pub fn remove<Q: Headed + ?Sized>(&mut self, key: &Q) -> Option<Arc<V>>
     where
         K: Borrow<Q>,
     {
@@ -271,12 +323,12 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
 
     /// Keys and values in order, in the memory that all versions share.
     pub fn iter_shared(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
-        self.pieces.iter().flat_map(|piece| piece.iter()).map(|(key, value)| (key, value))
+        self.pieces.iter().flat_map(|piece| piece.entries.iter()).map(|(key, value)| (key, value))
     }
 
     /// The values in the order of their keys, in the memory that all versions share.
     pub fn values_shared(&self) -> impl Iterator<Item = &Arc<V>> {
-        self.pieces.iter().flat_map(|piece| piece.iter()).map(|(_, value)| value)
+        self.pieces.iter().flat_map(|piece| piece.entries.iter()).map(|(_, value)| value)
     }
 
     /// Keys and values from a key on, as far as the range goes.
@@ -286,7 +338,7 @@ impl<K: Ord + Clone, V> SharedMap<K, V> {
             std::ops::Bound::Unbounded => 0,
         };
         let end = range.end_bound().cloned();
-        let in_order = self.pieces[first..].iter().flat_map(|piece| piece.iter());
+        let in_order = self.pieces[first..].iter().flat_map(|piece| piece.entries.iter());
         let begun = in_order.skip_while(move |(key, _)| match range.start_bound() {
             std::ops::Bound::Included(start) => key < start,
             std::ops::Bound::Excluded(start) => key <= start,
@@ -337,14 +389,14 @@ impl<'a, K, V> Cursor<'a, K, V> {
     }
 
     fn peek(&self) -> Option<&'a Entry<K, V>> {
-        self.pieces.first()?.get(self.at)
+        self.pieces.first()?.entries.get(self.at)
     }
 
     fn next(&mut self) -> Option<&'a Entry<K, V>> {
         let piece = self.pieces.first()?;
-        let entry = piece.get(self.at);
+        let entry = piece.entries.get(self.at);
         self.at += 1;
-        if self.at >= piece.len() {
+        if self.at >= piece.entries.len() {
             (self.pieces, self.at) = (&self.pieces[1..], 0);
         }
         entry
@@ -353,7 +405,7 @@ impl<'a, K, V> Cursor<'a, K, V> {
     /// Passes over a piece that is the same memory in both; `false` when there is none at this place.
     fn skip_shared(&mut self, other: &mut Self) -> bool {
         let (Some(mine), Some(theirs)) = (self.pieces.first(), other.pieces.first()) else { return false };
-        let shared = self.at == 0 && other.at == 0 && Arc::ptr_eq(mine, theirs);
+        let shared = self.at == 0 && other.at == 0 && Arc::ptr_eq(&mine.entries, &theirs.entries);
         if shared {
             (self.pieces, other.pieces) = (&self.pieces[1..], &other.pieces[1..]);
         }
@@ -381,7 +433,7 @@ impl<'a, K, V> Iterator for Iter<'a, K, V> {
             if let Some((key, value)) = self.piece.next() {
                 return Some((key, value));
             }
-            self.piece = self.pieces.next()?.iter();
+            self.piece = self.pieces.next()?.entries.iter();
         }
     }
 }
@@ -395,7 +447,7 @@ impl<'a, K, V> IntoIterator for &'a SharedMap<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V> FromIterator<(K, Arc<V>)> for SharedMap<K, V> {
+impl<K: Headed + Clone, V> FromIterator<(K, Arc<V>)> for SharedMap<K, V> {
     fn from_iter<I: IntoIterator<Item = (K, Arc<V>)>>(entries: I) -> Self {
         let mut map = Self::default();
         for (key, value) in entries {
@@ -403,14 +455,14 @@ impl<K: Ord + Clone, V> FromIterator<(K, Arc<V>)> for SharedMap<K, V> {
         }
         // A controller has three such maps for each of thousands of nodes, with a last piece that is mostly not full.
         map.pieces.shrink_to_fit();
-        if let Some(last) = map.pieces.last_mut().and_then(Arc::get_mut) {
+        if let Some(last) = map.pieces.last_mut().and_then(|piece| Arc::get_mut(&mut piece.entries)) {
             last.shrink_to_fit();
         }
         map
     }
 }
 
-impl<K: Ord + Clone, V> FromIterator<(K, V)> for SharedMap<K, V> {
+impl<K: Headed + Clone, V> FromIterator<(K, V)> for SharedMap<K, V> {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
         let mut map = Self::default();
         map.extend(entries);
@@ -418,19 +470,19 @@ impl<K: Ord + Clone, V> FromIterator<(K, V)> for SharedMap<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V, const N: usize> From<[(K, V); N]> for SharedMap<K, V> {
+impl<K: Headed + Clone, V, const N: usize> From<[(K, V); N]> for SharedMap<K, V> {
     fn from(entries: [(K, V); N]) -> Self {
         entries.into_iter().collect()
     }
 }
 
-impl<K: Ord + Clone, V, const N: usize> From<[(K, Arc<V>); N]> for SharedMap<K, V> {
+impl<K: Headed + Clone, V, const N: usize> From<[(K, Arc<V>); N]> for SharedMap<K, V> {
     fn from(entries: [(K, Arc<V>); N]) -> Self {
         entries.into_iter().collect()
     }
 }
 
-impl<K: Ord + Clone, V> Extend<(K, V)> for SharedMap<K, V> {
+impl<K: Headed + Clone, V> Extend<(K, V)> for SharedMap<K, V> {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
         for (key, value) in entries {
             self.insert(key, value);
@@ -438,7 +490,7 @@ impl<K: Ord + Clone, V> Extend<(K, V)> for SharedMap<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V> Extend<(K, Arc<V>)> for SharedMap<K, V> {
+impl<K: Headed + Clone, V> Extend<(K, Arc<V>)> for SharedMap<K, V> {
     fn extend<I: IntoIterator<Item = (K, Arc<V>)>>(&mut self, entries: I) {
         for (key, value) in entries {
             self.insert_shared(key, value);
@@ -446,7 +498,7 @@ impl<K: Ord + Clone, V> Extend<(K, Arc<V>)> for SharedMap<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V, Q: Ord + ?Sized> Index<&Q> for SharedMap<K, V>
+impl<K: Headed + Clone, V, Q: Headed + ?Sized> Index<&Q> for SharedMap<K, V>
 where
     K: Borrow<Q>,
 {
@@ -513,7 +565,7 @@ mod tests {
             prop_assert_eq!(map.len(), plain.len());
             prop_assert!(map.iter().eq(plain.iter()));
             prop_assert!(first.iter().eq(old.iter()), "a copy stays what it was");
-            prop_assert!(map.pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= PIECE));
+            prop_assert!(map.pieces.iter().all(|piece| !piece.entries.is_empty() && piece.entries.len() <= PIECE));
             prop_assert!(map.range(200..=400).eq(plain.range(200..=400)));
             prop_assert!(map.range(200..).eq(plain.range(200..)));
             let mut replayed = old;
@@ -532,7 +584,7 @@ mod tests {
         let old: SharedMap<u32, u32> = (0..100_000).map(|key| (key, key)).collect();
         let mut next = old.clone();
         *next.get_mut(&50_000).unwrap() = 7;
-        let shared = old.pieces.iter().filter(|piece| next.pieces.iter().any(|other| Arc::ptr_eq(piece, other))).count();
+        let shared = old.pieces.iter().filter(|piece| next.pieces.iter().any(|other| Arc::ptr_eq(&piece.entries, &other.entries))).count();
         assert_eq!(shared, old.pieces.len() - 1);
         let differences = old.differences(&next);
         assert_eq!(differences.iter().map(|it| (*it.key, **it.now.unwrap())).collect::<Vec<_>>(), [(50_000, 7)]);

@@ -9,7 +9,7 @@ use firebreak_policy::index::{Forgotten, Holding, Index, Running, Stamps, Unstam
 use firebreak_policy::model::*;
 use firebreak_policy::node_state::{GroupId, LocalEndpoint, Member, NodeState, ObjectKey, ObjectKind, Rulebook, SegmentId};
 use firebreak_policy::reference::Reference;
-use firebreak_policy::{Compiled, SharedMap, compile};
+use firebreak_policy::{Compiled, Headed, SharedMap, compile};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,7 +98,7 @@ enum Event {
     ClusterNetworks(Vec<ipnet::IpNet>),
 }
 
-fn differences<K: Ord + Clone, V: Clone + PartialEq>(
+fn differences<K: Headed + Clone, V: Clone + PartialEq>(
     from: &SharedMap<K, V>,
     to: &SharedMap<K, V>,
     event: impl Fn(K, Option<V>) -> Event,
@@ -262,7 +262,7 @@ impl Dice {
     }
 
     /// Some of each: what has changed, what is there only sometimes, what stays.
-    fn mix<K: Ord + Clone, V: Clone>(&mut self, sources: &[&SharedMap<K, V>], before: &SharedMap<K, V>) -> SharedMap<K, V> {
+    fn mix<K: Headed + Clone, V: Clone>(&mut self, sources: &[&SharedMap<K, V>], before: &SharedMap<K, V>) -> SharedMap<K, V> {
         let keys: BTreeSet<&K> = sources.iter().flat_map(|it| it.keys()).collect();
         let mut mixed = before.clone();
         for key in keys {

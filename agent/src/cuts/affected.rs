@@ -1,8 +1,8 @@
 //! Which connections a change can concern. Pure.
 
-use firebreak_policy::SharedMap;
 use firebreak_policy::node_state::{CompiledPeers, GroupId, LocalEndpoint, NodeState, Segment, SegmentId};
 use firebreak_policy::shared_map::Difference;
+use firebreak_policy::{Headed, SharedMap};
 use std::collections::{BTreeSet, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -108,7 +108,7 @@ fn of_endpoints(before: &NodeState, after: &NodeState, segments: &HashSet<Segmen
     addresses
 }
 
-fn changed<K: Ord + Clone + Hash, V: PartialEq>(before: &SharedMap<K, V>, after: &SharedMap<K, V>) -> HashSet<K> {
+fn changed<K: Headed + Clone + Hash, V: PartialEq>(before: &SharedMap<K, V>, after: &SharedMap<K, V>) -> HashSet<K> {
     let differs = |it: &Difference<'_, K, V>| it.before != it.now;
     before.differences(after).into_iter().filter(differs).map(|it| it.key.clone()).collect()
 }

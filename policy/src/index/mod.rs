@@ -3,6 +3,7 @@
 //! Two parts, so that several policy sets can live over one inventory: [`Running`] is the workloads, nodes and namespaces by number, [`Written`]
 //! one policy set over it. [`Index`] is one of each.
 
+mod ahead;
 mod claims;
 mod groups;
 mod ids;

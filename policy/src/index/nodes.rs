@@ -7,6 +7,7 @@ use super::running::{Held, Running};
 use super::segments::SegmentRecord;
 use super::stamps::Stamps;
 use super::written::Written;
+use crate::headed::Headed;
 use crate::model::{NodeName, WorkloadId};
 use crate::node_state::{Group, GroupId, LocalEndpoint, NodeState, ObjectKey, ObjectKind, Segment, SegmentId};
 use crate::shared_map::SharedMap;
@@ -227,7 +228,7 @@ impl<S: Stamps> Written<S> {
 }
 
 /// Changes one of the maps of a state, which is copied first if somebody else has it too and something changes at all.
-fn apply<K: Ord + Clone, V: PartialEq, T>(
+fn apply<K: Headed + Clone, V: PartialEq, T>(
     state: &mut Arc<NodeState>,
     map: impl Fn(&NodeState) -> &SharedMap<K, V>,
     map_mut: impl Fn(&mut NodeState) -> &mut SharedMap<K, V>,

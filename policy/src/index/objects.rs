@@ -2,8 +2,9 @@
 //! object of it comes or goes: a change of contents, as a change for every node mostly is, copies stamps alone, and two versions with the same
 //! objects are compared without a look at the keys. An object that comes or goes copies the keys of one piece, and none where nobody else has it.
 
+use crate::headed::{Headed as _, not_above};
 use crate::node_state::ObjectKey;
-use crate::seek::seek;
+use crate::seek::{first_looks, seek};
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ pub struct Objects<T> {
 
 /// Some objects that follow one another.
 struct Piece<T> {
+    /// Of the first key.
+    head: u64,
     /// Sorted, each once.
     keys: Arc<Vec<ObjectKey>>,
     /// One for each key, in their order.
@@ -27,7 +30,7 @@ struct Piece<T> {
 
 impl<T> Clone for Piece<T> {
     fn clone(&self) -> Self {
-        Self { keys: self.keys.clone(), stamps: self.stamps.clone() }
+        Self { head: self.head, keys: self.keys.clone(), stamps: self.stamps.clone() }
     }
 }
 
@@ -89,8 +92,17 @@ impl<T> Piece<T> {
         // A controller has some of them for each of thousands of nodes.
         keys.shrink_to_fit();
         stamps.shrink_to_fit();
-        Self { keys: Arc::new(keys), stamps: Arc::new(stamps) }
+        Self::of_large(keys, stamps)
     }
+
+    /// One that others will come to.
+    fn of_large(keys: Vec<ObjectKey>, stamps: Vec<T>) -> Self {
+        Self { head: head(&keys), keys: Arc::new(keys), stamps: Arc::new(stamps) }
+    }
+}
+
+fn head(keys: &[ObjectKey]) -> u64 {
+    keys.first().map(ObjectKey::head).unwrap_or_default()
 }
 
 impl<T: Copy> Objects<T> {
@@ -129,7 +141,24 @@ impl<T: Copy> Objects<T> {
     /// The piece in which the key is or would be; `None` when it would be before all pieces.
     fn piece_of(&self, key: &ObjectKey) -> Option<usize> {
         let begins_later = |at: usize| self.pieces[at].keys.first().is_some_and(|first| key.is_before(first));
-        seek(self.pieces.len(), |at| !begins_later(at)).checked_sub(1)
+        not_above(self.pieces.len(), key.head(), |at| self.pieces[at].head, |at| !begins_later(at)).checked_sub(1)
+    }
+
+    /// The first step of a search, ahead of it: looks at where its pieces are. Gives a number of no meaning. See `ahead`.
+    pub(super) fn glance(&self) -> u64 {
+        self.pieces.iter().step_by(2).map(|piece| piece.head).fold(0, u64::wrapping_add)
+    }
+
+    /// The second step: the piece in which a key of this head is or would be, and a number of no meaning.
+    pub(super) fn glance_for(&self, head: u64) -> (usize, u64) {
+        let at = seek(self.pieces.len(), |at| self.pieces[at].head <= head).saturating_sub(1);
+        (at, self.pieces.get(at).map_or(0, |piece| (piece.keys.len() + piece.stamps.len()) as u64))
+    }
+
+    /// The third step: looks into that piece, where a search looks first.
+    pub(super) fn glance_into(&self, piece: usize) -> u64 {
+        let Some(Piece { keys, .. }) = self.pieces.get(piece) else { return 0 };
+        first_looks(keys.len()).map(|at| keys[at].head()).fold(0, u64::wrapping_add)
     }
 
     /// An object has the stamp from now on, or with `None` is not there; gives the stamp that it had.
@@ -146,6 +175,7 @@ impl<T: Copy> Objects<T> {
             (Ok(at), Some(stamp)) => Some(std::mem::replace(&mut Arc::make_mut(&mut piece.stamps)[at], stamp)),
             (Ok(at), None) => {
                 Arc::make_mut(&mut piece.keys).remove(at);
+                piece.head = head(&piece.keys);
                 let before = Arc::make_mut(&mut piece.stamps).remove(at);
                 self.len -= 1;
                 self.join(position);
@@ -159,12 +189,13 @@ impl<T: Copy> Objects<T> {
                     Some((mut keys, mut stamps)) if at > PIECE / 2 => {
                         keys.insert(at - PIECE / 2, key.clone());
                         stamps.insert(at - PIECE / 2, stamp);
-                        self.pieces.insert(position + 1, Piece { keys: Arc::new(keys), stamps: Arc::new(stamps) });
+                        self.pieces.insert(position + 1, Piece::of_large(keys, stamps));
                     }
                     upper => {
                         keys.insert(at, key.clone());
                         stamps.insert(at, stamp);
-                        let upper = upper.map(|(keys, stamps)| Piece { keys: Arc::new(keys), stamps: Arc::new(stamps) });
+                        piece.head = head(keys);
+                        let upper = upper.map(|(keys, stamps)| Piece::of_large(keys, stamps));
                         self.pieces.splice(position + 1..position + 1, upper);
                     }
                 }
@@ -179,7 +210,7 @@ impl<T: Copy> Objects<T> {
         let left = self.pieces[position].keys.len();
         if left == 0 {
             self.pieces.remove(position);
-        } else if self.pieces.get(position + 1).is_some_and(|next| left + next.keys.len() <= PIECE / 2) {
+        } else if left < PIECE / 2 && self.pieces.get(position + 1).is_some_and(|next| left + next.keys.len() <= PIECE / 2) {
             let next = self.pieces.remove(position + 1);
             let piece = &mut self.pieces[position];
             Arc::make_mut(&mut piece.keys).extend(next.keys.iter().cloned());

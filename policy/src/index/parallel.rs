@@ -7,8 +7,13 @@ use std::thread;
 /// Below this a thread costs more than it saves.
 const WORTH_A_THREAD: usize = 256;
 
+/// Whether so many objects are worked on by several threads where there are several cores.
+pub(super) fn is_worth_threads(items: usize) -> bool {
+    items >= WORTH_A_THREAD
+}
+
 fn threads(items: usize) -> usize {
-    if items < WORTH_A_THREAD {
+    if !is_worth_threads(items) {
         return 1;
     }
     // The operating system reads files to answer.

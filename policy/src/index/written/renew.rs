@@ -1,6 +1,7 @@
 //! The second half of settling: groups, segments and nodes are worked out anew where something of theirs may have changed.
 
 use super::{AT_ONCE, Built, Placed, Work, Written};
+use crate::index::ahead;
 use crate::index::claims::Place;
 use crate::index::groups::{Moved, Worked};
 use crate::index::ids::{IdMap, IdSet, NONE};
@@ -270,8 +271,17 @@ impl<S: Stamps> Written<S> {
                 }
             }
         }
-        parallel::for_each(&mut jobs, weight, |(number, record, dirty, keys)| {
-            *keys = self.renew_node(running, *number, record, std::mem::take(dirty));
+        let together = match parallel::is_worth_threads(weight) {
+            // Every thread gets some.
+            true => (jobs.len() / 64).clamp(1, ahead::TOGETHER),
+            false => ahead::TOGETHER,
+        };
+        let mut together: Vec<_> = jobs.chunks_mut(together).collect();
+        parallel::for_each(&mut together, weight, |jobs| {
+            ahead::look_at_nodes(self, running, jobs.iter().map(|(_, record, dirty, _)| (&**record, dirty)));
+            for (number, record, dirty, keys) in jobs.iter_mut() {
+                *keys = self.renew_node(running, *number, record, std::mem::take(dirty));
+            }
         });
         for (number, _, _, keys) in jobs {
             if !keys.is_empty() {
