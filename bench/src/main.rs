@@ -106,6 +106,10 @@ enum Part {
     Simulate,
 }
 
+/// The controller's, whose index is measured here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.inner {
