@@ -2,16 +2,17 @@
 
 use anyhow::Context as _;
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
 /// One measured figure.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Figure {
     name: String,
     value: f64,
-    unit: &'static str,
+    unit: Cow<'static, str>,
     baseline: Option<f64>,
     ratio: Option<f64>,
     goal: Option<f64>,
@@ -21,7 +22,7 @@ pub(crate) struct Figure {
 impl Figure {
     /// A figure with nothing to compare it to.
     pub(crate) fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
-        Self { name: name.into(), value, unit, baseline: None, ratio: None, goal: None, holds: None }
+        Self { name: name.into(), value, unit: unit.into(), baseline: None, ratio: None, goal: None, holds: None }
     }
 
     /// A time in milliseconds.
@@ -64,7 +65,7 @@ impl Figure {
 }
 
 /// The figures so far.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
     results: Vec<Figure>,
 }
@@ -75,6 +76,17 @@ impl Report {
         let ratio = figure.ratio.map_or_else(String::new, |ratio| format!(", ratio {}", number(ratio)));
         eprintln!("  {}: {} {}{ratio}", figure.name, number(figure.value), figure.unit);
         self.results.push(figure);
+    }
+
+    /// Adds those of a file that [`Self::write`] wrote, which were shown already.
+    ///
+    /// # Errors
+    /// The file and why it cannot be read.
+    pub(crate) fn extend_from(&mut self, path: &Path) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let other: Self = serde_json::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
+        self.results.extend(other.results);
+        Ok(())
     }
 
     /// The table for people.
@@ -91,7 +103,7 @@ impl Report {
             table.add_row([
                 figure.name.clone(),
                 number(figure.value),
-                figure.unit.to_owned(),
+                figure.unit.clone().into_owned(),
                 or_dash(figure.baseline),
                 or_dash(figure.ratio),
                 or_dash(figure.goal),

@@ -57,7 +57,8 @@ fn more_peers_of_rules_that_allow_forbid_nothing_and_fewer_or_others_may() {
         if tiered {
             let web = SegmentId("web".into());
             let mut segment = Segment::clone(&state.segments[&web]);
-            let origin = segment.rules.ingress.as_ref().unwrap().rules[0].origin.clone();
+            let policy = PolicyKey { kind: PolicyKind::ClusterSegmentPolicy, namespace: NamespaceName::new(""), name: "deny".to_owned() };
+            let origin = RuleRef { policy, index: 0, name: None };
             let rule = TierRule {
                 origin,
                 peers: CompiledPeers::Groups(vec![id]),

@@ -247,13 +247,15 @@ impl HubTask {
         let touched = self.touched.take();
         self.compile_seconds.observe(begun.elapsed().as_secs_f64());
         let published = Arc::new(published);
-        self.published.send_replace(Some(Arc::clone(&published)));
+        let before = self.published.send_replace(Some(Arc::clone(&published)));
         // After it can be seen.
         if first {
             self.wakes.wake_all();
         } else {
             self.wakes.wake(published.changed.iter().chain(&published.redeclared).chain(&touched));
         }
+        // Nobody waits for its lists to be taken apart.
+        drop(before);
         tracing::debug!(revision = revision.0, nodes = published.changed.len(), ?worked_out, took = ?begun.elapsed(), "published");
     }
 }

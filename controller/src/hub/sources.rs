@@ -534,7 +534,13 @@ impl Sources {
                 let mut seen = workload.workload.clone();
                 let by_object = self.objects.values().filter_map(|kept| match kept {
                     Kept::Workload { sought: Some(sought), workload, .. } if workload.id == seen.id => Some(sought),
-                    _ => None,
+                    Kept::Workload { .. }
+                    | Kept::LabelRule(_)
+                    | Kept::Namespace(_)
+                    | Kept::Node(_)
+                    | Kept::AddressGroup(_)
+                    | Kept::Policy(_)
+                    | Kept::Tiered(_) => None,
                 });
                 if let Some(DeclaredWorkload { labels, named_ports, published_ports, .. }) =
                     by_object.map(|sought| &**sought).find(|sought| sought.place() == workload.declared_place)

@@ -23,10 +23,11 @@ mod system;
 mod verdict;
 mod world;
 
+use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use report::Report;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 /// Measures Firebreak. Needs root (network namespaces) and the release binaries beside this one.
@@ -106,11 +107,54 @@ enum Part {
     Simulate,
 }
 
-/// The controller's, whose index is measured here.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+/// Whose allocator the process has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocator {
+    /// That of the agent.
+    Agents,
+    /// That of the controller.
+    Controllers,
+}
 
-fn main() -> ExitCode {
+impl Part {
+    /// Whether what is measured in this process is the controller's.
+    fn is_controllers(self) -> bool {
+        match self {
+            Self::Policy | Self::Index => true,
+            Self::Dataplane
+            | Self::Members
+            | Self::Connect
+            | Self::Costs
+            | Self::Hits
+            | Self::Denied
+            | Self::System
+            | Self::Loaded
+            | Self::Flows
+            | Self::Eval
+            | Self::Memory
+            | Self::Simulate => false,
+        }
+    }
+}
+
+/// The program that measures what is the controller's, beside this one.
+const OF_CONTROLLER: &str = "firebreak-bench-controller";
+
+/// Measures a part in the program that has the controller's allocator.
+fn with_controllers_allocator(part: Part, report: &mut Report) -> anyhow::Result<()> {
+    let program = std::env::current_exe()?.with_file_name(OF_CONTROLLER);
+    let name = part.to_possible_value().context("a part without a name")?;
+    let summary = tempfile::NamedTempFile::new()?;
+    let mut child = Command::new(&program);
+    child.args(["--only", name.get_name(), "--summary"]).arg(summary.path()).stdout(Stdio::null());
+    let status = child.status().with_context(|| format!("cannot run {}", program.display()))?;
+    report.extend_from(summary.path())?;
+    ensure!(status.success(), "{OF_CONTROLLER} ended with {status}");
+    Ok(())
+}
+
+/// Runs what the command line asks for, in a process with this allocator.
+pub fn run(allocator: Allocator) -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.inner {
         Some(Inner::CompileMemory { workloads, policies }) => return memory::child(workloads, policies),
@@ -131,6 +175,7 @@ fn main() -> ExitCode {
     for part in parts {
         let begun = Instant::now();
         let outcome = match part {
+            part if part.is_controllers() && allocator != Allocator::Controllers => with_controllers_allocator(part, &mut report),
             Part::Policy => policy::measure(&mut report),
             Part::Index => index::measure(&mut report),
             Part::Dataplane => dataplane::measure(&mut report),
