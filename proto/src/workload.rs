@@ -199,7 +199,7 @@ impl DeclaredWorkload {
     /// that is compared and not read. Never empty.
     pub fn place(&self) -> String {
         let place = match &self.location {
-            Location::Interface(name) => format!("interface {name}"),
+            Location::Interface(name) => format!("interface {:?}", name.as_str()),
             Location::NetworkNamespace(name) => format!("network namespace {name:?}"),
         };
         let network = self.network.as_ref().map(NetworkName::as_str);

@@ -79,33 +79,45 @@ pub(super) fn concerned(before: &NodeState, after: &NodeState) -> Concerned {
             if only_allows { &mut widened } else { &mut segments }.insert(id.clone());
         }
     }
-    let mut concerned = Concerned::default();
-    concerned.forbids.addresses = of_endpoints(before, after, &segments, true);
-    concerned.allows.addresses = of_endpoints(before, after, &widened, false);
-    concerned
-}
-
-/// The addresses of the endpoints of these segments, and of those that changed where that is asked; with the node's where something is published.
-fn of_endpoints(before: &NodeState, after: &NodeState, segments: &HashSet<SegmentId>, changed: bool) -> BTreeSet<IpAddr> {
-    let mut addresses = BTreeSet::new();
-    let mut has_published = false;
-    let mut concern = |endpoint: &LocalEndpoint| {
-        addresses.extend(&endpoint.addresses);
-        has_published |= !endpoint.published_ports.is_empty();
-    };
-    for Difference { key: _, before: was, now: is } in before.endpoints.differences(&after.endpoints).into_iter().filter(|_| changed) {
+    let (mut forbids, mut allows) = (Ends::default(), Ends::default());
+    for Difference { key: _, before: was, now: is } in before.endpoints.differences(&after.endpoints) {
         let judged = |it: &LocalEndpoint| (it.segment.clone(), it.addresses.clone(), it.published_ports.clone());
         if was.map(|it| judged(it)) != is.map(|it| judged(it)) {
-            was.into_iter().chain(is).for_each(|endpoint| concern(endpoint));
+            was.into_iter().chain(is).for_each(|endpoint| forbids.take(endpoint));
         }
     }
-    if !segments.is_empty() {
-        after.endpoints.values().filter(|endpoint| segments.contains(&endpoint.segment)).for_each(&mut concern);
+    if !(segments.is_empty() && widened.is_empty()) {
+        for endpoint in after.endpoints.values() {
+            if segments.contains(&endpoint.segment) {
+                forbids.take(endpoint);
+            } else if widened.contains(&endpoint.segment) {
+                allows.take(endpoint);
+            }
+        }
     }
-    if has_published {
-        addresses.extend(&after.addresses);
+    Concerned { forbids: forbids.affected(after), allows: allows.affected(after) }
+}
+
+/// Local ends that a change is about.
+#[derive(Default)]
+struct Ends {
+    addresses: BTreeSet<IpAddr>,
+    has_published: bool,
+}
+
+impl Ends {
+    fn take(&mut self, endpoint: &LocalEndpoint) {
+        self.addresses.extend(&endpoint.addresses);
+        self.has_published |= !endpoint.published_ports.is_empty();
     }
-    addresses
+
+    /// With the node's addresses where something is published there.
+    fn affected(mut self, state: &NodeState) -> Affected {
+        if self.has_published {
+            self.addresses.extend(&state.addresses);
+        }
+        Affected { everything: false, addresses: self.addresses }
+    }
 }
 
 fn changed<K: Headed + Clone + Hash, V: PartialEq>(before: &SharedMap<K, V>, after: &SharedMap<K, V>) -> HashSet<K> {

@@ -91,7 +91,9 @@ pub fn told_place(container: &Container) -> Option<Place> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discovery::assemble::{Kernel, assemble};
     use crate::discovery::docker::{Bridge, Port};
+    use firebreak_policy::model::NodeName;
     use firebreak_proto::workload::Location;
 
     fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -113,10 +115,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_manifest_vouches_for_the_addresses_that_it_lists() {
-        let address = IpAddr::from([10, 0, 0, 7]);
-        let mut workload = DeclaredWorkload {
+    fn declaration() -> DeclaredWorkload {
+        DeclaredWorkload {
             container: ContainerId::new("shop.db"),
             name: "db".to_owned(),
             namespace: NamespaceName::new("shop"),
@@ -126,11 +126,40 @@ mod tests {
             network: None,
             location: Location::NetworkNamespace("db".to_owned()),
             addresses: BTreeSet::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_manifest_vouches_for_the_addresses_that_it_lists() {
+        let address = IpAddr::from([10, 0, 0, 7]);
+        let mut workload = declaration();
         assert_eq!(declared(&workload, Place::Namespace(1)).vouched, None);
         workload.addresses.insert(address);
         let vouched = Vouched { macs: BTreeSet::new(), addresses: [address].into() };
         assert_eq!(declared(&workload, Place::Namespace(1)).vouched, Some(vouched));
+    }
+
+    #[test]
+    fn a_report_repeats_what_the_manifest_says_of_the_place_whatever_its_labels() {
+        let reported = |identity: Identity| {
+            let container = identity.container.clone();
+            let local = assemble(&NodeName::new("n1"), &[], &Kernel::default(), &[identity]);
+            local.workloads[&container].report().declared_place
+        };
+        let of = |workload: &DeclaredWorkload| reported(declared(workload, Place::Namespace(1)));
+        let first = declaration();
+        let place = of(&first);
+        assert_eq!((place.is_empty(), &place), (false, &first.place()));
+        assert_eq!(of(&DeclaredWorkload { labels: [("app", "db")].into_iter().collect(), ..first.clone() }), place);
+        for elsewhere in [
+            DeclaredWorkload { location: Location::NetworkNamespace("other".to_owned()), ..first.clone() },
+            DeclaredWorkload { location: Location::Interface("db".into()), ..first.clone() },
+            DeclaredWorkload { network: Some(NetworkName::new("vpc")), ..first.clone() },
+            DeclaredWorkload { addresses: [IpAddr::from([10, 0, 0, 7])].into(), ..first.clone() },
+        ] {
+            assert_ne!(of(&elsewhere), place, "{elsewhere:?}");
+        }
+        assert_eq!(reported(docker(&container(&[], &[]), Place::Namespace(1))), "");
     }
 
     #[test]
