@@ -1,6 +1,6 @@
 //! Which connections a change can concern. Pure.
 
-use firebreak_policy::node_state::{CompiledPeers, GroupId, LocalEndpoint, NodeState, Segment, SegmentId};
+use firebreak_policy::node_state::{CompiledPeers, GroupId, LocalEndpoint, NodeState, Segment};
 use firebreak_policy::shared_map::Difference;
 use firebreak_policy::{Headed, SharedMap};
 use std::collections::{BTreeSet, HashSet};
